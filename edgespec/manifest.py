@@ -1,0 +1,191 @@
+"""The bundle: the folder that `export` writes and both runtimes read.
+
+    manifest.json                 what is here, how it was made, and a SHA-256 for every file
+    tokenizer/tokenizer.json      and chat_template.jinja where the model has one
+    draft/<profile>/model.onnx    ids in, choices out
+    target/segment-NN.onnx        embedding and layers [0, a), then [a, b), …
+    target/exit-NN.onnx           hidden state after segment NN -> features
+    target/head.onnx              features -> logits, arg-max, top-k; shared by the exit heads
+    …/*.data                      the weights, beside the graphs that use them
+
+A bundle is written beside its place and renamed into it, so a folder with a manifest is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgespec.architecture import Architecture
+from edgespec.errors import BundleError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+SELF_DRAFT = "self"
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+
+
+class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Precisions(_Struct, frozen=True):
+    """How weights are stored. Activations are fp16 where the layers are, fp32 elsewhere."""
+
+    layers: Precision
+    head: Precision
+    embedding: Precision
+
+    def __str__(self) -> str:
+        return f"{self.layers} (head {self.head}, embedding {self.embedding})"
+
+
+class File(_Struct, frozen=True):
+    sha256: str
+    size: int
+
+
+class Origin(_Struct, frozen=True):
+    """Where a model came from."""
+
+    name: str
+    revision: str
+
+
+class Segment(_Struct, frozen=True):
+    """Layers `[start, end)`; `exit` is the graph of the exit head after it, if any."""
+
+    start: int
+    end: int
+    graph: str
+    exit: str = ""
+
+
+class Target(_Struct, frozen=True):
+    origin: Origin
+    architecture: Architecture
+    precisions: Precisions
+    segments: list[Segment]
+    head: str
+
+    @property
+    def exits(self) -> list[int]:
+        """Layers that are followed by an exit head."""
+        return [s.end for s in self.segments if s.exit]
+
+
+class Draft(_Struct, frozen=True):
+    origin: Origin
+    architecture: Architecture
+    precisions: Precisions
+    graph: str
+
+
+class Text(_Struct, frozen=True):
+    """What the runtimes must know of the tokenizer besides its file."""
+
+    fingerprint: str
+    vocabulary: int
+    bos: str
+    eos: str
+    end_ids: list[int]
+
+
+class Manifest(_Struct, frozen=True):
+    schema: int
+    made_by: str
+    """edgespec version and the command line."""
+    context: int
+    """Positions that the rotary tables hold."""
+    text: Text
+    target: Target
+    drafts: dict[str, Draft]
+    """By profile."""
+    files: dict[str, File]
+    """By path relative to the bundle."""
+
+    @property
+    def target_fingerprint(self) -> str:
+        """Names the target's weights: two bundles that share it give the same text."""
+        digest = hashlib.sha256()
+        for path in sorted(self.files):
+            if path.startswith("target/"):
+                digest.update(f"{path} {self.files[path].sha256}\n".encode())
+        return digest.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose manifest has been read. Files are checked when they are asked for."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Raises `BundleError` where there is no manifest of this schema."""
+        path = folder / MANIFEST
+        if not folder.exists():
+            raise BundleError(f"there is no bundle at {folder}; make one with 'edgespec export'")
+        if not path.is_file():
+            raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}")
+        try:
+            schema = msgspec.json.decode(path.read_bytes(), type=_SchemaOnly).schema
+            if schema != SCHEMA:
+                raise BundleError(
+                    f"{path} has schema {schema} and this edgespec reads {SCHEMA}; "
+                    "export the bundle again"
+                )
+            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
+            raise BundleError(
+                f"{path} cannot be read ({error}); export the bundle again"
+            ) from error
+        return cls(folder, manifest)
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def check(self, *folders: str) -> None:
+        """Reads every file below `folders` (all without any) and compares size and SHA-256.
+
+        Raises `BundleError` naming the first file that is missing or differs.
+        """
+        for name, file in sorted(self.manifest.files.items()):
+            if folders and not name.startswith(tuple(f"{folder}/" for folder in folders)):
+                continue
+            path = self.path(name)
+            if not path.is_file():
+                raise BundleError(f"{path} is missing; export the bundle again")
+            if path.stat().st_size != file.size or hash_file(path) != file.sha256:
+                raise BundleError(
+                    f"{path} is damaged: it differs from the manifest's checksum; "
+                    "copy or export the bundle again"
+                )
+
+    def draft(self, profile: str) -> Draft:
+        """Raises `BundleError` naming the profiles that there are."""
+        if profile not in self.manifest.drafts:
+            there = ", ".join(sorted(self.manifest.drafts)) or "none"
+            raise BundleError(
+                f"{self.folder} has no draft for profile {profile!r} (it has: {there})"
+            )
+        return self.manifest.drafts[profile]
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema: int
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,44 @@
+"""Profiles: hardware and precision. A draft is exported for one; a device runs what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from edgespec.manifest import Precision, Precisions
+
+
+@dataclass(frozen=True)
+class Profile:
+    precisions: Precisions
+    providers: tuple[str, ...]
+    """ONNX Runtime execution providers."""
+    arena: bool
+    """Whether ORT keeps its peak memory for reuse."""
+    purpose: str
+
+
+def precisions(
+    layers: Precision, *, head: Precision | None = None, embedding: Precision | None = None
+) -> Precisions:
+    """Fills in what is usual: a head no coarser than int8, and an embedding that stays a float
+    (only the rows that are read are ever touched)."""
+    quantised = layers in ("int8", "int4")
+    return Precisions(
+        layers=layers,
+        head=head or ("int8" if quantised else layers),
+        embedding=embedding or ("fp16" if quantised else layers),
+    )
+
+
+_CPU = ("CPUExecutionProvider",)
+_CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
+PROFILES: Mapping[str, Profile] = MappingProxyType(
+    {
+        "cpu-fp32": Profile(precisions("fp32"), _CPU, True, "any CPU; the reference"),
+        "cpu-int8": Profile(precisions("int8"), _CPU, True, "CPUs with int8 dot products"),
+        "cpu-int4": Profile(precisions("int4"), _CPU, False, "CPUs short of memory or bandwidth"),
+        "gpu-fp16": Profile(precisions("fp16"), _CUDA, True, "CUDA and TensorRT"),
+    }
+)

@@ -1,0 +1,35 @@
+"""Progress of long work: bytes and time left, on stderr, and only on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress(label: str, total: int, *, unit: str = "bytes") -> Iterator[Advance]:
+    """Shows a bar while the block runs; yields a function that takes the amount done since."""
+    console = Console(stderr=True)
+    amount: list[ProgressColumn] = (
+        [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]
+    )
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn(),
+    ]  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda amount: bar.advance(task, amount)

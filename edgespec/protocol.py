@@ -1,0 +1,191 @@
+"""The wire: every message that device and cloud exchange, and nothing else.
+
+A packet is one ZeroMQ multipart message: a msgpack header, which is an array whose first element
+names the message, and for `Open` one raw buffer of little-endian uint32 token ids. Text never
+crosses; ids do. Every packet of a session names the session, its round and the base position (the
+number of committed tokens that it stands on), so what is stale or repeated is recognised.
+
+    device                     cloud
+    Hello            ->                     versions and fingerprints are compared
+                     <-        Welcome
+    Open + prompt    ->                     prefill
+                     <-        Verdict      round 0: the target's first token
+    Draft            ->                     one round
+                     <-        Hint*        an exit head's guess, while the target still runs
+                     <-        Verdict
+    Resume           ->                     after silence: where are we?
+                     <-        Verdict      everything committed from the named base on
+    Close            ->
+    Ping             ->        Pong
+                     <-        Drain        no new sessions here
+                     <-        Error        typed; `retryable` says whether the same may work later
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from edgespec.errors import ProtocolError
+from edgespec.sampling import Sampling
+from edgespec.session import Finish
+
+VERSION = 1
+MAX_PACKET = 1 << 20
+"""Bytes; a larger packet is dropped by the socket. Holds a prompt of 262 000 tokens."""
+MAX_DRAFT = 64
+
+Identifier = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 63) - 1)]
+Position = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Tokens = Annotated[list[Token], msgspec.Meta(max_length=MAX_DRAFT + 1)]
+Name = Annotated[str, msgspec.Meta(max_length=200)]
+
+ErrorCode = Literal[
+    "malformed",  # bytes that are no message
+    "version",  # another protocol version
+    "bundle",  # another target
+    "tokenizer",  # another tokenizer
+    "hello",  # a session before any hello
+    "invalid",  # a message whose content cannot be served
+    "busy",  # no slot is free
+    "session",  # a session that is not (or no longer) here
+    "internal",  # the cloud failed; its log says how
+]
+
+
+class Message(
+    msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag_field="type"
+):
+    """Base of the union; its subclasses are the only things that cross the wire."""
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    version: int
+    target: Name
+    """Fingerprint of the target's weights in the device's bundle."""
+    tokenizer: Name
+    device: Name
+    """For people: host name and what drafts there."""
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    version: int
+    target: Name
+    tokenizer: Name
+    context: Position
+    """Positions that a session may have, prompt included."""
+    max_draft: Position
+    exits: list[Position]
+    """Layers that are followed by an exit head."""
+
+
+class Open(Message, frozen=True, tag="open"):
+    """Starts a session, or starts it again elsewhere: the buffer holds prompt and committed ids."""
+
+    session: Identifier
+    prompt_length: Position
+    max_tokens: Position
+    sampling: Sampling
+    end_ids: Annotated[list[Token], msgspec.Meta(max_length=64)]
+    drafting: bool
+    """False: the target decodes by itself and streams."""
+    tokens: Annotated[list[Token], msgspec.Meta(max_length=0)] = []
+    """Empty in the header; `pack` and `unpack` carry it in the buffer."""
+
+
+class Draft(Message, frozen=True, tag="draft"):
+    session: Identifier
+    round: Position
+    base: Position
+    tokens: Tokens
+
+
+class Hint(Message, frozen=True, tag="hint"):
+    """The tokens that an exit head would choose at `base`, `base + 1`, …, draft accepted or not."""
+
+    session: Identifier
+    round: Position
+    base: Position
+    layer: Position
+    tokens: Tokens
+
+
+class Verdict(Message, frozen=True, tag="verdict"):
+    """Committed tokens from `base` on: `accepted` of the draft, then the target's own."""
+
+    session: Identifier
+    round: Position
+    base: Position
+    accepted: Position
+    tokens: Annotated[list[Token], msgspec.Meta(max_length=1 << 17)]
+    finish: Finish = ""
+
+
+class Resume(Message, frozen=True, tag="resume"):
+    session: Identifier
+    base: Position
+
+
+class Close(Message, frozen=True, tag="close"):
+    session: Identifier
+
+
+class Ping(Message, frozen=True, tag="ping"):
+    nonce: Identifier
+
+
+class Pong(Message, frozen=True, tag="pong"):
+    nonce: Identifier
+
+
+class Drain(Message, frozen=True, tag="drain"):
+    pass
+
+
+class Error(Message, frozen=True, tag="error"):
+    code: ErrorCode
+    message: Annotated[str, msgspec.Meta(max_length=1000)]
+    session: Identifier = 0
+    """0: about the connection, not a session."""
+    retryable: bool = False
+
+
+AnyMessage = (
+    Hello | Welcome | Open | Draft | Hint | Verdict | Resume | Close | Ping | Pong | Drain | Error
+)
+Packet = list[bytes]
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def pack(message: Message) -> Packet:
+    if isinstance(message, Open):
+        header = msgspec.structs.replace(message, tokens=[])
+        return [_encoder.encode(header), np.asarray(message.tokens, "<u4").tobytes()]
+    return [_encoder.encode(message)]
+
+
+def unpack(packet: Sequence[bytes]) -> AnyMessage:
+    """Raises `ProtocolError` for anything that `pack` would not have made."""
+    if not packet:
+        raise ProtocolError("an empty packet", code="malformed")
+    try:
+        message = _decoder.decode(packet[0])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"not a message: {error}", code="malformed") from error
+    if not isinstance(message, Open):
+        if len(packet) != 1:
+            raise ProtocolError(
+                f"{len(packet)} frames for a {type(message).__name__}", code="malformed"
+            )
+        return message
+    if len(packet) != 2 or len(packet[1]) % 4 or not packet[1]:
+        raise ProtocolError("an Open needs one buffer of uint32 token ids", code="malformed")
+    tokens = np.frombuffer(packet[1], "<u4")
+    if int(tokens.max()) >= 1 << 31:
+        raise ProtocolError("a token id of 2**31 or more", code="malformed")
+    return msgspec.structs.replace(message, tokens=tokens.tolist())

@@ -1,0 +1,145 @@
+"""The one rule: what the target's token at a position is, and how a draft is verified against it.
+
+The token at position `i` is a pure function of the logits there (hence of the prefix), the sampling
+parameters, the seed and `i`:
+
+    greedy     argmax(logits)
+    sampling   argmax(log p + g),  p = top-k and top-p of softmax(logits / temperature),
+               g_v = -log(-log u_v),  u = Philox4x64(key=seed, counter=i << 64)
+
+The second line is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): its result has exactly
+the distribution p. Because the noise depends on nothing but (seed, i), a draft that picks its own
+token with the same noise agrees with the target as often as their distributions let it, without a
+message between them (coupling without communication, Daliri et al. 2408.07978), and any server that
+is asked twice answers twice the same. Ties go to the lowest token id everywhere.
+
+Nothing outside this module compares tokens or draws noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.errors import UsageError
+
+Logits = npt.NDArray[np.floating]
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How tokens are picked. Temperature 0 is greedy and ignores the rest."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    """Keep the likeliest tokens whose probability together reaches `top_p`; in (0, 1]."""
+    top_k: int = 0
+    """Keep the `top_k` likeliest tokens; 0 keeps all."""
+    seed: int = 0
+    """Keys the noise; 0 <= seed < 2**63."""
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def check(self) -> None:
+        """Raises `UsageError` naming the first parameter out of range."""
+        if not 0.0 <= self.temperature <= 100.0:
+            raise UsageError(f"temperature is {self.temperature}; it must lie between 0 and 100")
+        if not 0.0 < self.top_p <= 1.0:
+            raise UsageError(f"top-p is {self.top_p}; it must lie above 0 and at most at 1")
+        if self.top_k < 0:
+            raise UsageError(f"top-k is {self.top_k}; it must be 0 (all tokens) or more")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
+
+
+@lru_cache(maxsize=64)
+def _uniform_bits(seed: int, position: int, size: int) -> npt.NDArray[np.uint64]:
+    bits = np.random.Philox(key=seed, counter=position << 64).random_raw(size)
+    bits.setflags(write=False)
+    return bits
+
+
+def gumbel_noise(seed: int, position: int, ids: npt.NDArray[np.int64], size: int) -> Logits:
+    """Noise of the tokens `ids` at `position`, of a vocabulary of `size`; float64, shape of `ids`.
+
+    Token v's noise does not depend on which others are asked for, nor on `size` beyond v, so models
+    whose embeddings are padded differently share it. The raw stream of numpy's Philox is stable by
+    numpy's own guarantee, which its floating-point generators are not. One draw serves every exit
+    head, the draft and the target that look at the same position.
+    """
+    bits = _uniform_bits(seed, position, size)[ids]
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return -np.log(-np.log(uniform))
+
+
+def keep(logits: Logits, sampling: Sampling) -> npt.NDArray[np.int64]:
+    """Ids that top-k and top-p leave, ascending. Shape [kept]; `logits` is [vocabulary]."""
+    size = logits.shape[0]
+    ids = np.arange(size)
+    scaled = logits.astype(np.float64) / sampling.temperature
+    if 0 < sampling.top_k < size:
+        least = np.partition(scaled, size - sampling.top_k)[size - sampling.top_k]
+        above = np.flatnonzero(scaled > least)
+        ties = np.flatnonzero(scaled == least)[: sampling.top_k - above.size]
+        ids = np.sort(np.concatenate([above, ties]))
+    if sampling.top_p < 1.0:
+        mass = np.exp(scaled[ids] - scaled[ids].max())
+        total = mass.sum()
+        # Whatever is lighter than this adds up to less than 1 - top_p: no need to sort it.
+        heavy = np.flatnonzero(mass > (1.0 - sampling.top_p) * total / ids.size)
+        order = heavy[np.argsort(-mass[heavy], kind="stable")]
+        before = np.cumsum(mass[order]) - mass[order]
+        ids = np.sort(ids[order[before < sampling.top_p * total]])
+    return ids
+
+
+def choose(logits: Logits, sampling: Sampling, position: int) -> int:
+    """The token at `position`, given the logits there. `logits` is [vocabulary], any float type."""
+    if sampling.greedy:
+        return int(np.argmax(logits))
+    ids = keep(logits, sampling)
+    if ids.size == 1:
+        return int(ids[0])
+    noise = gumbel_noise(sampling.seed, position, ids, logits.shape[0])
+    return int(ids[np.argmax(logits[ids].astype(np.float64) / sampling.temperature + noise)])
+
+
+class Verification(NamedTuple):
+    accepted: int
+    """Draft tokens that are the target's own."""
+    tokens: list[int]
+    """Tokens to commit: the accepted ones and the target's next, `accepted + 1` of them."""
+
+
+def verify(draft: Sequence[int], target: Sequence[int]) -> Verification:
+    """Compares a draft with the target's tokens at the same positions and the one after.
+
+    `target[j]` is the target's token after the committed text and `draft[:j]`; it has one entry
+    more than `draft`. The first mismatch ends the draft, since every later target token was
+    computed on a prefix that is not the answer.
+    """
+    if len(target) != len(draft) + 1:
+        raise ValueError(f"{len(target)} target tokens for a draft of {len(draft)}")
+    accepted = common_prefix(draft, target)
+    return Verification(accepted, [int(token) for token in target[: accepted + 1]])
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    length = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def agreeing(guesses: Sequence[int], tokens: Sequence[int]) -> int:
+    """Positions, of those that both have, where a hint names the token."""
+    return sum(a == b for a, b in zip(guesses, tokens, strict=False))

@@ -1,0 +1,60 @@
+"""A session's state on either side: the tokens that are final, and when the answer ends.
+
+Device and cloud keep the same `Session` and feed it the same tokens, so they agree on where the
+answer ends without a word about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Finish = Literal["", "end", "length", "stop"]
+"""Why an answer ended: end-of-text token, limit reached, stop string. Empty while it goes on."""
+
+
+@dataclass
+class Session:
+    """Committed tokens, prompt first. `tokens` only ever grows, and not after `finish` is set."""
+
+    tokens: list[int]
+    prompt_length: int
+    max_tokens: int
+    """Largest number of answer tokens, end-of-text included."""
+    end_ids: frozenset[int]
+    finish: Finish = field(default="")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.prompt_length <= len(self.tokens):
+            raise ValueError(f"prompt of {self.prompt_length} in {len(self.tokens)} tokens")
+        self._settle(self.prompt_length)
+
+    @property
+    def answer(self) -> list[int]:
+        return self.tokens[self.prompt_length :]
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be committed."""
+        return self.prompt_length + self.max_tokens - len(self.tokens) if not self.finish else 0
+
+    def commit(self, tokens: Sequence[int]) -> list[int]:
+        """Appends tokens up to the end of the answer; returns those that were taken."""
+        before = len(self.tokens)
+        if not self.finish:
+            self.tokens.extend(tokens)
+            self._settle(before)
+        return self.tokens[before:]
+
+    def _settle(self, start: int) -> None:
+        """Cuts what lies behind the end of the answer, looking from position `start` on."""
+        limit = self.prompt_length + self.max_tokens
+        for position in range(start, len(self.tokens)):
+            if self.tokens[position] in self.end_ids:
+                self.finish = "end"
+            elif position + 1 >= limit:
+                self.finish = "length"
+            if self.finish:
+                del self.tokens[position + 1 :]
+                return
