@@ -1,0 +1,87 @@
+"""A model that is a table: the logits after a token are a fixed random row, for tests.
+
+The row is picked by the last `order` cached tokens, read back from the slot's own cache, so that a
+wrong rollback shows as wrong text. Exit heads see the row through noise: right often, not always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from engines.base import TOP, Choices, Row, Step, check_rows
+from engines.slots import CacheTensor, SlotCache
+
+
+class ToyEngine:
+    def __init__(
+        self,
+        vocabulary: int = 50,
+        context: int = 512,
+        *,
+        seed: int = 0,
+        order: int = 2,
+        layers: int = 3,
+        slots: int = 16,
+        noise: float = 0.0,
+    ) -> None:
+        """`noise` blurs the table: a toy draft is its target's seed with some noise."""
+        self.vocabulary = vocabulary
+        self.context = context
+        self._layers = layers
+        self._order = order
+        generator = np.random.default_rng(seed)
+        self._table = generator.standard_normal((997, vocabulary)) * 2
+        self._blur = np.random.default_rng(seed + 1).standard_normal((layers, 997, vocabulary))
+        self._noise = noise
+        self._cache = SlotCache([CacheTensor("tokens", 1, 1, np.int64)], slots)
+
+    def open(self) -> int:
+        return self._cache.open()
+
+    def close(self, slot: int) -> None:
+        self._cache.close(slot)
+
+    def truncate(self, slot: int, length: int) -> None:
+        self._cache.length[slot] = min(length, self._cache.length[slot])
+
+    def cached(self, slot: int) -> int:
+        return self._cache.length[slot]
+
+    def run(self, rows: Sequence[Row]) -> Iterator[Step]:
+        check_rows(self, rows)
+        for row in rows:
+            end = row.start + len(row.tokens)
+            self._cache.reserve(row.slot, end)
+            pool, index = self._cache.place(row.slot)
+            pool.arrays["tokens"][index, 0, row.start : end, 0] = row.tokens
+            pool.arrays["tokens"][index, 0, end:, 0] = -1
+            self._cache.length[row.slot] = end
+        for layer in range(1, self._layers + 1):
+            final = layer == self._layers
+            yield Step(
+                layer,
+                final,
+                [
+                    self._choices(row, layer) if row.wanted and (final or row.hints) else None
+                    for row in rows
+                ],
+            )
+
+    def _choices(self, row: Row, layer: int) -> Choices:
+        end = row.start + len(row.tokens)
+        pool, index = self._cache.place(row.slot)
+        cached = pool.arrays["tokens"][index, 0, :, 0]
+        blur = self._noise + 0.5 * (self._layers - layer)
+        logits = []
+        for position in range(end - row.wanted, end):
+            key = 0
+            for token in cached[max(0, position + 1 - self._order) : position + 1]:
+                assert token >= 0, "a position that was never written"
+                key = (key * 131 + int(token) + 1) % 997
+            logits.append(self._table[key] + blur * self._blur[layer - 1][key])
+        stacked = np.array(logits)
+        order = np.argsort(-stacked, axis=-1, kind="stable")[:, :TOP]
+        top = np.take_along_axis(stacked, order, axis=-1)
+        return Choices(stacked.argmax(-1), order, top, stacked)
