@@ -1,0 +1,1 @@
+"""From a checkpoint to a bundle: sources of weights, the graph builder, segments, engines."""

@@ -1,0 +1,255 @@
+"""`edgespec export`: checkpoints in, a bundle out.
+
+The bundle is written into a hidden folder beside its place and renamed at the end, manifest last,
+so a reader sees a whole bundle or none. A killed export leaves only the hidden folder, which the
+next one clears away.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import onnx_ir as ir
+from tokenizers import Tokenizer
+
+from edgespec import __version__
+from edgespec.errors import BundleError, UsageError
+from edgespec.manifest import (
+    MANIFEST,
+    SCHEMA,
+    SELF_DRAFT,
+    Bundle,
+    Draft,
+    File,
+    Manifest,
+    Origin,
+    Precisions,
+    Segment,
+    Target,
+    Text,
+    hash_file,
+)
+from edgespec.profiles import PROFILES, precisions
+from edgespec.progress import progress
+from edgespec.tokenizer import fingerprint
+from export import graph
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.tokenizer import TokenizerSource
+from export.weights import WeightFolder
+
+MAX_CONTEXT = 32768
+"""Positions that the rotary tables get by default, where the model allows more."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    target: str
+    """Folder, hub id or GGUF file."""
+    out: Path
+    revision: str | None = None
+    precisions: Precisions = field(default_factory=lambda: precisions("fp32"))
+    segments: int = 1
+    """Even segments, where `split` is empty."""
+    split: tuple[int, ...] = ()
+    """Layers to cut after."""
+    drafts: tuple[tuple[str, str], ...] = ()
+    """(profile, source) pairs; the source `self` is the target."""
+    context: int = 0
+    """0: the model's own, at most `MAX_CONTEXT`."""
+    force: bool = False
+    """Replace a bundle that is already there."""
+
+
+def borders(layers: int, settings: ExportSettings) -> list[int]:
+    """Segment borders from 0 to `layers`. Raises `UsageError` for a split that is none."""
+    if settings.split:
+        cuts = list(settings.split)
+        if sorted(set(cuts)) != cuts or cuts[0] < 1 or cuts[-1] >= layers:
+            raise UsageError(
+                f"--split {','.join(map(str, cuts))} must rise and lie between 1 and "
+                f"{layers - 1}, as the target has {layers} layers"
+            )
+        return [0, *cuts, layers]
+    if not 1 <= settings.segments <= layers:
+        raise UsageError(
+            f"--segments {settings.segments} must lie between 1 and the target's {layers} layers"
+        )
+    return [round(layers * i / settings.segments) for i in range(settings.segments + 1)]
+
+
+def export(settings: ExportSettings) -> Bundle:
+    """Writes the bundle and opens it. Raises one of edgespec's errors, leaving nothing behind."""
+    target = open_checkpoint(settings.target, revision=settings.revision)
+    cuts = borders(target.architecture.layers, settings)
+    context = _context(target, settings)
+    mark = fingerprint(Tokenizer.from_str(target.tokenizer.json))
+    drafts = [
+        (profile, _draft_checkpoint(source, target, mark)) for profile, source in settings.drafts
+    ]
+    with _published(settings.out, settings.force) as folder:
+        written = Manifest(
+            schema=SCHEMA,
+            made_by=f"edgespec {__version__}",
+            context=context,
+            text=_write_tokenizer(folder / "tokenizer", target.tokenizer, mark),
+            target=_write_target(folder, target, settings.precisions, cuts, context),
+            drafts={
+                profile: _write_draft(folder, profile, checkpoint, context)
+                for profile, checkpoint in drafts
+            },
+            files={},
+        )
+        manifest = msgspec.structs.replace(written, files=_hashes(folder))
+        document = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+        (folder / MANIFEST).write_bytes(document + b"\n")
+    return Bundle.open(settings.out)
+
+
+def _context(target: Checkpoint, settings: ExportSettings) -> int:
+    most = target.architecture.context
+    if settings.context > most:
+        raise UsageError(f"--context {settings.context} exceeds the {most} that {target.name} has")
+    return settings.context or min(most, MAX_CONTEXT)
+
+
+def _draft_checkpoint(source: str, target: Checkpoint, mark: str) -> Checkpoint:
+    if source == SELF_DRAFT:
+        return target
+    draft = open_checkpoint(source)
+    if fingerprint(Tokenizer.from_str(draft.tokenizer.json)) != mark:
+        raise UsageError(
+            f"{draft.name} and {target.name} have different tokenizers, so their token ids mean "
+            "different text; choose a draft of the target's family"
+        )
+    return draft
+
+
+@contextmanager
+def _published(out: Path, force: bool) -> Iterator[Path]:
+    """A folder to write into, renamed to `out` if the block succeeds and removed if not."""
+    if out.exists() and not (force and (out / MANIFEST).is_file()):
+        advice = "pass --force to replace it" if (out / MANIFEST).is_file() else "choose another"
+        raise UsageError(f"{out} exists already; {advice}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for stale in out.parent.glob(f".{out.name}.*.partial"):
+            if not _alive(stale.name.split(".")[-3]):
+                shutil.rmtree(stale, ignore_errors=True)
+        folder = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
+        folder.mkdir()
+    except OSError as error:
+        raise BundleError(f"cannot write to {out.parent}: {error.strerror}") from error
+    try:
+        yield folder
+        if out.exists():
+            old = folder.with_suffix(".old")
+            out.rename(old)
+            folder.rename(out)
+            shutil.rmtree(old)
+        else:
+            folder.rename(out)
+    except OSError as error:
+        raise BundleError(f"writing {out} failed: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    return pid.isdigit() and Path("/proc", pid).exists()
+
+
+def _write_tokenizer(folder: Path, source: TokenizerSource, mark: str) -> Text:
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(source.json, encoding="utf-8")
+    if source.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
+    return Text(
+        fingerprint=mark,
+        vocabulary=Tokenizer.from_str(source.json).get_vocab_size(),
+        bos=source.bos or "",
+        eos=source.eos or "",
+        end_ids=sorted(source.end_ids),
+    )
+
+
+@contextmanager
+def _weights(
+    folder: Path, checkpoint: Checkpoint, chosen: Precisions, label: str
+) -> Iterator[WeightFolder]:
+    folder.mkdir(parents=True)
+    total = sum(checkpoint.nbytes(name) for name in checkpoint.names())
+    if checkpoint.architecture.tied and chosen.head != chosen.embedding:
+        total += checkpoint.nbytes("model.embed_tokens.weight")
+    with progress(label, total) as advance:
+        yield WeightFolder(folder, checkpoint, advance)
+
+
+def _write_target(
+    bundle: Path, checkpoint: Checkpoint, chosen: Precisions, cuts: Sequence[int], context: int
+) -> Target:
+    folder = bundle / "target"
+    segments = []
+    with _weights(folder, checkpoint, chosen, f"target {chosen.layers}") as weights:
+        last = len(cuts) - 2
+        for number, (start, end) in enumerate(pairwise(cuts)):
+            file, leaving = f"segment-{number:02}", f"exit-{number:02}"
+            model = graph.decoder(weights, chosen, context, range(start, end), file=file)
+            _save(model, folder / f"{file}.onnx")
+            if number < last:
+                _save(
+                    graph.exit_head(weights, chosen, end, file=leaving), folder / f"{leaving}.onnx"
+                )
+            segments.append(
+                Segment(
+                    start=start,
+                    end=end,
+                    graph=f"target/{file}.onnx",
+                    exit=f"target/{leaving}.onnx" if number < last else "",
+                )
+            )
+        _save(graph.head(weights, chosen, file="head"), folder / "head.onnx")
+    return Target(
+        origin=Origin(name=checkpoint.name, revision=checkpoint.revision),
+        architecture=checkpoint.architecture,
+        precisions=chosen,
+        segments=segments,
+        head="target/head.onnx",
+    )
+
+
+def _write_draft(bundle: Path, profile: str, checkpoint: Checkpoint, context: int) -> Draft:
+    chosen = PROFILES[profile].precisions
+    folder = bundle / "draft" / profile
+    with _weights(folder, checkpoint, chosen, f"draft {profile}") as weights:
+        layers = range(checkpoint.architecture.layers)
+        model = graph.decoder(weights, chosen, context, layers, file="model", with_head=True)
+        _save(model, folder / "model.onnx")
+    return Draft(
+        origin=Origin(name=checkpoint.name, revision=checkpoint.revision),
+        architecture=checkpoint.architecture,
+        precisions=chosen,
+        graph=f"draft/{profile}/model.onnx",
+    )
+
+
+def _save(model: ir.Model, path: Path) -> None:
+    ir.save(model, path)
+
+
+def _hashes(folder: Path) -> dict[str, File]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {}
+    with progress("checksums", sum(path.stat().st_size for path in paths)) as advance:
+        for path in paths:
+            size = path.stat().st_size
+            files[path.relative_to(folder).as_posix()] = File(sha256=hash_file(path), size=size)
+            advance(size)
+    return files

@@ -1,0 +1,240 @@
+"""`edgespec export --check`: a bundle against transformers on the source that it was made from.
+
+Transformers runs in fp32 on real prompts and writes a greedy continuation of each. The target runs
+over the same tokens, in ragged chunks as the cloud would, and so do the drafts:
+
+- *difference*: the largest between the target's logits and transformers', over the prompt;
+- *agreement*: the share of the continuation's tokens that are the target's own arg-max after the same
+  prefix, so one disagreement does not count for all tokens behind it;
+- of a draft: the share of those arg-max tokens of the target that are the draft's too.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from edgespec.errors import CheckpointError, EdgespecError
+from edgespec.manifest import Bundle
+from edgespec.progress import progress
+from edgespec.text import Codec
+from engines.base import Engine, Row, final_choices
+from engines.ort import OrtSettings, load_draft, load_target
+from export.bundle import ExportSettings
+
+PROMPTS = (
+    "The capital of France is Paris, and the river that runs through it is called",
+    "Q: A train leaves at 14:05 and arrives at 16:50. How long does the journey take?\nA:",
+    "def fibonacci(n: int) -> int:\n    if n < 2:\n        return n\n    return",
+    "Once upon a time, in a village by the sea, there lived an old clockmaker who",
+    "Zutaten für vier Personen: 500 g Mehl, 3 Eier, ¼ l Milch. Zubereitung:",
+    '{"name": "Ada Lovelace", "born": 1815, "languages": ["English", "French"], "known_for":',
+)
+CONTINUATION = 32
+"""Greedy tokens a prompt."""
+CHUNKS = (5, 1, 17, 2, 11)
+"""Tokens of a call, in turn."""
+LEAST_AGREEMENT = 0.99
+"""Of an fp32 target, whose few disagreements can only be ties."""
+
+
+class Reference(NamedTuple):
+    """What transformers says of one prompt."""
+
+    prompt: list[int]
+    continuation: list[int]
+    logits: npt.NDArray[np.float32]
+    """[len(prompt), vocabulary]"""
+
+
+class Comparison(NamedTuple):
+    difference: float
+    greedy: npt.NDArray[np.int64]
+    """The target's arg-max at each place of the continuation."""
+    agreeing: int
+
+
+def check(bundle: Bundle, settings: ExportSettings) -> None:
+    """Prints how far `bundle` is from the model that `settings` name.
+
+    Raises `EdgespecError` where transformers cannot run that model, or where an fp32 target's greedy
+    tokens are not those of transformers.
+    """
+    codec, profiles = Codec(bundle), sorted(bundle.manifest.drafts)
+    ort = OrtSettings(threads=len(os.sched_getaffinity(0)), slots=1)
+    with progress("checking", len(PROMPTS) * (2 + len(profiles)), unit="prompts") as advance:
+        references = []
+        with _silence():
+            model = _reference_model(bundle, settings)
+            for text in PROMPTS:
+                prompt = codec.encode(text)[: max(1, bundle.manifest.context - CONTINUATION)]
+                references.append(_ask(model, prompt, bundle.manifest.context))
+                advance(1)
+            # Either model may fill the memory.
+            del model
+            gc.collect()
+        target = load_target(bundle, ort)
+        comparisons = []
+        for reference in references:
+            comparisons.append(_compare(target, reference))
+            advance(1)
+        del target
+        shares = {}
+        for profile in profiles:
+            draft, agreeing = load_draft(bundle, profile, ort), 0
+            for reference, comparison in zip(references, comparisons, strict=True):
+                agreeing += _agreeing(draft, reference, comparison.greedy)
+                advance(1)
+            shares[profile] = agreeing / sum(len(c.greedy) for c in comparisons)
+    _print(references, comparisons, shares)
+    _judge(bundle, comparisons)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings and no bars from transformers while the block runs."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _reference_model(bundle: Bundle, settings: ExportSettings) -> Any:
+    """The source in fp32, from the files that export has read: a hub's are in its cache."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = Path(settings.target).expanduser()
+    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
+    if path.is_file():
+        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    elif not path.is_dir():
+        revision = bundle.manifest.target.origin.revision
+        where = {"pretrained_model_name_or_path": settings.target, "revision": revision}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"transformers cannot load {settings.target}, so it cannot be compared: {reason}"
+        ) from error
+    vocabulary = bundle.manifest.target.architecture.vocabulary
+    if model.config.vocab_size != vocabulary:
+        raise EdgespecError(
+            f"{settings.target} has a vocabulary of {model.config.vocab_size} and {bundle.folder} "
+            f"one of {vocabulary}, so they are not the same model; export it again"
+        )
+    return model.eval()
+
+
+def _ask(model: Any, prompt: list[int], context: int) -> Reference:
+    """Transformers' logits over the prompt, and its greedy tokens after it."""
+    import torch
+
+    continuation: list[int] = []
+    with torch.inference_mode():
+        output = model(torch.tensor([prompt]), use_cache=True)
+        logits = output.logits[0].float().numpy()
+        while True:
+            continuation.append(int(output.logits[0, -1].argmax()))
+            if len(continuation) == min(CONTINUATION, context - len(prompt) + 1):
+                return Reference(prompt, continuation, logits)
+            output = model(
+                torch.tensor([continuation[-1:]]),
+                past_key_values=output.past_key_values,
+                use_cache=True,
+            )
+
+
+def _compare(target: Engine, reference: Reference) -> Comparison:
+    prompt, continuation, expected = reference
+    logits = _run(target, [*prompt, *continuation[:-1]])
+    greedy = logits[len(prompt) - 1 :].argmax(axis=-1)
+    difference = np.abs(logits[: len(prompt)].astype(np.float32) - expected).max()
+    return Comparison(float(difference), greedy, int((greedy == continuation).sum()))
+
+
+def _agreeing(draft: Engine, reference: Reference, greedy: npt.NDArray[np.int64]) -> int:
+    # A token among the target's padding is none that a smaller draft could read.
+    tokens = [min(token, draft.vocabulary - 1) for token in reference.continuation[:-1]]
+    logits = _run(draft, [*reference.prompt, *tokens])
+    return int((logits[len(reference.prompt) - 1 :].argmax(axis=-1) == greedy).sum())
+
+
+def _run(engine: Engine, tokens: Sequence[int]) -> npt.NDArray[Any]:
+    """Logits after every token, [tokens, vocabulary], computed in ragged chunks."""
+    slot, parts, start = engine.open(), [], 0
+    for length in cycle(CHUNKS):
+        chunk = tokens[start : start + length]
+        [choices] = final_choices(engine, [Row(slot, start, chunk, wanted=len(chunk))])
+        assert choices is not None
+        parts.append(choices.logits)
+        start += len(chunk)
+        if start == len(tokens):
+            break
+    engine.close(slot)
+    return np.concatenate(parts)
+
+
+def _agreement(comparisons: Sequence[Comparison]) -> tuple[float, int]:
+    """Share of agreeing tokens, and how many there were."""
+    total = sum(len(comparison.greedy) for comparison in comparisons)
+    return sum(comparison.agreeing for comparison in comparisons) / total, total
+
+
+def _print(
+    references: Sequence[Reference], comparisons: Sequence[Comparison], shares: dict[str, float]
+) -> None:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("prompt", no_wrap=True)
+    for column in ("tokens", "logit difference", "greedy agreement"):
+        table.add_column(column, justify="right")
+    for text, reference, comparison in zip(PROMPTS, references, comparisons, strict=True):
+        table.add_row(
+            f"{text.splitlines()[0][:32]}…",
+            str(len(reference.prompt)),
+            f"{comparison.difference:.2g}",
+            f"{comparison.agreeing}/{len(comparison.greedy)}",
+        )
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(table)
+    for profile, share in shares.items():
+        console.print(f"draft {profile}: {share:.1%} of the target's greedy tokens")
+    share, total = _agreement(comparisons)
+    largest = max(comparison.difference for comparison in comparisons)
+    console.print(
+        f"largest logit difference {largest:.2g}, "
+        f"greedy agreement {100 * share:.1f}% over {total} tokens"
+    )
+
+
+def _judge(bundle: Bundle, comparisons: Sequence[Comparison]) -> None:
+    chosen = bundle.manifest.target.precisions
+    share, _ = _agreement(comparisons)
+    if {chosen.layers, chosen.head, chosen.embedding} == {"fp32"} and share < LEAST_AGREEMENT:
+        raise EdgespecError(
+            f"the fp32 target in {bundle.folder} writes other text than transformers does "
+            f"({share:.1%} of its greedy tokens agree); report the model, and do not use the bundle"
+        )
