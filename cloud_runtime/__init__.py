@@ -1,0 +1,1 @@
+"""The cloud: scheduler, verifier and server loop."""

@@ -1,0 +1,319 @@
+"""What the cloud decides, without a socket, a clock or a model.
+
+`Service` is told what arrived and when, says what to answer, picks the rows of the next batch, and
+turns the target's choices into verdicts. Its loop (`cloud_runtime.server`) only carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cloud_runtime.seats import Seat
+from edgespec.config import CloudSettings
+from edgespec.errors import ProtocolError, UsageError
+from edgespec.protocol import (
+    VERSION,
+    AnyMessage,
+    Close,
+    Draft,
+    Drain,
+    Error,
+    ErrorCode,
+    Hello,
+    Hint,
+    Message,
+    Open,
+    Packet,
+    Ping,
+    Pong,
+    Resume,
+    Verdict,
+    Welcome,
+    unpack,
+)
+from edgespec.sampling import choose, common_prefix, verify
+from edgespec.session import Session
+from engines.base import Choices, Engine, Row
+
+Outgoing = list[tuple[bytes, Message]]
+FINISHED = 256
+"""Finished sessions remembered for devices that missed the end."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What devices must agree with."""
+
+    target: str
+    tokenizer: str
+    exits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    seats: list[Seat]
+    rows: list[Row]
+
+
+class Service:
+    """The sessions of one target. `engine` lends slots and is asked for its sizes, never run."""
+
+    def __init__(self, identity: Identity, engine: Engine, settings: CloudSettings) -> None:
+        self._identity = identity
+        self._engine = engine
+        self._settings = settings
+        self._peers: dict[bytes, str] = {}
+        self._seats: dict[int, Seat] = {}
+        self.draining = False
+
+    @property
+    def active(self) -> int:
+        """Sessions whose answer is not finished."""
+        return sum(seat.slot is not None for seat in self._seats.values())
+
+    def receive(self, peer: bytes, packet: Packet, now: float) -> Outgoing:
+        """One packet of one peer. Never raises: what cannot be served is answered with an error."""
+        try:
+            message = unpack(packet)
+            return [(peer, reply) for reply in self._handle(peer, message, now)]
+        except ProtocolError as error:
+            return [(peer, Error("malformed", str(error)[:1000]))]
+
+    def _handle(self, peer: bytes, message: AnyMessage, now: float) -> list[Message]:
+        if isinstance(message, Hello):
+            return [self._hello(peer, message)]
+        if isinstance(message, Ping):
+            return [Pong(message.nonce)]
+        if peer not in self._peers:
+            return [Error("hello", "say hello first", getattr(message, "session", 0), True)]
+        if isinstance(message, Open):
+            return self._open(peer, message, now)
+        if isinstance(message, Draft | Resume | Close):
+            return self._continue(peer, message, now)
+        return [Error("invalid", f"a device does not send {type(message).__name__}")]
+
+    def _hello(self, peer: bytes, hello: Hello) -> Message:
+        mine = self._identity
+        checks: list[tuple[bool, ErrorCode, str]] = [
+            (
+                hello.version == VERSION,
+                "version",
+                f"it speaks protocol {VERSION} and the device {hello.version}; "
+                "install the same edgespec on both",
+            ),
+            (
+                hello.tokenizer == mine.tokenizer,
+                "tokenizer",
+                "its tokenizer differs from the device's, so token ids would mean different text; "
+                "export both from one target",
+            ),
+            (
+                hello.target == mine.target,
+                "bundle",
+                "its target differs from the one in the device's bundle; "
+                "copy the cloud's bundle to the device",
+            ),
+        ]
+        for fine, code, sentence in checks:
+            if not fine:
+                return Error(code, sentence)
+        self._peers[peer] = hello.device
+        return Welcome(
+            version=VERSION,
+            target=mine.target,
+            tokenizer=mine.tokenizer,
+            context=self._engine.context,
+            max_draft=self._settings.max_draft,
+            exits=list(mine.exits),
+        )
+
+    def _open(self, peer: bytes, message: Open, now: float) -> list[Message]:
+        seat = self._seats.get(message.session)
+        if seat is not None:
+            if common_prefix(message.tokens, seat.state.tokens) < len(message.tokens):
+                return [self._invalid(message, "that session is another's")]
+            return self._standing(seat, peer, len(message.tokens), now)
+        reason = self._unfit(message)
+        if reason:
+            return [self._invalid(message, reason)]
+        if self.draining:
+            return [Error("busy", "the cloud is shutting down", message.session, True)]
+        if self.active >= self._settings.max_sessions:
+            sentence = f"all {self._settings.max_sessions} sessions are taken; try again later"
+            return [Error("busy", sentence, message.session, True)]
+        state = Session(
+            message.tokens, message.prompt_length, message.max_tokens, frozenset(message.end_ids)
+        )
+        seat = Seat(
+            peer, message.session, state, message.sampling, message.drafting, None, now, now
+        )
+        if not state.finish:
+            seat.slot = self._engine.open()
+        self._seats[message.session] = seat
+        return [] if seat.slot is not None else self._standing(seat, peer, len(state.tokens), now)
+
+    def _unfit(self, message: Open) -> str:
+        """Why a session cannot be served; empty if it can."""
+        try:
+            message.sampling.check()
+        except UsageError as error:
+            return str(error)
+        context = self._engine.context
+        if not 0 < message.prompt_length <= len(message.tokens):
+            return f"a prompt of {message.prompt_length} in {len(message.tokens)} tokens"
+        if message.max_tokens < 1 or message.prompt_length + message.max_tokens > context:
+            return (
+                f"a prompt of {message.prompt_length} and an answer of {message.max_tokens} tokens "
+                f"do not fit a context of {context}"
+            )
+        if max(message.tokens) >= self._engine.vocabulary:
+            return f"token {max(message.tokens)} of a vocabulary of {self._engine.vocabulary}"
+        return ""
+
+    def _continue(self, peer: bytes, message: Draft | Resume | Close, now: float) -> list[Message]:
+        seat = self._seats.get(message.session)
+        if seat is None:
+            if isinstance(message, Close):
+                return []
+            return [Error("session", "no such session here", message.session, True)]
+        if isinstance(message, Close):
+            self._forget(seat)
+            return []
+        if isinstance(message, Resume):
+            return self._standing(seat, peer, message.base, now)
+        seat.peer, seat.heard = peer, now
+        tokens = seat.state.tokens
+        if message.base > len(tokens):
+            return [self._invalid(message, f"base {message.base}, committed are {len(tokens)}")]
+        if message.round <= seat.round and seat.verdict is not None:
+            return [seat.verdict]
+        if message.base < len(tokens):
+            return self._standing(seat, peer, message.base, now)
+        if seat.draft is None and not seat.state.finish:
+            seat.draft = self._usable(message.tokens, len(tokens))
+            seat.draft_round = message.round
+            seat.ready_since = now
+        return []
+
+    def _usable(self, draft: Sequence[int], base: int) -> list[int]:
+        """The part of a draft that the target could confirm: its ids, its context, its limit."""
+        most = min(self._settings.max_draft, self._engine.context - base)
+        usable = list(draft[: max(0, most)])
+        for place, token in enumerate(usable):
+            if token >= self._engine.vocabulary:
+                return usable[:place]
+        return usable
+
+    def _standing(self, seat: Seat, peer: bytes, base: int, now: float) -> list[Message]:
+        """Where a session stands, for a device that lost track: all tokens from `base` on."""
+        seat.peer, seat.heard = peer, now
+        tokens = seat.state.tokens
+        if base > len(tokens):
+            return [Error("session", "the device is ahead of this session", seat.session, True)]
+        return [Verdict(seat.session, seat.round, base, 0, tokens[base:], seat.state.finish)]
+
+    @staticmethod
+    def _invalid(message: Open | Draft, reason: str) -> Error:
+        return Error("invalid", reason[:1000], message.session)
+
+    def next_batch(self) -> Batch | None:
+        """The rows to run now: of the sessions that wait, the longest waiting first."""
+        budget = self._settings.max_batch_tokens
+        seats: list[Seat] = []
+        rows: list[Row] = []
+        waiting = (seat for seat in self._seats.values() if seat.ready)
+        for seat in sorted(waiting, key=lambda seat: seat.ready_since):
+            row = seat.row(self._settings.prefill_chunk, hints=self._settings.hints)
+            if rows and len(row.tokens) > budget:
+                break
+            budget -= len(row.tokens)
+            seat.in_flight = True
+            seats.append(seat)
+            rows.append(row)
+        return Batch(seats, rows) if rows else None
+
+    def hints(self, batch: Batch, layer: int, choices: Sequence[Choices | None]) -> Outgoing:
+        """What an exit head says about the drafts of a batch."""
+        outgoing: Outgoing = []
+        for seat, choice in zip(batch.seats, choices, strict=True):
+            if choice is not None:
+                base = len(seat.state.tokens)
+                tokens = _tokens(seat, choice)
+                hint = Hint(seat.session, seat.draft_round, base, layer, tokens)
+                outgoing.append((seat.peer, hint))
+        return outgoing
+
+    def commit(self, batch: Batch, choices: Sequence[Choices | None], now: float) -> Outgoing:
+        """Turns the target's choices into committed tokens and verdicts."""
+        outgoing: Outgoing = []
+        for seat, row, choice in zip(batch.seats, batch.rows, choices, strict=True):
+            seat.in_flight = False
+            seat.cached = row.start + len(row.tokens)
+            if choice is not None:
+                outgoing.append((seat.peer, self._verdict(seat, choice, now)))
+            if seat.state.finish or self._seats.get(seat.session) is not seat:
+                self._free(seat)
+        return outgoing
+
+    def _verdict(self, seat: Seat, choice: Choices, now: float) -> Verdict:
+        assert seat.draft is not None
+        base = len(seat.state.tokens)
+        accepted, tokens = verify(seat.draft, _tokens(seat, choice))
+        taken = seat.state.commit(tokens)
+        seat.cached = base + min(accepted, len(taken))
+        seat.round = seat.draft_round if seat.drafting else seat.round + 1
+        seat.draft = None if seat.drafting else []
+        seat.ready_since = now
+        seat.verdict = Verdict(
+            seat.session, seat.round, base, min(accepted, len(taken)), taken, seat.state.finish
+        )
+        return seat.verdict
+
+    def abandon(self, batch: Batch, reason: str) -> Outgoing:
+        """The target failed on a batch: its sessions end with an error."""
+        outgoing: Outgoing = []
+        for seat in batch.seats:
+            seat.in_flight = False
+            self._forget(seat)
+            outgoing.append((seat.peer, Error("internal", reason[:1000], seat.session)))
+        return outgoing
+
+    def expire(self, now: float) -> list[int]:
+        """Closes sessions whose device has been silent too long, and forgets finished ones that
+        are too many; returns the former."""
+        silent = [
+            seat
+            for seat in self._seats.values()
+            if now - seat.heard > self._settings.idle_timeout and not seat.in_flight
+        ]
+        finished = [seat for seat in self._seats.values() if seat.slot is None]
+        for seat in [*silent, *finished[: max(0, len(finished) - FINISHED)]]:
+            self._forget(seat)
+        return [seat.session for seat in silent]
+
+    def drain(self) -> Outgoing:
+        """No new sessions from now on."""
+        self.draining = True
+        return [(peer, Drain()) for peer in self._peers]
+
+    def _forget(self, seat: Seat) -> None:
+        self._seats.pop(seat.session, None)
+        if not seat.in_flight:
+            self._free(seat)
+
+    def _free(self, seat: Seat) -> None:
+        """Gives the slot back; a seat in flight keeps it until its batch has run."""
+        if seat.slot is not None:
+            self._engine.close(seat.slot)
+            seat.slot = None
+
+
+def _tokens(seat: Seat, choice: Choices) -> list[int]:
+    """A head's tokens at the positions of a seat's draft and the one after."""
+    if seat.sampling.greedy:
+        return [int(token) for token in choice.argmax]
+    base = len(seat.state.tokens)
+    return [
+        choose(logits, seat.sampling, base + number) for number, logits in enumerate(choice.logits)
+    ]

@@ -1,0 +1,120 @@
+"""`edgespec edge-run`: text to standard output as it is committed, figures to standard error."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+from edge_runtime.drafters import open_drafter
+from edge_runtime.loop import EdgeLoop, greet, hello_for
+from edgespec.config import NO_DRAFTER, EdgeSettings, Request
+from edgespec.errors import UsageError
+from edgespec.manifest import Bundle
+from edgespec.sampling import Sampling
+from edgespec.text import Codec, TextStream
+from edgespec.transport import DealerLink
+
+ACCEPTED, WRITTEN = "green", "yellow"
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What to write, and how to show it."""
+
+    prompt: str | None
+    """None: standard input; with `chat` on a terminal, a conversation."""
+    chat: bool = False
+    system: str = ""
+    max_tokens: int = 256
+    sampling: Sampling = Sampling()
+    stops: tuple[str, ...] = ()
+    show_drafts: bool = False
+    """Colour accepted and corrected tokens."""
+    json: bool = False
+    """Figures as one JSON line."""
+
+
+def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None:
+    """Connects, answers, prints. Raises edgespec's errors, after what was committed is shown."""
+    text.sampling.check()
+    codec = Codec(bundle)
+    link = DealerLink(settings.connect, settings.server_key)
+    try:
+        hello = hello_for(bundle, f"{socket.gethostname()} {settings.drafter}".strip())
+        welcome = greet(link, hello, settings)
+        drafter = open_drafter(bundle, settings.drafter, settings.threads)
+        loop = EdgeLoop(
+            link,
+            drafter,
+            hello,
+            welcome,
+            bundle.manifest.text.end_ids,
+            settings,
+            drafting=drafter.name != NO_DRAFTER,
+        )
+        for prompt, heard in _prompts(codec, text):
+            heard.append(_answer(loop, codec, prompt, text))
+    finally:
+        link.close()
+
+
+def _prompts(codec: Codec, text: TextSettings) -> Iterator[tuple[list[int], list[str]]]:
+    """Prompts as ids, each with a list that the caller puts the answer into."""
+    history = [{"role": "system", "content": text.system}] if text.system else []
+    heard: list[str] = []
+    for words in _turns(text):
+        if not text.chat:
+            yield codec.encode(words), heard
+            continue
+        history.append({"role": "user", "content": words})
+        heard.clear()
+        yield codec.encode(codec.render(history), chat=True), heard
+        history.append({"role": "assistant", "content": "".join(heard)})
+
+
+def _turns(text: TextSettings) -> Iterator[str]:
+    if text.prompt is not None:
+        yield text.prompt
+    elif not sys.stdin.isatty():
+        words = sys.stdin.read()
+        if not words.strip():
+            raise UsageError("standard input is empty; pass --prompt or pipe a text in")
+        yield words
+    elif not text.chat:
+        raise UsageError("there is no prompt; pass --prompt, pipe a text in, or use --chat")
+    else:
+        while True:
+            try:
+                words = input("> ")
+            except EOFError:
+                return
+            if words.strip():
+                yield words
+
+
+def _answer(loop: EdgeLoop, codec: Codec, prompt: Sequence[int], text: TextSettings) -> str:
+    request = Request(tuple(prompt), text.max_tokens, text.sampling, text.stops)
+    answer = loop.start(request)
+    stream = TextStream(codec, prompt, text.stops)
+    console = Console(highlight=False, force_terminal=True) if text.show_drafts else None
+    said = []
+    try:
+        for piece in loop.write(answer, request, stream):
+            said.append(piece.text)
+            if console is None:
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+            else:
+                colour = ACCEPTED if piece.accepted else WRITTEN
+                console.print(Text(piece.text, style=colour), end="", soft_wrap=True)
+    finally:
+        sys.stdout.write(stream.flush() + "\n")
+        sys.stdout.flush()
+        report = answer.stats.as_json() if text.json else answer.stats.as_text()
+        print(report, file=sys.stderr)
+    return "".join(said)

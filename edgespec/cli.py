@@ -1,0 +1,363 @@
+"""The command line. The one module that imports outward, and only inside its commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgespec import __version__
+from edgespec.config import LOOPBACK, CloudSettings, EdgeSettings
+from edgespec.errors import EdgespecError, UsageError
+
+CLOUD, EDGE = CloudSettings(), EdgeSettings()
+PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4"])
+FLOATS = click.Choice(["fp32", "fp16"])
+POSITIVE = click.IntRange(min=1)
+NOT_NEGATIVE = click.IntRange(min=0)
+FOLDER = click.Path(path_type=Path)
+
+
+def all_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class _Commands(click.Group):
+    """Turns edgespec's errors into one sentence and an exit code."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except EdgespecError as error:
+            click.echo(f"edgespec: {error}", err=True)
+            sys.exit(error.exit_code)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(1)
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            click.echo(f"edgespec: {error.strerror or error}{where}", err=True)
+            sys.exit(1)
+        except ModuleNotFoundError as error:
+            raise _explained(error) from error
+
+
+def _explained(error: ModuleNotFoundError) -> Exception:
+    extras = {
+        "onnx_ir": "export",
+        "onnx": "export",
+        "gguf": "export",
+        "safetensors": "export",
+        "ml_dtypes": "export",
+        "huggingface_hub": "export",
+        "torch": "check",
+        "transformers": "check",
+    }
+    extra = extras.get((error.name or "").partition(".")[0])
+    if extra is None:
+        return error
+    sentence = f"this command needs {error.name}; install it with: pip install 'edgespec[{extra}]'"
+    click.echo(f"edgespec: {sentence}", err=True)
+    return SystemExit(1)  # type: ignore[return-value]
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgespec")
+def main() -> None:
+    """Speculative decoding across a network: a draft on the device, a target in the cloud, and an
+    answer that is the target's own, token for token."""
+
+
+@main.command()
+@click.argument("model")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the bundle.")
+@click.option("--revision", help="Of a hub model: branch, tag or commit.")
+@click.option(
+    "--precision",
+    type=PRECISIONS,
+    default="fp32",
+    show_default=True,
+    help="Of the target's layers.",
+)
+@click.option(
+    "--head-precision",
+    type=PRECISIONS,
+    help="Of the target's output matrix. [default: int8 for int8 and int4 layers]",
+)
+@click.option(
+    "--embedding-precision",
+    type=FLOATS,
+    help="Of the target's embedding. [default: fp16 for int8 and int4 layers]",
+)
+@click.option("--segments", type=POSITIVE, help="Cut the target into N even segments.")
+@click.option("--split", help="Cut the target after these layers, as in 10,20.")
+@click.option("--draft", help="The draft: folder, hub id, GGUF file, or 'self' (the target).")
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    help="Hardware and precision of the draft; may be repeated. [default: cpu-int8]",
+)
+@click.option("--context", type=POSITIVE, help="Positions to provide for, prompt included.")
+@click.option("--check", is_flag=True, help="Compare with transformers on real prompts.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+def export(model: str, out: Path, check: bool, **options: Any) -> None:
+    """Write MODEL (a Hugging Face folder or hub id, or a GGUF file) as a bundle."""
+    from edgespec.profiles import PROFILES, precisions
+    from export.bundle import ExportSettings, export
+
+    draft, profiles = options["draft"], options["profiles"] or ("cpu-int8",)
+    if options["profiles"] and draft is None:
+        raise UsageError("--profile says how to export a draft; pass --draft too")
+    if options["split"] and options["segments"]:
+        raise UsageError("--split and --segments say the same; pass one of them")
+    for profile in profiles:
+        if profile not in PROFILES:
+            raise UsageError(f"there is no profile {profile!r}; choose from {', '.join(PROFILES)}")
+    settings = ExportSettings(
+        target=model,
+        out=out,
+        revision=options["revision"],
+        precisions=precisions(
+            options["precision"],
+            head=options["head_precision"],
+            embedding=options["embedding_precision"],
+        ),
+        segments=options["segments"] or 1,
+        split=_layers(options["split"]),
+        drafts=tuple((profile, draft) for profile in dict.fromkeys(profiles)) if draft else (),
+        context=options["context"] or 0,
+        force=options["force"],
+    )
+    bundle = export(settings)
+    size = sum(file.size for file in bundle.manifest.files.values())
+    click.echo(f"{out}: {len(bundle.manifest.files)} files, {size / 1e6:.0f} MB", err=True)
+    if check:
+        from export.check import check as compare
+
+        compare(bundle, settings)
+
+
+def _layers(split: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(layer) for layer in split.split(",")) if split else ()
+    except ValueError:
+        raise UsageError(f"--split {split} is no list of layers, as in 10,20") from None
+
+
+@main.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--verify", is_flag=True, help="Compare every file with its checksum.")
+@click.option("--json", "as_json", is_flag=True, help="The manifest as one JSON line.")
+def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
+    """Show what is in BUNDLE."""
+    from edgespec.inspection import inspect
+
+    inspect(bundle, verify=verify, as_json=as_json)
+
+
+@main.command("cloud-run")
+@click.argument("bundle", type=FOLDER)
+@click.option("--bind", default=LOOPBACK, show_default=True, help="Endpoint to listen on.")
+@click.option("--key", type=FOLDER, help="Secret key file; needed beyond loopback.")
+@click.option("--max-sessions", type=POSITIVE, default=CLOUD.max_sessions, show_default=True)
+@click.option(
+    "--max-draft",
+    type=click.IntRange(1, 64),
+    default=CLOUD.max_draft,
+    show_default=True,
+    help="Draft tokens verified in one round.",
+)
+@click.option(
+    "--prefill-chunk",
+    type=click.IntRange(2, 4096),
+    default=CLOUD.prefill_chunk,
+    show_default=True,
+    help="Prompt tokens run at a time.",
+)
+@click.option(
+    "--hints/--no-hints",
+    default=CLOUD.hints,
+    show_default=True,
+    help="Run the exit heads and tell devices what they say.",
+)
+@click.option("--threads", type=NOT_NEGATIVE, default=0, help="[default: every core]")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=CLOUD.drain_timeout,
+    show_default=True,
+    help="Seconds that SIGTERM leaves to answers in flight.",
+)
+def cloud_run(bundle: Path, threads: int, **options: Any) -> None:
+    """Serve the target of BUNDLE to devices."""
+    from cloud_runtime.command import cloud_run
+    from edgespec.manifest import Bundle
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = CloudSettings(threads=threads or all_cores(), **options)
+    try:
+        cloud_run(Bundle.open(bundle), settings)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@main.command("edge-run")
+@click.argument("bundle", type=FOLDER)
+@click.option("--connect", default=LOOPBACK, show_default=True, help="The cloud's endpoint.")
+@click.option("--server-key", type=FOLDER, help="The cloud's public key; needed beyond loopback.")
+@click.option("--prompt", help="The prompt. [default: standard input]")
+@click.option("--chat", is_flag=True, help="Use the chat template; on a terminal, converse.")
+@click.option("--system", default="", help="System message, with --chat.")
+@click.option("--max-tokens", type=POSITIVE, default=256, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--top-k", type=int, default=0, show_default=True, help="0 keeps all tokens.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--stop", "stops", multiple=True, help="End at this text; may be repeated.")
+@click.option(
+    "--drafter",
+    default="",
+    metavar="PROFILE|ngram|none",
+    help="Who drafts; none is plain cloud decoding. [default: the bundle's draft]",
+)
+@click.option(
+    "--draft-length",
+    type=click.IntRange(1, 64),
+    default=EDGE.draft_length,
+    show_default=True,
+    help="Tokens drafted a round.",
+)
+@click.option("--threads", type=NOT_NEGATIVE, default=0, help="[default: every core]")
+@click.option(
+    "--connect-timeout",
+    type=click.FloatRange(min=0.1),
+    default=EDGE.connect_timeout,
+    show_default=True,
+    help="Seconds to wait for the cloud.",
+)
+@click.option("--show-drafts", is_flag=True, help="Colour accepted and corrected tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Figures as one JSON line on stderr.")
+def edge_run(bundle: Path, **options: Any) -> None:
+    """Answer a prompt on this device, with the target in the cloud."""
+    from edge_runtime.terminal import TextSettings, edge_run
+    from edgespec.manifest import Bundle
+    from edgespec.sampling import Sampling
+
+    text = TextSettings(
+        prompt=options["prompt"],
+        chat=options["chat"],
+        system=options["system"],
+        max_tokens=options["max_tokens"],
+        sampling=Sampling(
+            options["temperature"], options["top_p"], options["top_k"], options["seed"]
+        ),
+        stops=options["stops"],
+        show_drafts=options["show_drafts"],
+        json=options["as_json"],
+    )
+    settings = EdgeSettings(
+        connect=options["connect"],
+        server_key=options["server_key"],
+        drafter=options["drafter"],
+        draft_length=options["draft_length"],
+        threads=options["threads"] or all_cores(),
+        connect_timeout=options["connect_timeout"],
+    )
+    try:
+        edge_run(Bundle.open(bundle), settings, text)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+def keygen(folder: Path) -> None:
+    """Make a key pair for links beyond loopback: cloud.key_secret stays on the cloud, cloud.key
+    goes to the devices."""
+    import zmq.auth
+
+    if (folder / "cloud.key_secret").exists():
+        raise UsageError(f"{folder} holds a key already; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    public, secret = zmq.auth.create_certificates(str(folder), "cloud")
+    Path(secret).chmod(0o600)
+    click.echo(f"secret: {secret}\npublic: {public}")
+
+
+@main.command()
+@click.option(
+    "--exactness",
+    "bundle",
+    type=FOLDER,
+    metavar="BUNDLE",
+    help="Measure whether every way of computing a token gives the same bits here.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON line.")
+def doctor(bundle: Path | None, as_json: bool) -> None:
+    """Say what this machine can run, and which profile fits."""
+    from engines.machine import describe, report
+
+    if bundle is None:
+        machine = describe()
+        click.echo(json.dumps(machine.as_dict()) if as_json else report(machine))
+        return
+    from engines.exactness import measure_bundle, report_cases
+
+    from edgespec.manifest import Bundle
+
+    cases = measure_bundle(Bundle.open(bundle))
+    if as_json:
+        click.echo(
+            json.dumps(
+                {"exact": all(c.identical for c in cases), "cases": [c._asdict() for c in cases]}
+            )
+        )
+    else:
+        click.echo(report_cases(cases))
+    if not all(case.identical for case in cases):
+        sys.exit(1)
+
+
+@main.command()
+@click.option("--max-tokens", type=POSITIVE, default=64, show_default=True, help="Per answer.")
+def demo(max_tokens: int) -> None:
+    """Export the built-in pair, run device and cloud on this machine, and prove the answers."""
+    from bench.demo import demo
+
+    demo(max_tokens)
+
+
+@main.group()
+def bench() -> None:
+    """Measure. Each prints a table; with --json the last line is one JSON object."""
+
+
+@bench.command("local")
+@click.argument("bundle", type=FOLDER, required=False)
+@click.option("--drafter", default="", metavar="PROFILE", help="[default: the bundle's draft]")
+@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of each side.")
+@click.option("--json", "as_json", is_flag=True)
+def bench_local(bundle: Path | None, drafter: str, threads: int, as_json: bool) -> None:
+    """Step times, overhead of loop and wire, and speed with and without drafting, at no distance.
+
+    BUNDLE is the demo's unless given.
+    """
+    from bench.local import run
+
+    run(bundle, drafter=drafter, threads=threads, as_json=as_json)
+
+
+@bench.command("export")
+@click.option("--json", "as_json", is_flag=True)
+def bench_export(as_json: bool) -> None:
+    """Peak memory and time of exporting a 1.1 B-parameter fp16 Llama of random weights."""
+    from bench.export_memory import run
+
+    run(as_json=as_json)

@@ -1,0 +1,64 @@
+"""The settings of the two processes. The command line takes its defaults from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgespec.sampling import Sampling
+
+NGRAM = "ngram"
+NO_DRAFTER = "none"
+LOOPBACK = "tcp://127.0.0.1:5555"
+
+
+@dataclass(frozen=True)
+class CloudSettings:
+    bind: str = LOOPBACK
+    key: Path | None = None
+    """CurveZMQ secret; needed beyond loopback."""
+    max_sessions: int = 16
+    """Sessions with a slot; one more is refused as busy."""
+    max_batch_tokens: int = 256
+    """Tokens of one batch, at least one row whatever its length."""
+    prefill_chunk: int = 64
+    """Prompt tokens of one row of a batch."""
+    max_draft: int = 32
+    """Draft tokens of one round; the rest is ignored."""
+    hints: bool = True
+    """Run the exit heads for sessions that draft."""
+    idle_timeout: float = 600.0
+    """Seconds without a word from its device after which a session is closed."""
+    drain_timeout: float = 30.0
+    """Seconds that SIGTERM leaves to answers in flight."""
+    threads: int = 0
+    """Of the target; 0: every core this process may use."""
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    connect: str = LOOPBACK
+    server_key: Path | None = None
+    """The cloud's public CurveZMQ key; needed beyond loopback."""
+    drafter: str = ""
+    """A profile of the bundle, `ngram`, or `none`; empty: the bundle's only or first draft."""
+    draft_length: int = 4
+    """Tokens drafted a round."""
+    threads: int = 0
+    """Of the draft; 0: every core this process may use."""
+    connect_timeout: float = 10.0
+    """Seconds to wait for the cloud's welcome."""
+    patience: float = 5.0
+    """Seconds of silence after which the device asks where the answer stands."""
+    give_up: float = 60.0
+    """Seconds of silence after which it stops."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to be written."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int = 256
+    sampling: Sampling = Sampling()
+    stops: tuple[str, ...] = ()

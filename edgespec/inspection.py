@@ -1,0 +1,122 @@
+"""`edgespec inspect`: what is in a bundle, for people or as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from edgespec.manifest import Bundle, Draft, Manifest, Origin, Target
+from edgespec.progress import progress
+from edgespec.text import CHAT_TEMPLATE
+
+
+def inspect(folder: Path, *, verify: bool, as_json: bool) -> None:
+    """Prints the bundle at `folder` on stdout. Raises `BundleError` for what is no whole bundle.
+
+    `verify` compares every file with its checksum first.
+    """
+    bundle = Bundle.open(folder)
+    manifest = bundle.manifest
+    if verify:
+        _verify(bundle)
+    if as_json:
+        document = msgspec.to_builtins(manifest)
+        document["target_fingerprint"] = manifest.target_fingerprint
+        print(json.dumps(document | ({"verified": True} if verify else {})))
+        return
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(f"{folder}: {_megabytes(manifest, '')}, made by {manifest.made_by}")
+    for title, table in (
+        ("target", _target(manifest)),
+        ("segments", _segments(manifest.target)),
+        ("drafts", _drafts(manifest)),
+        ("tokenizer", _tokenizer(manifest)),
+    ):
+        console.print(f"\n{title}", style="bold")
+        console.print(table)
+    if verify:
+        console.print(f"\nall {len(manifest.files)} files agree with their checksums")
+
+
+def _verify(bundle: Bundle) -> None:
+    files = bundle.manifest.files
+    with progress("verifying", sum(file.size for file in files.values())) as advance:
+        for name, file in sorted(files.items()):
+            single = msgspec.structs.replace(bundle.manifest, files={name: file})
+            Bundle(bundle.folder, single).check()
+            advance(file.size)
+
+
+def _target(manifest: Manifest) -> Table:
+    target, shapes = manifest.target, manifest.target.architecture
+    return _facts(
+        ("origin", _origin(target.origin)),
+        ("family", shapes.family),
+        ("precision", str(target.precisions)),
+        ("layers", str(shapes.layers)),
+        ("hidden", f"{shapes.hidden} (feed-forward {shapes.intermediate})"),
+        ("heads", f"{shapes.heads} of {shapes.head_dim}, {shapes.kv_heads} for keys and values"),
+        ("vocabulary", f"{shapes.vocabulary} ({'tied' if shapes.tied else 'untied'} head)"),
+        ("context", f"{manifest.context} positions, {shapes.context} in the model"),
+        ("fingerprint", manifest.target_fingerprint),
+        ("size", _megabytes(manifest, "target/")),
+    )
+
+
+def _segments(target: Target) -> Table:
+    table = _table("layers", "graph", "exit head")
+    for segment in target.segments:
+        table.add_row(f"[{segment.start}, {segment.end})", segment.graph, segment.exit or "none")
+    table.add_row("head", target.head, "")
+    return table
+
+
+def _drafts(manifest: Manifest) -> Table:
+    table = _table("profile", "origin", "precision", "layers", "size")
+    for profile, draft in sorted(manifest.drafts.items()):
+        table.add_row(profile, *_draft(draft), _megabytes(manifest, f"draft/{profile}/"))
+    table.add_row("ngram", "prompt lookup", "", "", "needs no model")
+    return table
+
+
+def _draft(draft: Draft) -> tuple[str, str, str]:
+    return _origin(draft.origin), str(draft.precisions), str(draft.architecture.layers)
+
+
+def _tokenizer(manifest: Manifest) -> Table:
+    text = manifest.text
+    return _facts(
+        ("fingerprint", text.fingerprint),
+        ("vocabulary", str(text.vocabulary)),
+        ("end ids", ", ".join(map(str, text.end_ids)) or "none"),
+        ("chat template", "yes" if CHAT_TEMPLATE in manifest.files else "no"),
+    )
+
+
+def _origin(origin: Origin) -> str:
+    return f"{origin.name} @ {origin.revision}" if origin.revision else origin.name
+
+
+def _megabytes(manifest: Manifest, prefix: str) -> str:
+    size = sum(file.size for name, file in manifest.files.items() if name.startswith(prefix))
+    return f"{size / 1e6:.1f} MB"
+
+
+def _facts(*facts: tuple[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for fact in facts:
+        table.add_row(*fact)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,81 @@
+"""What a run is remembered by: counters of one answer, for people and as JSON."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class HintCount(msgspec.Struct):
+    """How often an exit head named the target's token, over positions where that is known."""
+
+    right: int = 0
+    total: int = 0
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.total if self.total else 0.0
+
+
+class AnswerStats(msgspec.Struct, kw_only=True):
+    """One answer. Times in seconds; bytes are those of messages, without ZeroMQ's framing."""
+
+    prompt_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    drafting_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    resumed: int = 0
+    """Times that silence or a lost session had to be mended."""
+    finish: str = ""
+    hints: dict[int, HintCount] = msgspec.field(default_factory=dict)
+    """By layer."""
+    token_ids: list[int] = msgspec.field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """After the first token, which is the prompt's cost."""
+        spent = self.seconds - self.first_token_seconds
+        return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else 0.0
+
+    @property
+    def accepted_per_round(self) -> float:
+        return self.accepted / self.rounds if self.rounds else 0.0
+
+    def as_json(self) -> str:
+        """One line, derived figures included."""
+        figures = msgspec.to_builtins(self, str_keys=True) | {
+            "tokens_per_second": round(self.tokens_per_second, 3),
+            "accepted_per_round": round(self.accepted_per_round, 4),
+        }
+        return msgspec.json.encode(figures).decode()
+
+    def as_text(self) -> str:
+        """A short report, one fact a line."""
+        lines = [
+            f"{self.tokens} tokens in {self.seconds:.2f} s "
+            f"({self.tokens_per_second:.1f} tokens/s after the first, "
+            f"which took {self.first_token_seconds * 1e3:.0f} ms); finished: {self.finish}",
+        ]
+        if self.rounds:
+            lines.append(
+                f"{self.rounds} rounds, {self.accepted} of {self.drafted} drafted tokens accepted "
+                f"({self.accepted_per_round:.2f} a round)"
+            )
+        lines.append(
+            f"{self.bytes_up} bytes up, {self.bytes_down} down; "
+            f"{self.drafting_seconds:.2f} s drafting, {self.waiting_seconds:.2f} s waiting"
+        )
+        for layer, count in sorted(self.hints.items()):
+            lines.append(
+                f"exit after layer {layer}: {count.right} of {count.total} hints right "
+                f"({count.accuracy:.0%})"
+            )
+        if self.resumed:
+            lines.append(f"resumed {self.resumed} times")
+        return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""Text and token ids: prompts, chat templates, streamed decoding, stop strings."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from edgespec.errors import BundleError, UsageError
+from edgespec.manifest import Bundle
+
+TOKENIZER = "tokenizer/tokenizer.json"
+CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
+
+
+class Codec:
+    """A bundle's tokenizer and chat template."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Checks the tokenizer's files and reads them. Raises `BundleError`."""
+        bundle.check("tokenizer")
+        self._text = bundle.manifest.text
+        self.tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
+        template = bundle.path(CHAT_TEMPLATE)
+        self._template = template.read_text(encoding="utf-8") if template.is_file() else None
+
+    def encode(self, text: str, *, chat: bool = False) -> list[int]:
+        """Ids of a prompt. A rendered chat brings its own special tokens; plain text gets them."""
+        return list(self.tokenizer.encode(text, add_special_tokens=not chat).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The chat template over `messages` (role, content), ready for the assistant's answer."""
+        if self._template is None:
+            raise UsageError("the bundle has no chat template; run without --chat")
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = lambda value, **options: json.dumps(
+            value, ensure_ascii=False, indent=options.get("indent")
+        )
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        values: dict[str, Any] = {
+            "messages": list(messages),
+            "add_generation_prompt": True,
+            "bos_token": self._text.bos,
+            "eos_token": self._text.eos,
+        }
+        try:
+            return environment.from_string(self._template).render(values)
+        except jinja2.TemplateError as error:
+            raise BundleError(f"the bundle's chat template failed: {error}") from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+class TextStream:
+    """Turns committed ids into text as they come, and finds stop strings.
+
+    Text that may be the beginning of a stop string is held back until it is known not to be, and
+    bytes of an unfinished character until it is whole. A stop string is found at the first token
+    that completes it, wherever rounds began and ended.
+    """
+
+    def __init__(self, codec: Codec, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+        """`prompt`: ids that the answer follows; the decoder looks at the last few of them."""
+        self._codec = codec
+        self._stops = [stop for stop in stops if stop]
+        self._decoder = DecodeStream(ids=list(prompt[-8:]), skip_special_tokens=True)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that is final now. Sets `stopped` when a stop string is complete."""
+        new = self._decoder.step(self._codec.tokenizer, token)
+        if new is None:
+            return ""
+        self._held += new
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            text, self._held = self._held[: min(found)], ""
+            return text
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text
+
+    def flush(self) -> str:
+        """What was held back, once no more tokens come."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest proper beginning of `stop` that `text` ends with."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
