@@ -136,7 +136,7 @@ def open_drafter(bundle: Bundle, name: str, threads: int) -> Drafter:
 
     An empty name takes the bundle's first profile, or `ngram` where it has no draft.
     """
-    name = name or next(iter(sorted(bundle.manifest.drafts)), NGRAM)
+    name = name or bundle.manifest.default_draft or NGRAM
     if name == NGRAM:
         return NgramDrafter()
     if name == NO_DRAFTER:

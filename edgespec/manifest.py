@@ -110,6 +110,11 @@ class Manifest(_Struct, frozen=True):
     """By path relative to the bundle."""
 
     @property
+    def default_draft(self) -> str:
+        """The profile that was exported first; empty without a draft."""
+        return next(iter(self.drafts), "")
+
+    @property
     def target_fingerprint(self) -> str:
         """Names the target's weights: two bundles that share it give the same text."""
         digest = hashlib.sha256()

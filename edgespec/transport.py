@@ -70,6 +70,7 @@ class DealerLink:
                 f"{endpoint} is not on this machine, so the link must be encrypted: pass "
                 "--server-key with the key file that 'edgespec keygen' wrote for the cloud"
             )
+        cloud_key = _read_key(server_key, secret=False)[0] if server_key else b""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -79,11 +80,12 @@ class DealerLink:
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         self.bytes_up = self.bytes_down = 0
         try:
-            if server_key is not None:
+            if cloud_key:
                 self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
-                self._socket.curve_serverkey = _read_key(server_key, secret=False)[0]
+                self._socket.curve_serverkey = cloud_key
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
+            self.close()
             raise LinkError(f"cannot connect to {endpoint}: {error.strerror}") from error
 
     def send(self, message: Message) -> None:
@@ -112,6 +114,7 @@ class RouterHub:
                 f"{endpoint} can be reached from other machines, so the link must be encrypted: "
                 "make keys with 'edgespec keygen' and pass --key"
             )
+        keys = _read_key(secret_key, secret=True) if secret_key else None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -119,8 +122,7 @@ class RouterHub:
         self._socket.setsockopt(zmq.SNDHWM, QUEUE)
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         try:
-            if secret_key is not None:
-                keys = _read_key(secret_key, secret=True)
+            if keys is not None:
                 self._socket.curve_publickey, self._socket.curve_secretkey = keys
                 self._socket.curve_server = True
             self._socket.bind(endpoint)

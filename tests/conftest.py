@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +14,10 @@ from cloud_runtime.service import Identity, Service
 from edge_runtime.loop import EdgeLoop, greet
 from edgespec.config import CloudSettings, EdgeSettings, Request
 from edgespec.loopback import LoopbackHub
+from edgespec.manifest import Bundle
 from edgespec.protocol import VERSION, Hello
-from edgespec.sampling import choose
-from engines.base import Engine, Row, final_choices
+from engines.alone import write_alone
+from engines.base import Engine
 
 HELLO = Hello(VERSION, "target", "tokenizer", "a device")
 
@@ -55,21 +58,73 @@ class House:
         return answer
 
     def alone(self, request: Request) -> list[int]:
-        """What the target writes by itself: one token a step, nothing of the cloud involved."""
-        slot = self.engine.open()
-        tokens = list(request.prompt)
-        try:
-            while len(tokens) < len(request.prompt) + request.max_tokens:
-                start = self.engine.cached(slot)
-                (choices,) = final_choices(self.engine, [Row(slot, start, tokens[start:])])
-                tokens.append(choose(choices.logits[0], request.sampling, len(tokens)))
-                if tokens[-1] in self.end_ids:
-                    break
-        finally:
-            self.engine.close(slot)
-        return tokens[len(request.prompt) :]
+        return write_alone(
+            self.engine, request.prompt, request.max_tokens, request.sampling, self.end_ids
+        )
 
 
 @pytest.fixture
 def house():
     return House
+
+
+def write_tiny_llama(folder: Path, *, seed: int = 0) -> Path:
+    """Three layers of random weights and a byte-level BPE tokenizer of 300 ids."""
+    import tokenizers
+    import torch
+    import transformers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog " * 3], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder; do not change it."""
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_llama_folder: Path) -> Bundle:
+    """`tiny_llama_folder` as an fp32 target in three segments, with two drafts of itself.
+
+    Do not change it.
+    """
+    from edgespec.manifest import SELF_DRAFT
+    from export.bundle import ExportSettings, export
+
+    return export(
+        ExportSettings(
+            target=str(tiny_llama_folder),
+            out=tiny_llama_folder.parent / "bundle",
+            segments=3,
+            drafts=(("cpu-fp32", SELF_DRAFT), ("cpu-int8", SELF_DRAFT)),
+        )
+    )

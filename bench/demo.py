@@ -1,0 +1,100 @@
+"""`edgespec demo`: two processes write three answers together; the target alone confirms them."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.builtin import PROFILES, builtin_bundle
+from bench.processes import cloud, cores, edge
+from edge_runtime.terminal import ACCEPTED, WRITTEN
+from edgespec.config import NO_DRAFTER
+from edgespec.errors import EdgespecError
+from edgespec.manifest import Bundle
+from edgespec.progress import progress
+from edgespec.sampling import Sampling
+from edgespec.telemetry import AnswerStats, HintCount
+from edgespec.text import Codec
+from engines.alone import write_alone
+from engines.ort import OrtSettings, load_target
+
+PROMPTS = (
+    "Explain in two sentences why the sky is blue.",
+    "Write a Python function that returns the n-th Fibonacci number.",
+    "A robot must fetch a cup from the kitchen. List the steps.",
+)
+
+
+def demo(max_tokens: int) -> None:
+    """Raises `EdgespecError` if any answer differs from the target's own."""
+    console = Console(highlight=False)
+    bundle = builtin_bundle()
+    device, server = cores()
+    console.print(
+        f"Target and draft: {bundle.manifest.target.origin.name}, the draft at int8; "
+        f"device on core {device}, cloud on core {server}, over loopback."
+    )
+    console.print(f"[{ACCEPTED}]drafted and accepted[/]  [{WRITTEN}]written by the target[/]\n")
+    colours = ["--show-drafts"] if console.is_terminal else []
+    limit = ["--max-tokens", str(max_tokens)]
+    drafted, plain = [], []
+    with cloud(bundle.folder) as endpoint:
+        for prompt in PROMPTS:
+            console.print(f"[bold]{prompt}[/]")
+            sys.stdout.flush()
+            options = [*limit, "--drafter", PROFILES[0]]
+            drafted.append(edge(bundle.folder, endpoint, prompt, [*options, *colours], show=True))
+            plain.append(edge(bundle.folder, endpoint, prompt, [*limit, "--drafter", NO_DRAFTER]))
+            console.print()
+    identical = _confirmed(bundle, max_tokens, [drafted, plain])
+    console.print(_table(drafted, plain, identical))
+    if not identical:
+        raise EdgespecError(
+            "an answer differs from the target's own; run 'edgespec doctor --exactness "
+            f"{bundle.folder}' to see how this processor computes"
+        )
+
+
+def _confirmed(bundle: Bundle, max_tokens: int, runs: list[list[AnswerStats]]) -> bool:
+    """Whether every answer is, token for token, what the target writes without any of this."""
+    codec = Codec(bundle)
+    engine = load_target(bundle, OrtSettings(threads=len(set(cores()))))
+    identical = True
+    with progress("the target alone", len(PROMPTS), unit="prompts") as advance:
+        for number, prompt in enumerate(PROMPTS):
+            ids = codec.encode(codec.render([{"role": "user", "content": prompt}]), chat=True)
+            ends = bundle.manifest.text.end_ids
+            text = write_alone(engine, ids, max_tokens, Sampling(), ends)
+            identical &= all(run[number].token_ids == text for run in runs)
+            advance(1)
+    return identical
+
+
+def speed(runs: list[AnswerStats]) -> float:
+    """Tokens a second after each answer's first."""
+    spent = sum(run.seconds - run.first_token_seconds for run in runs)
+    return sum(run.tokens - 1 for run in runs) / spent
+
+
+def _table(drafted: list[AnswerStats], plain: list[AnswerStats], identical: bool) -> Table:
+    tokens = sum(run.tokens for run in drafted)
+    table = Table("", "with drafting", "without")
+    fast, slow = speed(drafted), speed(plain)
+    table.add_row("tokens/s", f"{fast:.1f} ({fast / slow:.2f}x)", f"{slow:.1f}")
+    rounds = sum(run.rounds for run in drafted)
+    accepted = sum(run.accepted for run in drafted)
+    table.add_row("accepted tokens a round", f"{accepted / rounds:.2f}", "")
+    for name, field in (("bytes up a token", "bytes_up"), ("bytes down a token", "bytes_down")):
+        with_it, without = (sum(getattr(run, field) for run in runs) for runs in (drafted, plain))
+        table.add_row(name, f"{with_it / tokens:.1f}", f"{without / tokens:.1f}")
+    for layer in sorted({layer for run in drafted for layer in run.hints}):
+        counts = [run.hints.get(layer, HintCount()) for run in drafted]
+        right, total = sum(c.right for c in counts), sum(c.total for c in counts)
+        table.add_row(
+            f"hints right, exit after layer {layer}", f"{right / total:.0%} of {total}", ""
+        )
+    verdict = "[green]yes[/]" if identical else "[red]no[/]"
+    table.add_row("identical to the target alone", verdict, verdict)
+    return table

@@ -1,0 +1,195 @@
+"""`edgespec bench local`: what a step costs here, and what everything that is not a step costs.
+
+Configurations take turns, so that a machine whose speed drifts slows them alike; figures are
+medians. The overhead of loop and wire is the round of a table-driven toy pair between two real
+processes over TCP, whose own steps cost next to nothing: an upper bound.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.builtin import builtin_bundle
+from bench.demo import PROMPTS, speed
+from bench.processes import cloud, cores, edge
+from cloud_runtime.server import CloudLoop
+from cloud_runtime.service import Identity, Service
+from edge_runtime.drafters import ModelDrafter
+from edge_runtime.loop import EdgeLoop, greet
+from edgespec.config import NO_DRAFTER, CloudSettings, EdgeSettings, Request
+from edgespec.errors import UsageError
+from edgespec.manifest import Bundle
+from edgespec.progress import progress
+from edgespec.protocol import VERSION, Hello
+from edgespec.sampling import Sampling
+from edgespec.transport import DealerLink, RouterHub
+from engines.base import Engine, Row, final_choices
+from engines.machine import describe
+from engines.ort import OrtSettings, load_draft, load_target
+from engines.toy import ToyEngine
+
+TOKENS = (1, 2, 4, 8)
+ROWS = (1, 4, 16)
+PAST = 64
+"""Cached positions of every row."""
+REPEATS = 15
+DRAFT_LENGTH = 4
+TOY_TOKENS = 1500
+
+
+def run(bundle: Path | None, *, drafter: str, threads: int, as_json: bool) -> None:
+    """Measures and prints. Raises `UsageError` for a drafter that is no draft of the bundle."""
+    opened = Bundle.open(bundle) if bundle else builtin_bundle()
+    drafter = drafter or opened.manifest.default_draft
+    if not drafter:
+        raise UsageError(f"{opened.folder} has no draft to measure; export it with --draft")
+    figures = step_times(opened, drafter, threads)
+    figures |= overhead(figures)
+    figures |= answers(opened, drafter)
+    machine = describe().as_dict()
+    figures |= {"drafter": drafter, "threads": threads, "machine": machine}
+    Console().print(_table(figures, opened))
+    if as_json:
+        print(json.dumps(figures))
+
+
+def step_times(bundle: Bundle, drafter: str, threads: int) -> dict[str, Any]:
+    """Milliseconds of a draft step, and of a target step for every (rows, tokens)."""
+    target = load_target(bundle, OrtSettings(threads=threads, slots=len(TOKENS) * sum(ROWS)))
+    draft = load_draft(bundle, drafter, OrtSettings(threads=threads, slots=1, min_tokens=1))
+    calls: dict[str, Callable[[], object]] = {
+        f"{rows}x{tokens}": _step(target, rows, tokens) for rows in ROWS for tokens in TOKENS
+    }
+    calls["draft"] = _step(draft, 1, 1)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with progress("steps", REPEATS + 1, unit="turns") as advance:
+        for turn in range(REPEATS + 1):
+            for name, call in calls.items():
+                before = time.perf_counter()
+                call()
+                if turn:  # the first one warms up
+                    times[name].append((time.perf_counter() - before) * 1e3)
+            advance(1)
+    medians = {name: round(statistics.median(taken), 3) for name, taken in times.items()}
+    return {"draft_step_ms": medians.pop("draft"), "target_step_ms": medians}
+
+
+def _step(engine: Engine, rows: int, tokens: int) -> Callable[[], object]:
+    """A step that can be repeated: it always starts at the same position."""
+    slots = [engine.open() for _ in range(rows)]
+    ids = [number % engine.vocabulary for number in range(100, 100 + PAST + tokens)]
+    for slot in slots:
+        final_choices(engine, [Row(slot, 0, ids[:PAST], 0)])
+    batch = [Row(slot, PAST, ids[PAST:], tokens) for slot in slots]
+
+    def call() -> object:
+        return final_choices(engine, batch)
+
+    return call
+
+
+def _serve(ready: Connection, core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    settings = CloudSettings(bind="tcp://127.0.0.1:*")
+    hub = RouterHub(settings.bind)
+    engine = _toy()
+    loop = CloudLoop(hub, Service(Identity("toy", "toy", ()), engine, settings), engine, settings)
+    ready.send(hub.endpoint)
+    loop.run()
+
+
+def _toy() -> ToyEngine:
+    return ToyEngine(context=TOY_TOKENS + 100, layers=1)
+
+
+def overhead(steps: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of a round in which no model runs, and its share of a real round."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, cores()[1]), daemon=True)
+    process.start()
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cores()[0]})
+    try:
+        endpoint = here.recv()
+        settings = EdgeSettings(connect=endpoint, draft_length=DRAFT_LENGTH)
+        link = DealerLink(endpoint)
+        hello = Hello(VERSION, "toy", "toy", "bench")
+        loop = EdgeLoop(
+            link, ModelDrafter(_toy(), "toy"), hello, greet(link, hello, settings), [], settings
+        )
+        request = Request((1, 2, 3), TOY_TOKENS, Sampling())
+        answer = loop.start(request)
+        for _ in loop.write(answer, request):
+            pass
+        link.close()
+    finally:
+        os.sched_setaffinity(0, before)
+        process.terminate()
+    stats = answer.stats
+    empty = (stats.seconds - stats.first_token_seconds) / stats.rounds * 1e3
+    full = DRAFT_LENGTH * steps["draft_step_ms"] + steps["target_step_ms"]["1x4"]
+    return {
+        "overhead_ms_per_round": round(empty, 4),
+        "overhead_share_of_round": round(empty / (empty + full), 5),
+    }
+
+
+def answers(bundle: Bundle, drafter: str) -> dict[str, Any]:
+    """Tokens a second of real processes, each on one core, with and without drafting in turns."""
+    ways: dict[str, Sequence[str]] = {
+        "drafting": ("--drafter", drafter, "--draft-length", str(DRAFT_LENGTH)),
+        "plain": ("--drafter", NO_DRAFTER),
+    }
+    runs: dict[str, list[Any]] = {name: [] for name in ways}
+    with (
+        cloud(bundle.folder, "--no-hints") as endpoint,
+        progress("answers", 2 * len(PROMPTS), unit="answers") as advance,
+    ):
+        for prompt in PROMPTS:
+            for name, options in ways.items():
+                limited = [*options, "--max-tokens", "64"]
+                runs[name].append(edge(bundle.folder, endpoint, prompt, limited))
+                advance(1)
+    fast, slow = speed(runs["drafting"]), speed(runs["plain"])
+    rounds = sum(stats.rounds for stats in runs["drafting"])
+    return {
+        "tokens_per_s_drafting": round(fast, 2),
+        "tokens_per_s_plain": round(slow, 2),
+        "speedup": round(fast / slow, 3),
+        "accepted_per_round": round(sum(s.accepted for s in runs["drafting"]) / rounds, 3),
+        "identical": all(
+            a.token_ids == b.token_ids for a, b in zip(runs["drafting"], runs["plain"], strict=True)
+        ),
+    }
+
+
+def _table(figures: dict[str, Any], bundle: Bundle) -> Table:
+    target = bundle.manifest.target
+    table = Table(
+        "", *(f"{n} token{'s' * (n > 1)}" for n in TOKENS),
+        title=f"{target.origin.name}, {target.precisions.layers}, {figures['threads']} thread(s)",
+        caption="milliseconds a step, median",
+    )  # fmt: skip
+    for rows in ROWS:
+        cells = [f"{figures['target_step_ms'][f'{rows}x{tokens}']:.2f}" for tokens in TOKENS]
+        table.add_row(f"target, {rows} row{'s' * (rows > 1)}", *cells)
+    table.add_row(f"draft {figures['drafter']}", f"{figures['draft_step_ms']:.2f}")
+    table.add_row("loop and wire, a round", f"{figures['overhead_ms_per_round']:.3f}")
+    table.add_row("… share of a round", f"{figures['overhead_share_of_round']:.2%}")
+    table.add_section()
+    table.add_row("tokens/s, drafting", f"{figures['tokens_per_s_drafting']:.1f}")
+    table.add_row("tokens/s, plain", f"{figures['tokens_per_s_plain']:.1f}")
+    table.add_row("ratio", f"{figures['speedup']:.2f}")
+    return table

@@ -1,0 +1,80 @@
+"""Device and cloud as real processes on this machine, each on its own core if there are two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from edgespec.errors import EdgespecError
+from edgespec.telemetry import AnswerStats
+
+START_TIMEOUT = 120.0
+
+
+def cores() -> tuple[int, int]:
+    """The device's core and the cloud's; the same where there is only one."""
+    usable = sorted(os.sched_getaffinity(0))
+    return usable[0], usable[-1]
+
+
+def _command(core: int, *arguments: str) -> list[str]:
+    pin = f"import os; os.sched_setaffinity(0, {{{core}}}); from edgespec.cli import main; main()"
+    return [sys.executable, "-c", pin, *arguments]
+
+
+@contextmanager
+def cloud(bundle: Path, *options: str) -> Iterator[str]:
+    """`edgespec cloud-run` on a free port of loopback; yields its endpoint, stops it at the end.
+
+    Raises `EdgespecError` with the cloud's own words if it does not come up.
+    """
+    command = _command(
+        cores()[1], "cloud-run", str(bundle), "--bind", "tcp://127.0.0.1:*", "--threads", "1",
+        *options,
+    )  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    watchdog = threading.Timer(START_TIMEOUT, process.kill)
+    watchdog.start()
+    said = []
+    try:
+        for line in process.stderr:
+            said.append(line)
+            if "listening on" in line:
+                watchdog.cancel()
+                threading.Thread(target=process.stderr.read, daemon=True).start()
+                yield line.split()[-1]
+                return
+        raise EdgespecError(f"the cloud did not start: {''.join(said[-3:]).strip()}")
+    finally:
+        watchdog.cancel()
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def edge(
+    bundle: Path, endpoint: str, prompt: str, options: Sequence[str], *, show: bool = False
+) -> AnswerStats:
+    """`edgespec edge-run --json` for one chat prompt; `show` lets its text through."""
+    command = _command(
+        cores()[0], "edge-run", str(bundle), "--connect", endpoint, "--prompt", prompt, "--chat",
+        "--threads", "1", "--json", *options,
+    )  # fmt: skip
+    done = subprocess.run(
+        command, stdout=None if show else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    lines = done.stderr.strip().splitlines()
+    if done.returncode or not lines:
+        raise EdgespecError(f"the device failed: {lines[-1] if lines else done.returncode}")
+    return msgspec.json.decode(lines[-1], type=AnswerStats, strict=False)

@@ -1,0 +1,31 @@
+"""The target by itself, one token a step: what every answer is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from edgespec.sampling import Sampling, choose
+from engines.base import Engine, Row, final_choices
+
+
+def write_alone(
+    engine: Engine,
+    prompt: Sequence[int],
+    max_tokens: int,
+    sampling: Sampling,
+    end_ids: Collection[int] = (),
+) -> list[int]:
+    """The answer's tokens, end-of-text included. Uses nothing of the runtimes."""
+    slot = engine.open()
+    tokens = list(prompt)
+    try:
+        while len(tokens) < len(prompt) + max_tokens:
+            start = engine.cached(slot)
+            (choices,) = final_choices(engine, [Row(slot, start, tokens[start:])])
+            assert choices is not None
+            tokens.append(choose(choices.logits[0], sampling, len(tokens)))
+            if tokens[-1] in end_ids:
+                break
+    finally:
+        engine.close(slot)
+    return tokens[len(prompt) :]

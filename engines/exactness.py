@@ -1,0 +1,188 @@
+"""Does every way of computing a token give the same bits on this machine?
+
+Exactness rests on it: a verify of several tokens must see the logits that decoding one token at
+a time would have seen. The reference is one prefill; every case computes some of its positions
+another way and compares logits bit by bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.errors import UsageError
+from edgespec.manifest import Bundle
+from engines.base import Engine, Row, final_choices
+
+LENGTH = 300
+"""Positions of the reference; past the first capacity bucket, so that a slot grows on the way."""
+TAIL = 24
+"""Positions at the end that the slow ways compute."""
+
+Logits = npt.NDArray[Any]
+Way = Callable[[Engine, Sequence[int]], Logits]
+
+
+class Case(NamedTuple):
+    name: str
+    identical: bool
+    positions: int
+    largest: float
+    """Largest absolute difference of a logit."""
+
+
+def _feed(engine: Engine, slot: int, ids: Sequence[int], sizes: Iterator[int]) -> Logits:
+    """Runs what of `ids` the slot lacks in rows of `sizes`; logits of all of it."""
+    parts = []
+    start = engine.cached(slot)
+    while start < len(ids):
+        row = ids[start : start + next(sizes)]
+        (choices,) = final_choices(engine, [Row(slot, start, row, len(row))])
+        assert choices is not None
+        parts.append(choices.logits)
+        start += len(row)
+    return np.concatenate(parts)
+
+
+def _steady(size: int) -> Iterator[int]:
+    while True:
+        yield size
+
+
+def _cycle(sizes: Sequence[int]) -> Iterator[int]:
+    while True:
+        yield from sizes
+
+
+def _prefill(engine: Engine, ids: Sequence[int]) -> int:
+    """A slot that holds all of `ids` but the tail."""
+    slot = engine.open()
+    final_choices(engine, [Row(slot, 0, ids[:-TAIL], 0)])
+    return slot
+
+
+def _by_rows(size: int) -> Way:
+    def way(engine: Engine, ids: Sequence[int]) -> Logits:
+        slot = _prefill(engine, ids)
+        logits = _feed(engine, slot, ids, _steady(size))
+        engine.close(slot)
+        return logits
+
+    return way
+
+
+def _in_chunks(engine: Engine, ids: Sequence[int]) -> Logits:
+    """From the start, in ragged chunks, so that the slot grows from bucket to bucket."""
+    slot = engine.open()
+    logits = _feed(engine, slot, ids, _cycle([40, 3, 64, 17, 1, 8]))
+    engine.close(slot)
+    return logits
+
+
+def _in_a_ragged_batch(engine: Engine, ids: Sequence[int]) -> Logits:
+    """Beside three other sessions of other lengths, one of them idle every other time."""
+    others = [engine.open() for _ in range(3)]
+    slot = _prefill(engine, ids)
+    for number, other in enumerate(others):
+        final_choices(engine, [Row(other, 0, ids[: LENGTH - TAIL - 7 * number], 0)])
+    parts = []
+    for turn, start in enumerate(range(LENGTH - TAIL, LENGTH, 4)):
+        rows = [
+            Row(other, engine.cached(other), ids[number : number + 2 + number])
+            for number, other in enumerate(others)
+            if number != turn % 2
+        ]
+        batch = [*rows[:1], Row(slot, start, ids[start : start + 4], 4), *rows[1:]]
+        choices = final_choices(engine, batch)[1]
+        assert choices is not None
+        parts.append(choices.logits)
+    for other in [*others, slot]:
+        engine.close(other)
+    return np.concatenate(parts)
+
+
+def _after_rollback(engine: Engine, ids: Sequence[int]) -> Logits:
+    """Over the garbage of rejected drafts."""
+    slot = _prefill(engine, ids)
+    parts = []
+    for start in range(LENGTH - TAIL, LENGTH, 3):
+        final_choices(engine, [Row(slot, start, ids[:7])])
+        engine.truncate(slot, start)
+        (choices,) = final_choices(engine, [Row(slot, start, ids[start : start + 3], 3)])
+        assert choices is not None
+        parts.append(choices.logits)
+    engine.close(slot)
+    return np.concatenate(parts)
+
+
+def _again(engine: Engine, ids: Sequence[int]) -> Logits:
+    """In a slot that another session has used."""
+    slot = engine.open()
+    (choices,) = final_choices(engine, [Row(slot, 0, ids, len(ids))])
+    assert choices is not None
+    engine.close(slot)
+    return choices.logits
+
+
+WAYS: dict[str, Way] = {
+    "prefill again, in a used slot": _again,
+    "prefill in ragged chunks, growing": _in_chunks,
+    "one token at a time": _by_rows(1),
+    **{f"verify of {size} tokens": _by_rows(size) for size in range(2, 9)},
+    "in a ragged batch of four": _in_a_ragged_batch,
+    "after rollback": _after_rollback,
+}
+
+
+def measure(load: Callable[[int], Engine], threads: Sequence[int] = (1, 2)) -> list[Case]:
+    """Runs every way with every number of threads; `load` gives an engine with that many."""
+    cases = []
+    reference: Logits | None = None
+    for count in threads:
+        engine = load(count)
+        generator = np.random.default_rng(1)
+        ids = generator.integers(0, engine.vocabulary, LENGTH).tolist()
+        if reference is None:
+            reference = _again(engine, ids)
+        for name, way in WAYS.items():
+            logits = way(engine, ids)
+            expected = reference[-len(logits) :]
+            cases.append(
+                Case(
+                    f"{name}, {count} thread{'s' * (count > 1)}",
+                    bool(np.array_equal(logits, expected)),
+                    len(logits),
+                    float(np.abs(logits - expected).max()),
+                )
+            )
+    return cases
+
+
+def measure_bundle(bundle: Bundle, threads: Sequence[int] = (1, 2)) -> list[Case]:
+    """`measure` for a bundle's target in ONNX Runtime."""
+    from engines.ort import OrtSettings, load_target
+
+    if bundle.manifest.context < LENGTH:
+        raise UsageError(
+            f"the bundle's context is {bundle.manifest.context}; exactness needs {LENGTH}"
+        )
+    return measure(lambda count: load_target(bundle, OrtSettings(threads=count)), threads)
+
+
+def report_cases(cases: Sequence[Case]) -> str:
+    """One line a case, and one that sums up."""
+    lines = [
+        f"{'identical' if case.identical else f'off by {case.largest:.2g}':>16}  {case.name}"
+        for case in cases
+    ]
+    wrong = [case for case in cases if not case.identical]
+    lines.append(
+        f"exact: every way gives the same bits ({len(cases)} cases)"
+        if not wrong
+        else f"not exact: {len(wrong)} of {len(cases)} cases differ, by at most "
+        f"{max(case.largest for case in wrong):.2g}; answers may differ from the target's alone"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,71 @@
+"""Streamed text equals decoded text, and stop strings are found wherever they fall."""
+
+import itertools
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from edgespec.errors import UsageError
+from edgespec.text import Codec, TextStream
+
+
+@pytest.fixture(scope="module")
+def codec():
+    """One token for every byte, so that characters and stop strings straddle tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    codec = Codec.__new__(Codec)
+    codec.tokenizer = tokenizer
+    return codec
+
+
+def stream(codec, text, *stops):
+    """The pieces that come out, and how many tokens went in."""
+    ids = codec.encode(text)
+    out = TextStream(codec, codec.encode("Q: "), stops)
+    pieces = []
+    for token in ids:
+        pieces.append(out.push(token))
+        if out.stopped:
+            return pieces, len(pieces)
+    pieces.append(out.flush())
+    return pieces, len(ids)
+
+
+@pytest.mark.parametrize("text", ["plain", "naïve café", "日本語 🎉 done", " leading space"])
+def test_pieces_join_to_the_text(codec, text):
+    pieces, _ = stream(codec, text)
+    assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "shown"),
+    [
+        ("one END two", ["END"], "one "),
+        ("one ENEND two", ["END"], "one EN"),
+        ("abab abc", ["abc"], "abab "),
+        ("one two", ["two", "ne"], "o"),
+        ("no such", ["xyz"], "no such"),
+        ("ends with EN", ["END"], "ends with EN"),
+        ("ünü", ["ü"], ""),
+        ("one", [""], "one"),
+    ],
+)
+def test_stop_strings(codec, text, stops, shown):
+    pieces, taken = stream(codec, text, *stops)
+    assert "".join(pieces) == shown
+    ends = [text.find(s) + len(s) for s in stops if s and s in text]
+    assert taken == len(codec.encode(text[: min(ends)] if ends else text))
+
+
+def test_nothing_of_a_stop_string_is_shown_early(codec):
+    pieces, _ = stream(codec, "aENb", "END")
+    assert list(itertools.accumulate(pieces)) == ["a", "a", "a", "aENb", "aENb"]
+
+
+def test_chat_without_a_template_is_refused(codec):
+    codec._template = None
+    with pytest.raises(UsageError, match="no chat template"):
+        codec.render([{"role": "user", "content": "hi"}])

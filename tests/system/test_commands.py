@@ -1,0 +1,395 @@
+"""The command line as users meet it: real processes, bad input, broken links."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+import zmq
+from click.testing import CliRunner
+
+from edge_runtime.drafters import NoDrafter
+from edge_runtime.loop import EdgeLoop, greet, hello_for
+from edgespec.cli import main
+from edgespec.config import EdgeSettings, Request
+from edgespec.errors import LinkError
+from edgespec.protocol import Hello, pack, unpack
+from edgespec.sampling import Sampling
+from edgespec.transport import DealerLink
+from engines.alone import write_alone
+from engines.ort import OrtSettings, load_target
+
+EDGESPEC = [sys.executable, "-m", "edgespec"]
+
+
+@contextmanager
+def cloud(bundle, *options, bind="tcp://127.0.0.1:*"):
+    process = subprocess.Popen(
+        [*EDGESPEC, "cloud-run", str(bundle.folder), "--bind", bind, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.said = []
+    for line in process.stderr:
+        process.said.append(line)
+        if "listening on" in line:
+            break
+    else:
+        raise AssertionError(process.said)
+    reader = threading.Thread(target=lambda: process.said.extend(process.stderr), daemon=True)
+    reader.start()
+    process.endpoint = line.split()[-1]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stderr.close()
+
+
+def edge(bundle, endpoint, *options, **kwargs):
+    return subprocess.run(
+        [*EDGESPEC, "edge-run", str(bundle.folder), "--connect", endpoint, *options],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def served(tiny_bundle):
+    with cloud(tiny_bundle, "--max-sessions", "4") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_bundle):
+    engine = load_target(tiny_bundle, OrtSettings())
+    ends = tiny_bundle.manifest.text.end_ids
+
+    def write(prompt, most, sampling=Sampling()):
+        return write_alone(engine, prompt, most, sampling, ends)
+
+    return write
+
+
+def ids(bundle, text):
+    from edgespec.text import Codec
+
+    return Codec(bundle).encode(text)
+
+
+@pytest.mark.parametrize("drafter", ["cpu-int8", "cpu-fp32", "ngram", "none"])
+def test_text_goes_to_stdout_and_figures_to_stderr(tiny_bundle, served, alone, drafter):
+    options = ["--prompt", "the quick", "--max-tokens", "12", "--drafter", drafter, "--json"]
+    done = edge(tiny_bundle, served.endpoint, *options)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stderr)
+    expected = alone(ids(tiny_bundle, "the quick"), 12)
+    assert figures["token_ids"] == expected
+    from edgespec.text import Codec
+
+    assert done.stdout.rstrip("\n") == Codec(tiny_bundle).decode(expected).rstrip("\n")
+    if drafter == "cpu-fp32":
+        assert figures["accepted"] > 0
+        assert set(figures["hints"]) == {"1", "2"}
+
+
+def test_standard_input_sampling_and_stop(tiny_bundle, served, alone):
+    sampling = ["--temperature", "1.0", "--seed", "5", "--top-p", "0.95", "--top-k", "200"]
+    limit = ["--max-tokens", "40", "--json"]
+    done = edge(tiny_bundle, served.endpoint, *sampling, *limit, input="the lazy dog")
+    whole = done.stdout[:-1]
+    prompt = ids(tiny_bundle, "the lazy dog")
+    expected = alone(prompt, 40, Sampling(1.0, 0.95, 200, 5))
+    assert json.loads(done.stderr)["token_ids"] == expected
+    stop = whole[7:10]
+    stopped = edge(
+        tiny_bundle, served.endpoint, *sampling, *limit, "--stop", stop, input="the lazy dog"
+    )
+    assert stopped.stdout[:-1] == whole[: whole.index(stop)]
+    figures = json.loads(stopped.stderr)
+    assert figures["finish"] == "stop"
+    assert figures["token_ids"] == expected[: len(figures["token_ids"])]
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def refused(code, words, *arguments):
+    result = invoke(*arguments)
+    assert result.exit_code == code, result.output
+    assert words in result.stderr, result.stderr
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_bad_exports(tmp_path, tiny_llama_folder, tiny_bundle):
+    out = ["--out", tmp_path / "b"]
+    refused(1, "nowhere", "export", tmp_path / "nowhere", *out)
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 50)
+    refused(1, "bad.gguf", "export", tmp_path / "bad.gguf", *out)
+    (tmp_path / "mixture").mkdir()
+    (tmp_path / "mixture/config.json").write_text(
+        '{"model_type": "mixtral", "num_local_experts": 8}'
+    )
+    refused(1, "mixture of experts", "export", tmp_path / "mixture", *out)
+    fine = ["export", tiny_llama_folder, *out]
+    refused(2, "must lie between 1 and the target's 3", *fine, "--segments", 4)
+    refused(2, "--split 2,1 must rise", *fine, "--split", "2,1")
+    refused(2, "no list of layers", *fine, "--split", "two")
+    refused(2, "pass one of them", *fine, "--split", "1", "--segments", "2")
+    refused(2, "-1", *fine, "--segments", -1)
+    refused(2, "no profile 'abacus'", *fine, "--draft", "self", "--profile", "abacus")
+    refused(2, "pass --draft too", *fine, "--profile", "cpu-int8")
+    refused(2, "exceeds the 512", *fine, "--context", 513)
+    refused(2, "exists already", "export", tiny_llama_folder, "--out", tiny_bundle.folder)
+    assert not (tmp_path / "b").exists()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_a_draft_with_another_tokenizer_is_refused(tmp_path, tiny_llama_folder):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in tiny_llama_folder.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"]["add_prefix_space"] = True
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    refused(
+        2, "different tokenizers", "export", tiny_llama_folder, "--out", tmp_path / "b",
+        "--draft", other,
+    )  # fmt: skip
+
+
+def test_bad_bundles(tmp_path, tiny_bundle):
+    refused(1, "there is no bundle", "inspect", tmp_path / "none")
+    refused(1, "is no bundle", "inspect", tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    refused(1, "cannot be read", "inspect", tmp_path)
+    refused(1, "there is no bundle", "cloud-run", tmp_path / "none")
+    refused(1, "there is no bundle", "edge-run", tmp_path / "none", "--prompt", "x")
+
+
+def test_bad_requests(tiny_bundle, served):
+    run = ["edge-run", tiny_bundle.folder, "--connect", served.endpoint]
+    refused(2, "temperature is -1.0", *run, "--prompt", "x", "--temperature", "-1")
+    refused(2, "top-p is 2.0", *run, "--prompt", "x", "--top-p", "2")
+    refused(2, "--max-tokens", *run, "--prompt", "x", "--max-tokens", "-5")
+    refused(2, "--draft-length", *run, "--prompt", "x", "--draft-length", "0")
+    refused(2, "context is 512", *run, "--prompt", "the " * 600)
+    refused(2, "prompt is empty", *run, "--prompt", "")
+    refused(2, "standard input is empty", *run)
+    refused(2, "no chat template", *run, "--prompt", "x", "--chat")
+    refused(1, "no draft for 'abacus'", *run, "--prompt", "x", "--drafter", "abacus")
+    refused(
+        2, "is no endpoint", "edge-run", tiny_bundle.folder, "--connect", "x:1", "--prompt", "x"
+    )
+    far = ["--connect", "tcp://192.0.2.1:5555", "--prompt", "x"]
+    refused(2, "must be encrypted", "edge-run", tiny_bundle.folder, *far)
+
+
+def test_bad_addresses(tiny_bundle, served):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        free = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    refused(
+        1, "nobody answered", "edge-run", tiny_bundle.folder, "--connect", free, "--prompt", "x",
+        "--connect-timeout", "0.3",
+    )  # fmt: skip
+    taken = ["cloud-run", tiny_bundle.folder, "--bind", served.endpoint]
+    refused(1, "another program is listening", *taken)
+    refused(2, "must be encrypted", "cloud-run", tiny_bundle.folder, "--bind", "tcp://0.0.0.0:0")
+    refused(2, "is no endpoint", "cloud-run", tiny_bundle.folder, "--bind", "nonsense")
+
+
+def test_a_flipped_byte_is_named_when_the_cloud_and_the_device_load(tmp_path, tiny_bundle):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_bundle.folder, folder)
+    for name, command in (
+        ("target/segment-01.data", ["cloud-run", folder, "--bind", "tcp://127.0.0.1:*"]),
+        ("tokenizer/tokenizer.json", ["edge-run", folder, "--prompt", "x"]),
+    ):
+        path = folder / name
+        content = bytearray(path.read_bytes())
+        content[100] ^= 4
+        path.write_bytes(content)
+        refused(1, f"{name} is damaged", *command)
+
+
+def test_another_bundle_is_refused(tmp_path, tiny_llama_folder, served):
+    result = invoke("export", tiny_llama_folder, "--out", tmp_path / "b", "--segments", "2")
+    assert result.exit_code == 0
+    words = "its target differs from the one in the device's bundle"
+    refused(1, words, "edge-run", tmp_path / "b", "--connect", served.endpoint, "--prompt", "x")
+
+
+def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(tmp_path, tiny_llama_folder):
+    code = (
+        "import os, export.bundle as b\n"
+        "b._hashes = lambda folder: os.kill(os.getpid(), 9)\n"
+        f"b.export(b.ExportSettings({str(tiny_llama_folder)!r}, b.Path({str(tmp_path / 'b')!r})))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "b").exists()
+    assert len(list(tmp_path.glob(".b.*.partial"))) == 1
+    assert invoke("export", tiny_llama_folder, "--out", tmp_path / "b").exit_code == 0
+    assert not list(tmp_path.glob(".b.*"))
+
+
+def test_an_encrypted_link(tmp_path, tiny_bundle, alone):
+    assert invoke("keygen", tmp_path / "keys").exit_code == 0
+    refused(2, "holds a key already", "keygen", tmp_path / "keys")
+    secret, public = tmp_path / "keys/cloud.key_secret", tmp_path / "keys/cloud.key"
+    assert secret.stat().st_mode & 0o77 == 0
+    options = ["--prompt", "the", "--max-tokens", "5", "--json", "--connect-timeout", "1.5"]
+    with cloud(tiny_bundle, "--key", str(secret)) as process:
+        done = edge(tiny_bundle, process.endpoint, *options, "--server-key", str(public))
+        assert json.loads(done.stderr)["token_ids"] == alone(ids(tiny_bundle, "the"), 5)
+        plain = edge(tiny_bundle, process.endpoint, *options)
+        assert plain.returncode == 1
+        assert "nobody answered" in plain.stderr
+    refused(2, "no secret key", "cloud-run", tiny_bundle.folder, "--key", public)
+    refused(2, "is no key file", "cloud-run", tiny_bundle.folder, "--key", tmp_path / "none")
+
+
+def test_sigterm_finishes_what_is_in_flight(tiny_bundle, alone):
+    with cloud(tiny_bundle) as process:
+        link, loop = device(tiny_bundle, process.endpoint)
+        prompt = tuple(ids(tiny_bundle, "the quick"))
+        request = Request(prompt, 120)
+        answer = loop.start(request)
+        pieces = loop.write(answer, request)
+        next(pieces)
+        process.send_signal(signal.SIGTERM)
+        for _ in pieces:
+            pass
+        link.close()
+        assert answer.stats.token_ids == alone(prompt, 120)
+        assert process.wait(20) == 0
+    assert any("stopped" in line for line in process.said)
+
+
+def device(bundle, endpoint, **settings):
+    edge = EdgeSettings(connect=endpoint, patience=0.3, **settings)
+    link = DealerLink(endpoint)
+    hello = hello_for(bundle, "test")
+    welcome = greet(link, hello, edge)
+    ends = bundle.manifest.text.end_ids
+    return link, EdgeLoop(link, NoDrafter(), hello, welcome, ends, edge)
+
+
+def test_a_killed_cloud_that_returns_goes_on_with_the_answer(tiny_bundle, alone):
+    prompt = tuple(ids(tiny_bundle, "the quick"))
+    request = Request(prompt, 60, Sampling(1.0, seed=3))
+    with cloud(tiny_bundle) as process:
+        endpoint = process.endpoint
+        link, loop = device(tiny_bundle, endpoint)
+        answer = loop.start(request)
+        pieces = loop.write(answer, request)
+        for _ in range(10):
+            next(pieces)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    with cloud(tiny_bundle, bind=endpoint):
+        for _ in pieces:
+            pass
+    link.close()
+    assert answer.stats.token_ids == alone(prompt, 60, Sampling(1.0, seed=3))
+    assert answer.stats.resumed > 0
+
+
+def test_a_cloud_that_stays_away_ends_the_answer_with_a_sentence(tiny_bundle):
+    request = Request(tuple(ids(tiny_bundle, "the quick")), 60)
+    with cloud(tiny_bundle) as process:
+        link, loop = device(tiny_bundle, process.endpoint, give_up=1.0)
+        answer = loop.start(request)
+        pieces = loop.write(answer, request)
+        next(pieces)
+    with pytest.raises(LinkError, match="has been silent for") as caught:
+        list(pieces)
+    link.close()
+    assert caught.value.retryable
+
+
+def test_garbage_on_the_socket_is_answered_or_dropped_and_harms_nobody(tiny_bundle, alone):
+    prompt = tuple(ids(tiny_bundle, "the quick"))
+    request = Request(prompt, 100)
+    with cloud(tiny_bundle) as process, zmq.Context() as context:
+        link, loop = device(tiny_bundle, process.endpoint)
+        answer = loop.start(request)
+        pieces = loop.write(answer, request)
+        next(pieces)
+        with context.socket(zmq.DEALER) as socket_, socket.socket() as raw:
+            socket_.linger = 0
+            socket_.connect(process.endpoint)
+            port = int(process.endpoint.rpartition(":")[2])
+            raw.connect(("127.0.0.1", port))
+            raw.sendall(os.urandom(200))
+            for packet in ([b"\xff" * 50], [b""], [b"a", b"b", b"c"], [b"x" * (2 << 20)]):
+                socket_.send_multipart(packet)
+                next(pieces)
+            socket_.send_multipart(pack(Hello(99, "a", "b", "c")))
+            codes = []
+            while not codes or codes[-1] != "version":
+                assert socket_.poll(5000)
+                codes.append(unpack(socket_.recv_multipart()).code)
+        for _ in pieces:
+            pass
+        link.close()
+        assert process.poll() is None
+    assert set(codes) <= {"malformed", "version"}
+    assert answer.stats.token_ids == alone(prompt, 100)
+
+
+def test_a_busy_cloud_says_so(tiny_bundle):
+    with cloud(tiny_bundle, "--max-sessions", "1") as process:
+        link, loop = device(tiny_bundle, process.endpoint)
+        request = Request((5, 6), 300)
+        pieces = loop.write(loop.start(request), request)
+        next(pieces)
+        done = edge(tiny_bundle, process.endpoint, "--prompt", "the")
+        pieces.close()
+        link.close()
+    assert done.returncode == 1
+    assert "all 1 sessions are taken" in done.stderr
+    assert len(done.stderr.strip().splitlines()[-1:]) == 1
+
+
+def test_interrupting_the_cloud_is_no_traceback(tiny_bundle):
+    with cloud(tiny_bundle) as process:
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    assert not any("Traceback" in line for line in process.said)
+
+
+def test_a_device_with_only_its_own_part_of_the_bundle(tmp_path, tiny_bundle, served):
+    """The target's files need not be on the device."""
+    import shutil
+
+    shutil.copytree(tiny_bundle.folder, tmp_path / "lean", ignore=shutil.ignore_patterns("target"))
+    run = ["edge-run", tmp_path / "lean", "--connect", served.endpoint]
+    result = invoke(*run, "--prompt", "the quick", "--max-tokens", "4")
+    assert result.exit_code == 0, result.output
+
+
+def test_help_of_every_command():
+    commands = ["export", "inspect", "cloud-run", "edge-run", "doctor", "demo", "keygen", "bench"]
+    for command in [[], *([c] for c in commands), ["bench", "local"], ["bench", "export"]]:
+        assert invoke(*command, "--help").exit_code == 0

@@ -1,0 +1,84 @@
+"""Imports point one way, and a device carries only what it runs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BELOW = {
+    "edgespec": set(),
+    "engines": {"edgespec"},
+    "edge_runtime": {"edgespec", "engines"},
+    "cloud_runtime": {"edgespec", "engines"},
+    "export": {"edgespec", "engines"},
+    "calibration": {"edgespec", "engines"},
+    "bench": {"edgespec", "engines", "edge_runtime", "cloud_runtime", "export", "calibration"},
+}
+HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "gguf", "safetensors", "ml_dtypes")
+LEAN = {"numpy", "onnxruntime", "tokenizers", "zmq", "msgspec", "click", "rich", "jinja2"}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield (node.module or "").partition(".")[0]
+
+
+def modules(package):
+    return [path for path in (ROOT / package).rglob("*.py") if path.name != "cli.py"]
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_imports_point_one_way(package):
+    for path in modules(package):
+        siblings = set(imported(path)) & set(BELOW) - {package}
+        assert siblings <= BELOW[package], f"{path} imports {siblings - BELOW[package]}"
+
+
+@pytest.mark.parametrize("package", ["edgespec", "engines", "edge_runtime"])
+def test_the_device_side_imports_only_what_the_lean_install_has(package):
+    for path in modules(package):
+        outside = set(imported(path)) - set(BELOW) - set(sys.stdlib_module_names)
+        assert outside <= LEAN, f"{path} imports {outside - LEAN}"
+
+
+def loaded_by(code):
+    script = f"import sys\n{code}\nprint(' '.join(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_importing_the_device_loads_nothing_heavy():
+    code = "import edge_runtime.terminal, edge_runtime.loop, edgespec.cli, engines.ort"
+    assert loaded_by(code) == []
+
+
+def test_an_answer_loads_nothing_heavy(tiny_bundle):
+    """The whole of `edge-run`, against a cloud in another process."""
+    code = f"""
+import subprocess, sys, threading
+cloud = subprocess.Popen(
+    [sys.executable, "-m", "edgespec", "cloud-run", {str(tiny_bundle.folder)!r},
+     "--bind", "tcp://127.0.0.1:*"], stderr=subprocess.PIPE, text=True)
+for line in cloud.stderr:
+    if "listening on" in line:
+        endpoint = line.split()[-1]
+        break
+threading.Thread(target=cloud.stderr.read, daemon=True).start()
+from click.testing import CliRunner
+from edgespec.cli import main
+result = CliRunner().invoke(main, ["edge-run", {str(tiny_bundle.folder)!r}, "--connect", endpoint,
+    "--prompt", "hello", "--max-tokens", "5", "--drafter", "cpu-int8", "--json"])
+cloud.terminate()
+assert result.exit_code == 0, result.output
+assert '"tokens":5' in result.stderr, result.stderr
+"""
+    assert loaded_by(code) == []
