@@ -32,11 +32,13 @@ from edgespec.protocol import (
     Welcome,
     unpack,
 )
-from edgespec.sampling import choose, common_prefix, verify
+from edgespec.sampling import choose, common_prefix, guess, verify
 from edgespec.session import Session
 from engines.base import Choices, Engine, Row
 
 Outgoing = list[tuple[bytes, Message]]
+PEERS = 4096
+"""Connections remembered; one that was forgotten is asked to say hello again."""
 FINISHED = 256
 """Finished sessions remembered for devices that missed the end."""
 
@@ -119,6 +121,8 @@ class Service:
             if not fine:
                 return Error(code, sentence)
         self._peers[peer] = hello.device
+        if len(self._peers) > PEERS:
+            del self._peers[next(iter(self._peers))]
         return Welcome(
             version=VERSION,
             target=mine.target,
@@ -239,7 +243,7 @@ class Service:
         for seat, choice in zip(batch.seats, choices, strict=True):
             if choice is not None:
                 base = len(seat.state.tokens)
-                tokens = _tokens(seat, choice)
+                tokens = _guesses(seat, choice, self._engine.vocabulary)
                 hint = Hint(seat.session, seat.draft_round, base, layer, tokens)
                 outgoing.append((seat.peer, hint))
         return outgoing
@@ -316,4 +320,13 @@ def _tokens(seat: Seat, choice: Choices) -> list[int]:
     base = len(seat.state.tokens)
     return [
         choose(logits, seat.sampling, base + number) for number, logits in enumerate(choice.logits)
+    ]
+
+
+def _guesses(seat: Seat, choice: Choices, vocabulary: int) -> list[int]:
+    """The same from a head's top candidates alone, for a hint."""
+    base = len(seat.state.tokens)
+    return [
+        guess(ids, logits, seat.sampling, base + number, vocabulary)
+        for number, (ids, logits) in enumerate(zip(choice.top_ids, choice.top_logits, strict=True))
     ]

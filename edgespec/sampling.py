@@ -48,8 +48,10 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
     def check(self) -> None:
         """Raises `UsageError` naming the first parameter out of range."""
-        if not 0.0 <= self.temperature <= 100.0:
-            raise UsageError(f"temperature is {self.temperature}; it must lie between 0 and 100")
+        if self.temperature != 0.0 and not 0.01 <= self.temperature <= 100.0:
+            raise UsageError(
+                f"temperature is {self.temperature}; it must be 0 (greedy) or from 0.01 to 100"
+            )
         if not 0.0 < self.top_p <= 1.0:
             raise UsageError(f"top-p is {self.top_p}; it must lie above 0 and at most at 1")
         if self.top_k < 0:
@@ -82,14 +84,18 @@ def keep(logits: Logits, sampling: Sampling) -> npt.NDArray[np.int64]:
     """Ids that top-k and top-p leave, ascending. Shape [kept]; `logits` is [vocabulary]."""
     size = logits.shape[0]
     ids = np.arange(size)
-    scaled = logits.astype(np.float64) / sampling.temperature
     if 0 < sampling.top_k < size:
-        least = np.partition(scaled, size - sampling.top_k)[size - sampling.top_k]
-        above = np.flatnonzero(scaled > least)
-        ties = np.flatnonzero(scaled == least)[: sampling.top_k - above.size]
+        least = np.partition(logits, size - sampling.top_k)[size - sampling.top_k]
+        above = np.flatnonzero(logits > least)
+        ties = np.flatnonzero(logits == least)[: sampling.top_k - above.size]
         ids = np.sort(np.concatenate([above, ties]))
     if sampling.top_p < 1.0:
-        mass = np.exp(scaled[ids] - scaled[ids].max())
+        mass = logits[ids].astype(np.float64)
+        # In place: fresh arrays of a whole vocabulary cost more than the arithmetic on them.
+        np.exp(
+            np.divide(np.subtract(mass, mass.max(), out=mass), sampling.temperature, out=mass),
+            out=mass,
+        )
         total = mass.sum()
         # Whatever is lighter than this adds up to less than 1 - top_p: no need to sort it.
         heavy = np.flatnonzero(mass > (1.0 - sampling.top_p) * total / ids.size)
@@ -103,11 +109,46 @@ def choose(logits: Logits, sampling: Sampling, position: int) -> int:
     """The token at `position`, given the logits there. `logits` is [vocabulary], any float type."""
     if sampling.greedy:
         return int(np.argmax(logits))
-    ids = keep(logits, sampling)
-    if ids.size == 1:
-        return int(ids[0])
+    if 0 < sampling.top_k < logits.shape[0] or sampling.top_p < 1.0:
+        ids = keep(logits, sampling)
+    else:
+        ids = _contenders(logits, sampling, position)
+    return int(ids[np.argmax(_perturbed(logits, ids, sampling, position))])
+
+
+def _perturbed(
+    logits: Logits, ids: npt.NDArray[np.int64], sampling: Sampling, position: int
+) -> Logits:
     noise = gumbel_noise(sampling.seed, position, ids, logits.shape[0])
-    return int(ids[np.argmax(logits[ids].astype(np.float64) / sampling.temperature + noise)])
+    return logits[ids].astype(np.float64) / sampling.temperature + noise
+
+
+def _contenders(logits: Logits, sampling: Sampling, position: int) -> npt.NDArray[np.int64]:
+    """Ids, ascending, that hold the winner for certain, found without a logarithm for every token.
+
+    The likely ones are computed. Any other lies `margin` or more below the largest logit, so to
+    win it needs noise above what is left, which is a bound on its raw bits.
+    """
+    margin = 4.0 * sampling.temperature
+    largest = float(logits.max())
+    likely = np.flatnonzero(logits > largest - margin)
+    best = float(_perturbed(logits, likely, sampling, position).max())
+    needed = np.exp(-np.exp((largest - margin) / sampling.temperature - best))
+    # Shortened by more than rounding can add, so that nobody is left out.
+    least = np.uint64(max(0, int(needed * (1.0 - 1e-9) * 2.0**53) - 1) << 11)
+    bits = _uniform_bits(sampling.seed, position, logits.shape[0])
+    return np.union1d(likely, np.flatnonzero(bits >= least))
+
+
+def guess(
+    ids: npt.NDArray[np.int64], logits: Logits, sampling: Sampling, position: int, size: int
+) -> int:
+    """Like `choose`, from the top candidates of a head alone: for hints, which decide nothing."""
+    if sampling.greedy:
+        return int(ids[0])
+    kept = keep(logits, sampling)
+    noise = gumbel_noise(sampling.seed, position, ids[kept], size)
+    return int(ids[kept[np.argmax(logits[kept].astype(np.float64) / sampling.temperature + noise)]])
 
 
 class Verification(NamedTuple):

@@ -7,7 +7,16 @@ import pytest
 from scipy import stats
 
 from edgespec.errors import UsageError
-from edgespec.sampling import Sampling, agreeing, choose, common_prefix, gumbel_noise, keep, verify
+from edgespec.sampling import (
+    Sampling,
+    agreeing,
+    choose,
+    common_prefix,
+    guess,
+    gumbel_noise,
+    keep,
+    verify,
+)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +115,30 @@ def test_sampling_follows_the_targets_distribution(temperature, top_p):
     assert stats.chisquare(counts, p * drawn).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 5.0, 40.0])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_the_short_cut_finds_the_same_winner(spread, temperature):
+    logits = (np.random.default_rng(1).standard_normal(3000) * spread).astype(np.float32)
+    everyone = np.arange(3000)
+    for position in range(60):
+        noise = gumbel_noise(5, position, everyone, 3000)
+        expected = np.argmax(logits.astype(np.float64) / temperature + noise)
+        assert choose(logits, Sampling(temperature, seed=5), position) == expected
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(0.7, 0.9, seed=2), Sampling(1.0, seed=2)]
+)
+def test_a_guess_from_the_top_is_nearly_always_the_choice(sampling):
+    logits = np.random.default_rng(1).standard_normal((200, 3000)) * 6
+    top = np.argsort(-logits, kind="stable")[:, :64]
+    same = [
+        guess(ids, row[ids], sampling, position, 3000) == choose(row, sampling, position)
+        for position, (ids, row) in enumerate(zip(top, logits, strict=True))
+    ]
+    assert np.mean(same) == 1.0 if sampling.greedy else np.mean(same) > 0.9
+
+
 def test_a_near_copy_of_the_target_draws_nearly_the_same_tokens():
     """Coupling: with shared noise two close distributions agree nearly as often as they can."""
     generator = np.random.default_rng(0)
@@ -131,6 +164,8 @@ def test_a_near_copy_of_the_target_draws_nearly_the_same_tokens():
     ("sampling", "name"),
     [
         (Sampling(-0.1), "temperature"),
+        (Sampling(1e-9), "temperature"),
+        (Sampling(101.0), "temperature"),
         (Sampling(float("nan")), "temperature"),
         (Sampling(1.0, top_p=0.0), "top-p"),
         (Sampling(1.0, top_p=1.1), "top-p"),
