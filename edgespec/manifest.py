@@ -99,7 +99,7 @@ class Text(_Struct, frozen=True):
 class Manifest(_Struct, frozen=True):
     schema: int
     made_by: str
-    """edgespec version and the command line."""
+    """edgespec and its version."""
     context: int
     """Positions that the rotary tables hold."""
     text: Text

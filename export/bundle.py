@@ -135,14 +135,10 @@ def _draft_checkpoint(source: str, target: Checkpoint, mark: str) -> Checkpoint:
 @contextmanager
 def _published(out: Path, force: bool) -> Iterator[Path]:
     """A folder to write into, renamed to `out` if the block succeeds and removed if not."""
-    if out.exists() and not (force and (out / MANIFEST).is_file()):
-        advice = "pass --force to replace it" if (out / MANIFEST).is_file() else "choose another"
-        raise UsageError(f"{out} exists already; {advice}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for stale in out.parent.glob(f".{out.name}.*.partial"):
-            if not _alive(stale.name.split(".")[-3]):
-                shutil.rmtree(stale, ignore_errors=True)
+        _clear_up(out)
+        _refuse_to_replace(out, force)
         folder = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
         folder.mkdir()
     except OSError as error:
@@ -162,8 +158,27 @@ def _published(out: Path, force: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(pid: str) -> bool:
-    return pid.isdigit() and Path("/proc", pid).exists()
+def _refuse_to_replace(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not (out / MANIFEST).is_file():
+        raise UsageError(f"{out} exists already and is no bundle; choose another place")
+    if not force:
+        raise UsageError(f"{out} exists already; pass --force to replace it")
+
+
+def _clear_up(out: Path) -> None:
+    """Removes what killed exports to `out` left, and puts back a bundle caught between renames."""
+    for path in out.parent.iterdir():
+        name, suffix = path.name, path.suffix
+        if not name.startswith(f".{out.name}.") or suffix not in (".partial", ".old"):
+            continue
+        if Path("/proc", name.split(".")[-3]).exists():  # its process still writes
+            continue
+        if suffix == ".old" and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_tokenizer(folder: Path, source: TokenizerSource, mark: str) -> Text:

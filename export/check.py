@@ -4,8 +4,8 @@ Transformers runs in fp32 on real prompts and writes a greedy continuation of ea
 over the same tokens, in ragged chunks as the cloud would, and so do the drafts:
 
 - *difference*: the largest between the target's logits and transformers', over the prompt;
-- *agreement*: the share of the continuation's tokens that are the target's own arg-max after the same
-  prefix, so one disagreement does not count for all tokens behind it;
+- *agreement*: the share of the continuation's tokens that are the target's own arg-max after the
+  same prefix, so one disagreement does not count for all tokens behind it;
 - of a draft: the share of those arg-max tokens of the target that are the draft's too.
 """
 
@@ -15,7 +15,7 @@ import gc
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,8 +68,8 @@ class Comparison(NamedTuple):
 def check(bundle: Bundle, settings: ExportSettings) -> None:
     """Prints how far `bundle` is from the model that `settings` name.
 
-    Raises `EdgespecError` where transformers cannot run that model, or where an fp32 target's greedy
-    tokens are not those of transformers.
+    Raises `EdgespecError` where transformers cannot run that model, where logits are not finite, or
+    where an fp32 target's greedy tokens are not those of transformers.
     """
     codec, profiles = Codec(bundle), sorted(bundle.manifest.drafts)
     ort = OrtSettings(threads=len(os.sched_getaffinity(0)), slots=1)
@@ -125,16 +125,14 @@ def _reference_model(bundle: Bundle, settings: ExportSettings) -> Any:
     from transformers import AutoModelForCausalLM
 
     path = Path(settings.target).expanduser()
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path)}
-    if path.is_file():
-        where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    elif not path.is_dir():
-        revision = bundle.manifest.target.origin.revision
-        where = {"pretrained_model_name_or_path": settings.target, "revision": revision}
+    where, revision = (str(path), None) if path.exists() else (settings.target, _revision(bundle))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, local_files_only=True
-        )
+        if path.is_file():
+            model = _from_gguf(path)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                where, revision=revision, dtype=torch.float32, local_files_only=True
+            )
     except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
@@ -147,6 +145,26 @@ def _reference_model(bundle: Bundle, settings: ExportSettings) -> Any:
             f"one of {vocabulary}, so they are not the same model; export it again"
         )
     return model.eval()
+
+
+def _revision(bundle: Bundle) -> str | None:
+    return bundle.manifest.target.origin.revision or None
+
+
+def _from_gguf(path: Path) -> Any:
+    """What `from_pretrained(gguf_file=...)` does, which insists on accelerate besides."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    model = AutoModelForCausalLM.from_config(config)
+    # Its bar heeds none of transformers' settings.
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        read = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)
+    missing, _ = model.load_state_dict(read["tensors"], strict=False)
+    if set(missing) - ({"lm_head.weight"} if config.tie_word_embeddings else set()):
+        raise ValueError(f"it finds no {missing[0]} in the file")
+    return model
 
 
 def _ask(model: Any, prompt: list[int], context: int) -> Reference:
@@ -231,6 +249,11 @@ def _print(
 
 
 def _judge(bundle: Bundle, comparisons: Sequence[Comparison]) -> None:
+    if not all(np.isfinite(comparison.difference) for comparison in comparisons):
+        raise EdgespecError(
+            f"the target in {bundle.folder} computes logits that are not finite; "
+            "export it with a wider precision"
+        )
     chosen = bundle.manifest.target.precisions
     share, _ = _agreement(comparisons)
     if {chosen.layers, chosen.head, chosen.embedding} == {"fp32"} and share < LEAST_AGREEMENT:
