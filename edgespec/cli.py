@@ -308,9 +308,8 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
         machine = describe()
         click.echo(json.dumps(machine.as_dict()) if as_json else report(machine))
         return
-    from engines.exactness import measure_bundle, report_cases
-
     from edgespec.manifest import Bundle
+    from engines.exactness import measure_bundle, report_cases
 
     cases = measure_bundle(Bundle.open(bundle))
     if as_json:

@@ -50,11 +50,10 @@ class House:
         welcome = greet(link, HELLO, edge)
         return EdgeLoop(link, drafter, HELLO, welcome, list(self.end_ids), edge, drafting=drafting)
 
-    def answer(self, drafter, request: Request, **options):
+    def answer(self, drafter, request: Request, *, text=None, **options):
         loop = self.device(drafter, **options)
         answer = loop.start(request)
-        for _ in loop.write(answer, request):
-            pass
+        answer.text = "".join(piece.text for piece in loop.write(answer, request, text))
         return answer
 
     def alone(self, request: Request) -> list[int]:

@@ -297,6 +297,7 @@ def write_gguf(
     model: Any,
     *,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    quantise: Callable[..., np.ndarray] = gguf.quantize,
     change: Change = lambda _: None,
 ) -> Path:
     config = model.config
@@ -326,7 +327,7 @@ def write_gguf(
                 data, config.num_attention_heads if query else config.num_key_value_heads
             )
         stored = kind if data.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(gguf_name(name), gguf.quantize(data, stored), raw_dtype=stored)
+        writer.add_tensor(gguf_name(name), quantise(data, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -348,6 +349,29 @@ def test_gguf_gives_the_models_own_weights(tmp_path: Path, model_type: str, tied
     assert checkpoint.architecture == folder.architecture
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
     np.testing.assert_allclose(checkpoint.rope.inverse_frequencies, 20_000.0**-exponents, 1e-6)
+
+
+def random_blocks(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Bytes that stand for some weights; gguf cannot quantise to K-quants, only back."""
+    if kind == gguf.GGMLQuantizationType.F32:
+        return data
+    shape = gguf.quant_shape_to_byte_shape(data.shape, kind)
+    # Without the high bits no scale is infinite.
+    return np.random.default_rng(len(data)).integers(0, 64, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_gguf_k_quants(tmp_path: Path, kind: str) -> None:
+    model = make_model("qwen3", hidden_size=256, intermediate_size=256, head_dim=64)
+    stored = gguf.GGMLQuantizationType[kind]
+    path = write_gguf(tmp_path / "tiny.gguf", model, kind=stored, quantise=random_blocks)
+    checkpoint = open_checkpoint(str(path))
+    for name in ("model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight"):
+        raw = random_blocks(model.state_dict()[name].numpy(), stored)
+        tensor = checkpoint.tensor(name)
+        np.testing.assert_array_equal(tensor, gguf.dequantize(raw, stored))
+        np.testing.assert_array_equal(checkpoint.rows(name, 5, 9), tensor[5:9])
+        assert np.isfinite(tensor).all()
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])

@@ -14,7 +14,7 @@ from edgespec.config import Request
 from edgespec.errors import EdgespecError
 from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
-from edgespec.text import Codec
+from edgespec.text import Codec, TextStream
 from engines.alone import write_alone
 from engines.exactness import measure_bundle, report_cases
 from engines.ort import OrtSettings, load_draft, load_target
@@ -120,6 +120,27 @@ def test_the_answer_is_the_targets_own(house, target, codec, drafts, sampling):
             drafting=name != "none",
         )
         assert answer.stats.token_ids == expected, (name, length)
+
+
+def test_a_stop_string_ends_the_answer_wherever_rounds_fall(house, target, codec, drafts):
+    home = house(target, end_ids=(2,))
+    prompt = chat(codec, QUESTIONS[0])
+    tokens = write_alone(target, prompt, 24, Sampling(), (2,))
+    text = codec.decode(tokens)
+    # From the middle of one word to the middle of another: several tokens, so several rounds.
+    words = text.split()
+    stop = f"{words[6][1:]} {words[7]} {words[8][:2]}"
+    ending = next(n for n in range(24) if stop in codec.decode(tokens[: n + 1]))
+    for length in range(1, 9):
+        answer = home.answer(
+            drafts["cpu-int8"],
+            Request(prompt, 24, stops=("never", stop)),
+            draft_length=length,
+            text=TextStream(codec, prompt, ("never", stop)),
+        )
+        assert answer.text == text[: text.index(stop)]
+        assert answer.stats.token_ids == tokens[: ending + 1]
+        assert answer.stats.finish == "stop"
 
 
 def test_four_devices_at_once(house, target, codec, drafts):

@@ -2,11 +2,14 @@
 
 import random
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from edge_runtime.drafters import ModelDrafter, NgramDrafter, NoDrafter
 from edgespec.config import CloudSettings, Request
 from edgespec.sampling import Sampling
+from engines.base import Row, final_choices
 from engines.toy import ToyEngine
 
 SAMPLINGS = [
@@ -70,6 +73,30 @@ def test_the_answer_is_the_targets_own(house, drafter, sampling):
         )
         assert answer.stats.token_ids == expected
         assert answer.stats.finish == "length"
+
+
+def test_sampled_answers_follow_the_targets_distribution_with_drafting(house):
+    """Second tokens of 3000 answers, given the first, against the table's own probabilities."""
+    vocabulary, prompt = 6, (3, 1)
+    home = house(ToyEngine(vocabulary, seed=5))
+    drafter = ModelDrafter(ToyEngine(vocabulary, seed=5, noise=1.0), "near")
+    counts = np.zeros((vocabulary, vocabulary))
+    for seed in range(3000):
+        request = Request(prompt, 3, Sampling(1.0, seed=seed))
+        first, second, _ = home.answer(drafter, request, draft_length=2).stats.token_ids
+        counts[first, second] += 1
+
+    def probabilities(tokens):
+        slot = home.engine.open()
+        (choices,) = final_choices(home.engine, [Row(slot, 0, tokens)])
+        home.engine.close(slot)
+        mass = np.exp(choices.logits[0])
+        return mass / mass.sum()
+
+    assert stats.chisquare(counts.sum(1), 3000 * probabilities(prompt)).pvalue > 1e-3
+    for first in np.flatnonzero(counts.sum(1) > 200):
+        expected = counts[first].sum() * probabilities((*prompt, int(first)))
+        assert stats.chisquare(counts[first], expected).pvalue > 1e-3
 
 
 def test_drafting_saves_rounds_when_the_draft_is_right(house):
