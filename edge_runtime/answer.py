@@ -112,8 +112,13 @@ class Answer:
         """Whether the verdict stands on tokens that never arrived here."""
         return verdict.session == self.session_id and verdict.base > len(self.state.tokens)
 
-    def on_error(self, error: Error) -> Open:
-        """What to send after an error about this session. Raises `LinkError` where none helps."""
+    def on_error(self, error: Error) -> Open | None:
+        """What to send after an error; nothing if it is about a session that is over.
+
+        Raises `LinkError` where sending something would not help.
+        """
+        if error.session not in (0, self.session_id):
+            return None
         if error.code in ("session", "hello") and error.session == self.session_id:
             self.stats.resumed += 1
             return self.open()

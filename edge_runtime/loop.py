@@ -152,10 +152,10 @@ class EdgeLoop:
         if isinstance(message, Hint):
             answer.on_hint(message)
         elif isinstance(message, Error):
-            opening = answer.on_error(message)
-            if message.code == "hello":  # another server, or the same one started anew
-                self._link.send(self._hello)
-            self._link.send(opening)
+            if (opening := answer.on_error(message)) is not None:
+                if message.code == "hello":  # another server, or the same one started anew
+                    self._link.send(self._hello)
+                self._link.send(opening)
         elif isinstance(message, Verdict) and answer.missed(message):
             self._link.send(answer.resume())
         elif isinstance(message, Verdict):

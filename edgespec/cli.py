@@ -21,6 +21,17 @@ FLOATS = click.Choice(["fp32", "fp16"])
 POSITIVE = click.IntRange(min=1)
 NOT_NEGATIVE = click.IntRange(min=0)
 FOLDER = click.Path(path_type=Path)
+EXTRAS = {
+    "onnx_ir": "export",
+    "onnx": "export",
+    "gguf": "export",
+    "safetensors": "export",
+    "ml_dtypes": "export",
+    "huggingface_hub": "export",
+    "torch": "check",
+    "transformers": "check",
+}
+"""Which extra brings a module that a lean install lacks."""
 
 
 def all_cores() -> int:
@@ -45,26 +56,15 @@ class _Commands(click.Group):
             click.echo(f"edgespec: {error.strerror or error}{where}", err=True)
             sys.exit(1)
         except ModuleNotFoundError as error:
-            raise _explained(error) from error
-
-
-def _explained(error: ModuleNotFoundError) -> Exception:
-    extras = {
-        "onnx_ir": "export",
-        "onnx": "export",
-        "gguf": "export",
-        "safetensors": "export",
-        "ml_dtypes": "export",
-        "huggingface_hub": "export",
-        "torch": "check",
-        "transformers": "check",
-    }
-    extra = extras.get((error.name or "").partition(".")[0])
-    if extra is None:
-        return error
-    sentence = f"this command needs {error.name}; install it with: pip install 'edgespec[{extra}]'"
-    click.echo(f"edgespec: {sentence}", err=True)
-    return SystemExit(1)  # type: ignore[return-value]
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            click.echo(
+                f"edgespec: this command needs {error.name}; install it with: "
+                f"pip install 'edgespec[{extra}]'",
+                err=True,
+            )
+            sys.exit(1)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -72,10 +72,10 @@ class Graph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # int8 dot products for QDQ weights: 2.7 times fp32 for one row, same bits in any batch.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        available = onnxruntime.get_available_providers()
+        providers = [provider for provider in settings.providers if provider in available]
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=list(settings.providers)
-            )
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except ORT_ERRORS as error:
             raise EngineError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_reason(error)}"
@@ -176,6 +176,10 @@ class OrtEngine:
     def run(self, rows: Sequence[Row]) -> Iterator[Step]:
         check_rows(self, rows)
         calls = plan(rows, self._cache, self._min_tokens)
+        with self._cache.still():
+            yield from self._run(rows, calls)
+
+    def _run(self, rows: Sequence[Row], calls: Sequence[Call]) -> Iterator[Step]:
         frames = [self._fill(call, rows) for call in calls]
         for stage, segment in enumerate(self._segments):
             final = stage == len(self._segments) - 1

@@ -11,7 +11,9 @@ Fresh memory is zeroed: a masked position weighs 0, and 0 times the NaN of stray
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,24 +63,39 @@ class SlotCache:
 
     def __init__(self, tensors: Sequence[CacheTensor], slots: int) -> None:
         self._tensors = tensors
-        self._free = list(range(slots))[::-1]
         self._slots = slots
+        self._still = False
+        self._closing: list[int] = []
         self.pools: dict[int, Pool] = {}
         self.length: dict[int, int] = {}
         self._place: dict[int, tuple[Pool, int]] = {}
 
     def open(self) -> int:
-        if not self._free:
+        if len(self.length) - len(self._closing) >= self._slots:
             raise EngineError(f"all {self._slots} slots are taken")
-        slot = self._free.pop()
+        slot = next(number for number in itertools.count() if number not in self.length)
         self.length[slot] = 0
         return slot
 
     def close(self, slot: int) -> None:
+        """Gives a slot back, at once or, while the cache is held still, as soon as it is not."""
+        if self._still:
+            self._closing.append(slot)
+            return
         if slot in self._place:
             self._vacate(slot)
         del self.length[slot]
-        self._free.append(slot)
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """While the block runs no slot moves, since a batch in flight knows where its slots lie."""
+        self._still = True
+        try:
+            yield
+        finally:
+            self._still = False
+            while self._closing:
+                self.close(self._closing.pop())
 
     def place(self, slot: int) -> tuple[Pool, int]:
         """The pool that holds a slot, and its index there. The slot must have been reserved."""

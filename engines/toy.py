@@ -58,16 +58,17 @@ class ToyEngine:
             pool.arrays["tokens"][index, 0, row.start : end, 0] = row.tokens
             pool.arrays["tokens"][index, 0, end:, 0] = -1
             self._cache.length[row.slot] = end
-        for layer in range(1, self._layers + 1):
-            final = layer == self._layers
-            yield Step(
-                layer,
-                final,
-                [
-                    self._choices(row, layer) if row.wanted and (final or row.hints) else None
-                    for row in rows
-                ],
-            )
+        with self._cache.still():
+            for layer in range(1, self._layers + 1):
+                final = layer == self._layers
+                yield Step(
+                    layer,
+                    final,
+                    [
+                        self._choices(row, layer) if row.wanted and (final or row.hints) else None
+                        for row in rows
+                    ],
+                )
 
     def _choices(self, row: Row, layer: int) -> Choices:
         end = row.start + len(row.tokens)

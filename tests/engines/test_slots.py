@@ -64,6 +64,23 @@ def test_a_closed_slot_comes_back_empty_and_too_many_are_refused():
     assert store.length[store.open()] == 0
 
 
+def test_slots_closed_during_a_batch_move_nobody_until_it_is_over():
+    store = cache(2)
+    first, second = store.open(), store.open()
+    write(store, first, 10, 1)
+    write(store, second, 20, 2)
+    with store.still():
+        store.close(first)
+        assert store.place(second)[1] == 1
+        third = store.open()
+        with pytest.raises(EngineError, match="all 2 slots"):
+            store.open()
+    assert store.place(second)[1] == 0
+    assert holds(store, second, 20, 2)
+    write(store, third, 5, 3)
+    assert holds(store, second, 20, 2)
+
+
 def test_fresh_memory_is_zero():
     store = cache()
     slot = store.open()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import zmq
@@ -257,11 +257,11 @@ def test_an_encrypted_link(tmp_path, tiny_bundle, alone):
     refused(2, "holds a key already", "keygen", tmp_path / "keys")
     secret, public = tmp_path / "keys/cloud.key_secret", tmp_path / "keys/cloud.key"
     assert secret.stat().st_mode & 0o77 == 0
-    options = ["--prompt", "the", "--max-tokens", "5", "--json", "--connect-timeout", "1.5"]
+    options = ["--prompt", "the", "--max-tokens", "5", "--json"]
     with cloud(tiny_bundle, "--key", str(secret)) as process:
         done = edge(tiny_bundle, process.endpoint, *options, "--server-key", str(public))
         assert json.loads(done.stderr)["token_ids"] == alone(ids(tiny_bundle, "the"), 5)
-        plain = edge(tiny_bundle, process.endpoint, *options)
+        plain = edge(tiny_bundle, process.endpoint, *options, "--connect-timeout", "1.5")
         assert plain.returncode == 1
         assert "nobody answered" in plain.stderr
     refused(2, "no secret key", "cloud-run", tiny_bundle.folder, "--key", public)
@@ -269,8 +269,7 @@ def test_an_encrypted_link(tmp_path, tiny_bundle, alone):
 
 
 def test_sigterm_finishes_what_is_in_flight(tiny_bundle, alone):
-    with cloud(tiny_bundle) as process:
-        link, loop = device(tiny_bundle, process.endpoint)
+    with cloud(tiny_bundle) as process, device(tiny_bundle, process.endpoint) as loop:
         prompt = tuple(ids(tiny_bundle, "the quick"))
         request = Request(prompt, 120)
         answer = loop.start(request)
@@ -279,59 +278,64 @@ def test_sigterm_finishes_what_is_in_flight(tiny_bundle, alone):
         process.send_signal(signal.SIGTERM)
         for _ in pieces:
             pass
-        link.close()
         assert answer.stats.token_ids == alone(prompt, 120)
         assert process.wait(20) == 0
     assert any("stopped" in line for line in process.said)
 
 
+@contextmanager
 def device(bundle, endpoint, **settings):
     edge = EdgeSettings(connect=endpoint, patience=0.3, **settings)
     link = DealerLink(endpoint)
-    hello = hello_for(bundle, "test")
-    welcome = greet(link, hello, edge)
-    ends = bundle.manifest.text.end_ids
-    return link, EdgeLoop(link, NoDrafter(), hello, welcome, ends, edge)
+    try:
+        hello = hello_for(bundle, "test")
+        welcome = greet(link, hello, edge)
+        ends = bundle.manifest.text.end_ids
+        yield EdgeLoop(link, NoDrafter(), hello, welcome, ends, edge)
+    finally:
+        link.close()
 
 
 def test_a_killed_cloud_that_returns_goes_on_with_the_answer(tiny_bundle, alone):
     prompt = tuple(ids(tiny_bundle, "the quick"))
     request = Request(prompt, 60, Sampling(1.0, seed=3))
-    with cloud(tiny_bundle) as process:
-        endpoint = process.endpoint
-        link, loop = device(tiny_bundle, endpoint)
-        answer = loop.start(request)
-        pieces = loop.write(answer, request)
-        for _ in range(10):
-            next(pieces)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    with cloud(tiny_bundle, bind=endpoint):
-        for _ in pieces:
-            pass
-    link.close()
+    with ExitStack() as stack:
+        with cloud(tiny_bundle) as process:
+            loop = stack.enter_context(device(tiny_bundle, process.endpoint))
+            answer = loop.start(request)
+            pieces = loop.write(answer, request)
+            for _ in range(10):
+                next(pieces)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        with cloud(tiny_bundle, bind=process.endpoint):
+            for _ in pieces:
+                pass
     assert answer.stats.token_ids == alone(prompt, 60, Sampling(1.0, seed=3))
     assert answer.stats.resumed > 0
 
 
 def test_a_cloud_that_stays_away_ends_the_answer_with_a_sentence(tiny_bundle):
     request = Request(tuple(ids(tiny_bundle, "the quick")), 60)
-    with cloud(tiny_bundle) as process:
-        link, loop = device(tiny_bundle, process.endpoint, give_up=1.0)
-        answer = loop.start(request)
-        pieces = loop.write(answer, request)
-        next(pieces)
-    with pytest.raises(LinkError, match="has been silent for") as caught:
-        list(pieces)
-    link.close()
+    with ExitStack() as stack:
+        with cloud(tiny_bundle) as process:
+            loop = stack.enter_context(device(tiny_bundle, process.endpoint, give_up=3.0))
+            answer = loop.start(request)
+            pieces = loop.write(answer, request)
+            next(pieces)
+        with pytest.raises(LinkError, match="has been silent for") as caught:
+            list(pieces)
     assert caught.value.retryable
 
 
 def test_garbage_on_the_socket_is_answered_or_dropped_and_harms_nobody(tiny_bundle, alone):
     prompt = tuple(ids(tiny_bundle, "the quick"))
     request = Request(prompt, 100)
-    with cloud(tiny_bundle) as process, zmq.Context() as context:
-        link, loop = device(tiny_bundle, process.endpoint)
+    with (
+        cloud(tiny_bundle) as process,
+        zmq.Context() as context,
+        device(tiny_bundle, process.endpoint) as loop,
+    ):
         answer = loop.start(request)
         pieces = loop.write(answer, request)
         next(pieces)
@@ -351,21 +355,21 @@ def test_garbage_on_the_socket_is_answered_or_dropped_and_harms_nobody(tiny_bund
                 codes.append(unpack(socket_.recv_multipart()).code)
         for _ in pieces:
             pass
-        link.close()
         assert process.poll() is None
     assert set(codes) <= {"malformed", "version"}
     assert answer.stats.token_ids == alone(prompt, 100)
 
 
 def test_a_busy_cloud_says_so(tiny_bundle):
-    with cloud(tiny_bundle, "--max-sessions", "1") as process:
-        link, loop = device(tiny_bundle, process.endpoint)
+    with (
+        cloud(tiny_bundle, "--max-sessions", "1") as process,
+        device(tiny_bundle, process.endpoint) as loop,
+    ):
         request = Request((5, 6), 300)
         pieces = loop.write(loop.start(request), request)
         next(pieces)
         done = edge(tiny_bundle, process.endpoint, "--prompt", "the")
         pieces.close()
-        link.close()
     assert done.returncode == 1
     assert "all 1 sessions are taken" in done.stderr
     assert len(done.stderr.strip().splitlines()[-1:]) == 1
