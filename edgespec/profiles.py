@@ -8,6 +8,16 @@ from types import MappingProxyType
 
 from edgespec.manifest import Precision, Precisions
 
+ONNX_RUNTIME = (1, 25)
+"""The first ONNX Runtime whose CPU kernels run the graphs: 1.23.2 stops at IR 11, 1.24.1 has no
+TensorScatter, 1.25.0 runs them (tried with SmolLM2's int8 draft)."""
+
+
+def runs_graphs(version: str) -> bool:
+    """Whether an ONNX Runtime of that version is new enough; no for what is no version."""
+    parts = version.split(".")[:2]
+    return all(map(str.isdigit, parts)) and tuple(map(int, parts)) >= ONNX_RUNTIME
+
 
 @dataclass(frozen=True)
 class Profile:

@@ -19,11 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from edgespec.profiles import PROFILES
+from edgespec.profiles import PROFILES, runs_graphs
 
 ROOT = Path("/")
-OPSET_24 = (1, 24)
-"""The first ONNX Runtime that has the opset of the graphs."""
 SMALL_MEMORY_MB = 4096
 """Below this much memory a draft shares too little with everything else to be int8."""
 FEATURES = (
@@ -91,8 +89,7 @@ class Machine:
 
     @property
     def runs_opset_24(self) -> bool:
-        version = self.onnxruntime.split(".")[:2]
-        return all(map(str.isdigit, version)) and tuple(map(int, version)) >= OPSET_24
+        return runs_graphs(self.onnxruntime)
 
     @property
     def profile(self) -> tuple[str, str]:
@@ -140,7 +137,7 @@ def describe(root: Path = ROOT) -> Machine:
 def report(machine: Machine) -> str:
     """Lines for people."""
     profile, reason = machine.profile
-    fits = "new enough" if machine.runs_opset_24 else "too old: opset 24 needs 1.24"
+    fits = "new enough" if machine.runs_opset_24 else "too old: the graphs need 1.25"
     memory = f"{machine.memory.total_mb} MB, {machine.memory.available_mb} MB available"
     tensorrt = [f"{module} {version}" for module, version in machine.tensorrt.items()]
     facts = {

@@ -24,6 +24,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from edgespec.errors import EngineError
 from edgespec.manifest import Bundle
+from edgespec.profiles import ONNX_RUNTIME, runs_graphs
 from engines.base import Choices, Row, Step, check_rows
 from engines.batches import Call, plan
 from engines.slots import CacheTensor, Pool, SlotCache
@@ -77,8 +78,15 @@ class Graph:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except ORT_ERRORS as error:
+            version = onnxruntime.__version__
+            if not runs_graphs(version):
+                needed = ".".join(map(str, ONNX_RUNTIME))
+                raise EngineError(
+                    f"ONNX Runtime {version} is too old for the graphs, which need {needed}; "
+                    "install a newer one (Python 3.11 or newer has it), or use --drafter ngram"
+                ) from error
             raise EngineError(
-                f"ONNX Runtime {onnxruntime.__version__} cannot load {path}: {_reason(error)}"
+                f"ONNX Runtime {version} cannot load {path}: {_reason(error)}"
             ) from error
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = {o.name: o for o in self.session.get_outputs()}

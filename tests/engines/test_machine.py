@@ -146,9 +146,16 @@ def test_a_gpu_needs_its_provider() -> None:
 
 @pytest.mark.parametrize(
     ("version", "enough"),
-    [("1.23.2", False), ("1.24.0", True), ("1.31.1", True), ("2.0", True), ("", False)],
+    [
+        ("1.23.2", False),
+        ("1.24.4", False),
+        ("1.25.0", True),
+        ("1.31.1", True),
+        ("2.0", True),
+        ("", False),
+    ],
 )
-def test_opset_24_needs_onnx_runtime_1_24(version: str, enough: bool) -> None:
+def test_opset_24_needs_onnx_runtime_1_25(version: str, enough: bool) -> None:
     assert Machine(onnxruntime=version).runs_opset_24 is enough
 
 
