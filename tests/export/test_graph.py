@@ -8,8 +8,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models
 
+from edge_runtime.drafters import ModelDrafter
+from edgespec.config import Request
 from edgespec.manifest import Bundle
 from edgespec.profiles import precisions
+from edgespec.sampling import Sampling
 from engines.base import Row, final_choices
 from engines.ort import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings, export
@@ -203,6 +206,27 @@ def test_a_draft_is_one_graph_that_agrees_with_its_target(tmp_path):
         final_choices(engine, [Row(slot, 0, ids[:-1], 0)])
         results.append(logits(engine, Row(slot, 39, ids[-1:])))
     assert np.abs(results[0] - results[1]).max() <= 1e-4
+
+
+def test_a_draft_whose_vocabulary_is_padded_differently(tmp_path, house):
+    """Accepted at export; ids that only one of the two has never reach the other."""
+    kind, changes = FAMILIES["llama, grouped"]
+    make(tmp_path / "target", kind, changes)
+    for size in (176, 200):
+        make(tmp_path / f"draft{size}", kind, {**changes, "vocab_size": size})
+        bundle = export(
+            ExportSettings(
+                str(tmp_path / "target"),
+                tmp_path / f"bundle{size}",
+                drafts=(("cpu-fp32", str(tmp_path / f"draft{size}")),),
+            )
+        )
+        draft = load_draft(bundle, "cpu-fp32", OrtSettings(min_tokens=1))
+        assert draft.vocabulary == size
+        home = house(load_target(bundle, OrtSettings()))
+        request = Request((5, 6, 7), 40, Sampling(1.0, seed=size))
+        answer = home.answer(ModelDrafter(draft, "padded"), request)
+        assert answer.stats.token_ids == home.alone(request)
 
 
 def test_a_bundle_of_another_schema_and_a_flipped_byte_are_named(tmp_path):

@@ -252,6 +252,16 @@ def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(tmp_path, tiny_
     assert not list(tmp_path.glob(".b.*"))
 
 
+def test_a_bundle_caught_between_two_renames_is_put_back(tmp_path, tiny_llama_folder):
+    fine = ["export", tiny_llama_folder, "--out", tmp_path / "b"]
+    assert invoke(*fine).exit_code == 0
+    (tmp_path / "b").rename(tmp_path / ".b.4194305.abc.old")
+    refused(2, "exists already; pass --force", *fine)
+    assert invoke("inspect", tmp_path / "b", "--verify").exit_code == 0
+    assert invoke(*fine, "--force", "--segments", "2").exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_an_encrypted_link(tmp_path, tiny_bundle, alone):
     assert invoke("keygen", tmp_path / "keys").exit_code == 0
     refused(2, "holds a key already", "keygen", tmp_path / "keys")
