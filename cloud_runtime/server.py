@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from cloud_runtime.service import Batch, Outgoing, Service
+from cloud_runtime.scheduler import Batch
+from cloud_runtime.service import Outgoing, Service
 from edgespec.config import CloudSettings
 from edgespec.errors import EngineError
 from edgespec.transport import Hub

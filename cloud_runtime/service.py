@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cloud_runtime.scheduler import Batch, pick
 from cloud_runtime.seats import Seat
+from cloud_runtime.verifier import hint, verdict
 from edgespec.config import CloudSettings
 from edgespec.errors import ProtocolError, UsageError
 from edgespec.protocol import (
@@ -21,7 +23,6 @@ from edgespec.protocol import (
     Error,
     ErrorCode,
     Hello,
-    Hint,
     Message,
     Open,
     Packet,
@@ -32,9 +33,9 @@ from edgespec.protocol import (
     Welcome,
     unpack,
 )
-from edgespec.sampling import choose, common_prefix, guess, verify
+from edgespec.sampling import common_prefix
 from edgespec.session import Session
-from engines.base import Choices, Engine, Row
+from engines.base import Choices, Engine
 
 Outgoing = list[tuple[bytes, Message]]
 PEERS = 4096
@@ -50,12 +51,6 @@ class Identity:
     target: str
     tokenizer: str
     exits: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Batch:
-    seats: list[Seat]
-    rows: list[Row]
 
 
 class Service:
@@ -222,31 +217,16 @@ class Service:
         return Error("invalid", reason[:1000], message.session)
 
     def next_batch(self) -> Batch | None:
-        """The rows to run now: of the sessions that wait, the longest waiting first."""
-        budget = self._settings.max_batch_tokens
-        seats: list[Seat] = []
-        rows: list[Row] = []
-        waiting = (seat for seat in self._seats.values() if seat.ready)
-        for seat in sorted(waiting, key=lambda seat: seat.ready_since):
-            row = seat.row(self._settings.prefill_chunk, hints=self._settings.hints)
-            if rows and len(row.tokens) > budget:
-                break
-            budget -= len(row.tokens)
-            seat.in_flight = True
-            seats.append(seat)
-            rows.append(row)
-        return Batch(seats, rows) if rows else None
+        """The rows to run now; they are in flight until they are committed or abandoned."""
+        return pick(self._seats.values(), self._settings)
 
     def hints(self, batch: Batch, layer: int, choices: Sequence[Choices | None]) -> Outgoing:
         """What an exit head says about the drafts of a batch."""
-        outgoing: Outgoing = []
-        for seat, choice in zip(batch.seats, choices, strict=True):
-            if choice is not None:
-                base = len(seat.state.tokens)
-                tokens = _guesses(seat, choice, self._engine.vocabulary)
-                hint = Hint(seat.session, seat.draft_round, base, layer, tokens)
-                outgoing.append((seat.peer, hint))
-        return outgoing
+        return [
+            (seat.peer, hint(seat, layer, choice, self._engine.vocabulary))
+            for seat, choice in zip(batch.seats, choices, strict=True)
+            if choice is not None
+        ]
 
     def commit(self, batch: Batch, choices: Sequence[Choices | None], now: float) -> Outgoing:
         """Turns the target's choices into committed tokens and verdicts."""
@@ -255,24 +235,10 @@ class Service:
             seat.in_flight = False
             seat.cached = row.start + len(row.tokens)
             if choice is not None:
-                outgoing.append((seat.peer, self._verdict(seat, choice, now)))
+                outgoing.append((seat.peer, verdict(seat, choice, now)))
             if seat.state.finish or self._seats.get(seat.session) is not seat:
                 self._free(seat)
         return outgoing
-
-    def _verdict(self, seat: Seat, choice: Choices, now: float) -> Verdict:
-        assert seat.draft is not None
-        base = len(seat.state.tokens)
-        accepted, tokens = verify(seat.draft, _tokens(seat, choice))
-        taken = seat.state.commit(tokens)
-        seat.cached = base + min(accepted, len(taken))
-        seat.round = seat.draft_round if seat.drafting else seat.round + 1
-        seat.draft = None if seat.drafting else []
-        seat.ready_since = now
-        seat.verdict = Verdict(
-            seat.session, seat.round, base, min(accepted, len(taken)), taken, seat.state.finish
-        )
-        return seat.verdict
 
     def abandon(self, batch: Batch, reason: str) -> Outgoing:
         """The target failed on a batch: its sessions end with an error."""
@@ -311,22 +277,3 @@ class Service:
         if seat.slot is not None:
             self._engine.close(seat.slot)
             seat.slot = None
-
-
-def _tokens(seat: Seat, choice: Choices) -> list[int]:
-    """A head's tokens at the positions of a seat's draft and the one after."""
-    if seat.sampling.greedy:
-        return [int(token) for token in choice.argmax]
-    base = len(seat.state.tokens)
-    return [
-        choose(logits, seat.sampling, base + number) for number, logits in enumerate(choice.logits)
-    ]
-
-
-def _guesses(seat: Seat, choice: Choices, vocabulary: int) -> list[int]:
-    """The same from a head's top candidates alone, for a hint."""
-    base = len(seat.state.tokens)
-    return [
-        guess(ids, logits, seat.sampling, base + number, vocabulary)
-        for number, (ids, logits) in enumerate(zip(choice.top_ids, choice.top_logits, strict=True))
-    ]

@@ -12,87 +12,23 @@ two tokens up, every way of computing a position gives the same bits.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from edgespec.errors import EngineError
 from edgespec.manifest import Bundle
-from edgespec.profiles import ONNX_RUNTIME, runs_graphs
 from engines.base import Choices, Row, Step, check_rows
 from engines.batches import Call, plan
-from engines.slots import CacheTensor, Pool, SlotCache
+from engines.ort_graph import ORT_ERRORS, Frame, Graph, OrtSettings, bind, reason, run_head
+from engines.slots import SlotCache, SlotEngine
+
+__all__ = ["Graph", "OrtEngine", "OrtSettings", "load_draft", "load_target"]
 
 FRAMES = 64
 """Shapes of call whose bindings are kept."""
-_DTYPES: Mapping[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-}
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    ValueError,
-    # ONNX Runtime's own have no base but Exception.
-    *(
-        kind
-        for kind in vars(_native).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
-HEAD_OUTPUTS = ("argmax", "top_ids", "top_logits", "logits")
-
-
-@dataclass(frozen=True)
-class OrtSettings:
-    threads: int = 1
-    slots: int = 16
-    min_tokens: int = 2
-    """2 for exactness; a draft may take 1, since its tokens are verified anyway."""
-    arena: bool = True
-    """ORT's memory arena: faster, and keeps its peak. Off on devices short of memory."""
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
-
-
-class Graph:
-    """One ONNX file in a session, with its inputs and outputs by name."""
-
-    def __init__(self, path: Path, settings: OrtSettings) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings.threads
-        options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = settings.arena
-        options.log_severity_level = 3
-        # Both sides may share cores; a spinning pool would take the other's.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # int8 dot products for QDQ weights: 2.7 times fp32 for one row, same bits in any batch.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-        available = onnxruntime.get_available_providers()
-        providers = [provider for provider in settings.providers if provider in available]
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except ORT_ERRORS as error:
-            version = onnxruntime.__version__
-            if not runs_graphs(version):
-                needed = ".".join(map(str, ONNX_RUNTIME))
-                raise EngineError(
-                    f"ONNX Runtime {version} is too old for the graphs, which need {needed}; "
-                    "install a newer one (Python 3.11 or newer has it), or use --drafter ngram"
-                ) from error
-            raise EngineError(
-                f"ONNX Runtime {version} cannot load {path}: {_reason(error)}"
-            ) from error
-        self.inputs = {i.name: i for i in self.session.get_inputs()}
-        self.outputs = {o.name: o for o in self.session.get_outputs()}
-
-    def dtype(self, name: str) -> Any:
-        return _DTYPES[(self.inputs.get(name) or self.outputs[name]).type]
 
 
 class LoadedSegment(NamedTuple):
@@ -102,50 +38,7 @@ class LoadedSegment(NamedTuple):
     exit: Graph | None = None
 
 
-class _Frame:
-    """Buffers and bindings for calls of one shape."""
-
-    def __init__(self, chain: Sequence[Graph], pool: Pool, first: int, count: int, width: int):
-        self.ids = np.zeros((count, width), np.int64)
-        self.positions = np.zeros((count, width), np.int64)
-        self.starts = np.zeros(count, np.int64)
-        self.lengths = np.zeros(count, np.int64)
-        self.tensors: dict[str, npt.NDArray[Any]] = {
-            "input_ids": self.ids,
-            "position_ids": self.positions,
-            "write_indices": self.starts,
-            "kv_lengths": self.lengths,
-        }
-        for name, array in pool.arrays.items():
-            self.tensors[name] = array[first : first + count]
-        self.generation = pool.generation
-        self.bindings = [self._bind(graph, count, width) for graph in chain]
-
-    def _bind(self, graph: Graph, count: int, width: int) -> Any:
-        binding = graph.session.io_binding()
-        for name, info in graph.outputs.items():
-            if name.startswith(("hidden.", "features")):
-                shape = (count, width, info.shape[-1])
-                self.tensors[name] = np.empty(shape, graph.dtype(name))
-        for name in graph.inputs:
-            if name in self.tensors:
-                bind(binding.bind_input, name, self.tensors[name])
-        for name in graph.outputs:
-            source = name.removesuffix(".out")
-            if source in self.tensors:
-                bind(binding.bind_output, name, self.tensors[source])
-        return binding
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def bind(method: Any, name: str, array: npt.NDArray[Any]) -> None:
-    method(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-
-
-class OrtEngine:
+class OrtEngine(SlotEngine):
     """A target (segments, exit heads, head) or a draft (one graph with its head inside)."""
 
     def __init__(
@@ -158,28 +51,14 @@ class OrtEngine:
         settings: OrtSettings,
     ) -> None:
         """`head` is None where the last segment's graph has it inside."""
+        tensors = [tensor for segment in segments for tensor in segment.graph.cache_tensors()]
+        super().__init__(SlotCache(tensors, settings.slots))
         self.vocabulary = vocabulary
         self.context = context
         self._segments = segments
         self._head = head
         self._min_tokens = settings.min_tokens
-        self._cache = SlotCache(
-            [tensor for segment in segments for tensor in _cache_tensors(segment.graph)],
-            settings.slots,
-        )
-        self._frames: OrderedDict[tuple[int, int, int, int], _Frame] = OrderedDict()
-
-    def open(self) -> int:
-        return self._cache.open()
-
-    def close(self, slot: int) -> None:
-        self._cache.close(slot)
-
-    def truncate(self, slot: int, length: int) -> None:
-        self._cache.length[slot] = min(length, self._cache.length[slot])
-
-    def cached(self, slot: int) -> int:
-        return self._cache.length[slot]
+        self._frames: OrderedDict[tuple[int, int, int, int], Frame] = OrderedDict()
 
     def run(self, rows: Sequence[Row]) -> Iterator[Step]:
         check_rows(self, rows)
@@ -203,7 +82,7 @@ class OrtEngine:
                 try:
                     heads = self._run_stage(stage, frame, _select(call, rows, wanting))
                 except ORT_ERRORS as error:
-                    raise EngineError(f"ONNX Runtime failed: {_reason(error)}") from error
+                    raise EngineError(f"ONNX Runtime failed: {reason(error)}") from error
                 _deal(heads, rows, wanting, choices)
             if final:
                 for row in rows:
@@ -211,13 +90,13 @@ class OrtEngine:
             yield Step(segment.end, final, choices)
 
     def _run_stage(
-        self, stage: int, frame: _Frame, select: npt.NDArray[np.int64]
+        self, stage: int, frame: Frame, select: npt.NDArray[np.int64]
     ) -> list[npt.NDArray[Any]]:
         """One segment of one call, and the head behind it for the selected tokens, if any."""
         segment, binding = self._segments[stage], frame.bindings[stage]
         if "select" in segment.graph.inputs:  # the head is inside, and needs at least one token
             padded = select if select.size else np.zeros(1, np.int64)
-            return _run_head(segment.graph, binding, padded)
+            return run_head(segment.graph, binding, padded)
         segment.graph.session.run_with_iobinding(binding)
         if not select.size:
             return []
@@ -229,9 +108,9 @@ class OrtEngine:
         assert features is not None
         binding = self._head.session.io_binding()
         bind(binding.bind_input, "features", features)
-        return _run_head(self._head, binding, select)
+        return run_head(self._head, binding, select)
 
-    def _frame(self, call: Call) -> _Frame:
+    def _frame(self, call: Call) -> Frame:
         pool = call.pool
         key = (pool.capacity, call.first, call.count, call.width)
         frame = self._frames.get(key)
@@ -241,13 +120,13 @@ class OrtEngine:
                 if self._frames[other].generation != pool.generation:
                     del self._frames[other]
             graphs = [segment.graph for segment in self._segments]
-            frame = self._frames[key] = _Frame(graphs, pool, call.first, call.count, call.width)
+            frame = self._frames[key] = Frame(graphs, pool, call.first, call.count, call.width)
             if len(self._frames) > FRAMES:
                 self._frames.popitem(last=False)
         self._frames.move_to_end(key)
         return frame
 
-    def _fill(self, call: Call, rows: Sequence[Row]) -> _Frame:
+    def _fill(self, call: Call, rows: Sequence[Row]) -> Frame:
         frame = self._frame(call)
         frame.ids.fill(0)
         for place, number in enumerate(call.members):
@@ -263,14 +142,6 @@ class OrtEngine:
         return frame
 
 
-def _cache_tensors(graph: Graph) -> list[CacheTensor]:
-    return [
-        CacheTensor(name, info.shape[1], info.shape[3], graph.dtype(name))
-        for name, info in graph.inputs.items()
-        if name.startswith("cache_")
-    ]
-
-
 def _select(
     call: Call, rows: Sequence[Row], wanting: Sequence[tuple[int, int]]
 ) -> npt.NDArray[np.int64]:
@@ -281,18 +152,6 @@ def _select(
         for j in range(rows[number].wanted)
     ]
     return np.array(picked, np.int64)
-
-
-def _run_head(graph: Graph, binding: Any, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
-    """Runs a graph that ends in the head; its outputs, fresh, [N, …] for the N selected tokens."""
-    outputs = []
-    for name in HEAD_OUTPUTS:
-        shape = (len(select), *graph.outputs[name].shape[1:])
-        outputs.append(np.empty(shape, graph.dtype(name)))
-        bind(binding.bind_output, name, outputs[-1])
-    bind(binding.bind_input, "select", select)
-    graph.session.run_with_iobinding(binding)
-    return outputs
 
 
 def _deal(

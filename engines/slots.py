@@ -139,3 +139,22 @@ class SlotCache:
         for tensor in self._tensors:
             (a, i), (b, j) = source, target
             b.arrays[tensor.name][j, :, :length] = a.arrays[tensor.name][i, :, :length]
+
+
+class SlotEngine:
+    """The part of an `Engine` that is about slots, for back ends over a `SlotCache`."""
+
+    def __init__(self, cache: SlotCache) -> None:
+        self._cache = cache
+
+    def open(self) -> int:
+        return self._cache.open()
+
+    def close(self, slot: int) -> None:
+        self._cache.close(slot)
+
+    def truncate(self, slot: int, length: int) -> None:
+        self._cache.length[slot] = min(length, self._cache.length[slot])
+
+    def cached(self, slot: int) -> int:
+        return self._cache.length[slot]

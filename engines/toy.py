@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from engines.base import TOP, Choices, Row, Step, check_rows
-from engines.slots import CacheTensor, SlotCache
+from engines.slots import CacheTensor, SlotCache, SlotEngine
 
 
-class ToyEngine:
+class ToyEngine(SlotEngine):
     def __init__(
         self,
         vocabulary: int = 50,
@@ -35,19 +35,7 @@ class ToyEngine:
         self._table = generator.standard_normal((997, vocabulary)) * 2
         self._blur = np.random.default_rng(seed + 1).standard_normal((layers, 997, vocabulary))
         self._noise = noise
-        self._cache = SlotCache([CacheTensor("tokens", 1, 1, np.int64)], slots)
-
-    def open(self) -> int:
-        return self._cache.open()
-
-    def close(self, slot: int) -> None:
-        self._cache.close(slot)
-
-    def truncate(self, slot: int, length: int) -> None:
-        self._cache.length[slot] = min(length, self._cache.length[slot])
-
-    def cached(self, slot: int) -> int:
-        return self._cache.length[slot]
+        super().__init__(SlotCache([CacheTensor("tokens", 1, 1, np.int64)], slots))
 
     def run(self, rows: Sequence[Row]) -> Iterator[Step]:
         check_rows(self, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,22 @@ from engines.alone import write_alone
 from engines.base import Engine
 
 HELLO = Hello(VERSION, "target", "tokenizer", "a device")
+
+
+class Hostile:
+    """Proposes garbage, also ids that no vocabulary has, and more than it was asked for."""
+
+    name = "hostile"
+
+    def __init__(self, vocabulary: int) -> None:
+        self._ids = [0, 1, 7, vocabulary - 1, vocabulary, 10**6, 2**31 - 1]
+        self._random = random.Random(0)
+
+    def reset(self):
+        pass
+
+    def draft(self, tokens, count, sampling):
+        return [self._random.choice(self._ids) for _ in range(count + 3)]
 
 
 @dataclass
@@ -43,6 +60,9 @@ class House:
             self.hub, self.service, self.engine, self.settings, clock=lambda: next(ticks) * 1e-3
         )
         self.hub.pump = lambda: self.cloud.turn(0.0)
+
+    def hostile(self):
+        return Hostile(self.engine.vocabulary)
 
     def device(self, drafter, *, draft_length=4, drafting=True, **settings):
         link = self.hub.connect()

@@ -104,6 +104,7 @@ def test_random_bytes_never_get_further_than_the_decoder():
         for _ in range(generator.randint(1, 4)):
             packet[generator.randrange(len(packet))] = generator.randrange(256)
         try:
-            unpack([bytes(packet)])
+            message = unpack([bytes(packet)])
         except ProtocolError:
             continue
+        assert unpack(pack(message)) == message

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 import transformers
@@ -75,19 +73,6 @@ def drafts(bundle):
     }
 
 
-class Hostile:
-    name = "hostile"
-
-    def __init__(self):
-        self.random = random.Random(0)
-
-    def reset(self):
-        pass
-
-    def draft(self, tokens, count, sampling):
-        return [self.random.choice([0, 2, 198, 49151, 49152, 2**31 - 1]) for _ in range(count)]
-
-
 def chat(codec, question):
     return tuple(codec.encode(codec.render([{"role": "user", "content": question}]), chat=True))
 
@@ -112,7 +97,7 @@ def test_the_answer_is_the_targets_own(house, target, codec, drafts, sampling):
     runs = [("cpu-int8", length) for length in range(1, 9)]
     runs += [(name, length) for name in ("cpu-int4", "ngram", "hostile") for length in (3, 8)]
     for name, length in [*runs, ("none", 1)]:
-        drafter = {"ngram": NgramDrafter, "hostile": Hostile, "none": NoDrafter}.get(name)
+        drafter = {"ngram": NgramDrafter, "hostile": home.hostile, "none": NoDrafter}.get(name)
         answer = home.answer(
             drafter() if drafter else drafts[name],
             request,
@@ -145,7 +130,7 @@ def test_a_stop_string_ends_the_answer_wherever_rounds_fall(house, target, codec
 
 def test_four_devices_at_once(house, target, codec, drafts):
     home = house(target, end_ids=(2,))
-    drafters = [drafts["cpu-int8"], NgramDrafter(), Hostile(), NoDrafter()]
+    drafters = [drafts["cpu-int8"], NgramDrafter(), home.hostile(), NoDrafter()]
     requests = [
         Request(chat(codec, QUESTIONS[number] + " Please." * 9 * number), 24, SAMPLINGS[number])
         for number in range(4)
