@@ -7,7 +7,7 @@ import signal
 
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
-from edgespec.config import CloudSettings
+from edgespec.config import CloudSettings, usable_cores
 from edgespec.manifest import Bundle
 from edgespec.transport import RouterHub
 from engines.ort import OrtSettings, load_target
@@ -21,9 +21,8 @@ def cloud_run(bundle: Bundle, settings: CloudSettings) -> None:
     try:
         manifest = bundle.manifest
         log.info("loading %s from %s", manifest.target.origin.name, bundle.folder)
-        engine = load_target(
-            bundle, OrtSettings(threads=settings.threads, slots=settings.max_sessions)
-        )
+        threads = settings.threads or usable_cores()
+        engine = load_target(bundle, OrtSettings(threads=threads, slots=settings.max_sessions))
         identity = Identity(
             manifest.target_fingerprint, manifest.text.fingerprint, tuple(manifest.target.exits)
         )

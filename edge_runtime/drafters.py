@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from edgespec.config import NGRAM, NO_DRAFTER
+from edgespec.config import NGRAM, NO_DRAFTER, usable_cores
 from edgespec.errors import BundleError
 from edgespec.manifest import Bundle
 from edgespec.profiles import PROFILES
@@ -134,7 +134,8 @@ class NoDrafter:
 def open_drafter(bundle: Bundle, name: str, threads: int) -> Drafter:
     """The drafter of that name: a profile of the bundle, `ngram` or `none`.
 
-    An empty name takes the bundle's first profile, or `ngram` where it has no draft.
+    `threads` 0 is what the profile says. An empty name takes the bundle's first profile, or `ngram`
+    where it has no draft.
     """
     name = name or bundle.manifest.default_draft or NGRAM
     if name == NGRAM:
@@ -148,6 +149,10 @@ def open_drafter(bundle: Bundle, name: str, threads: int) -> Drafter:
 
     profile = PROFILES[name]
     settings = OrtSettings(
-        threads=threads, slots=1, min_tokens=1, arena=profile.arena, providers=profile.providers
+        threads=threads or profile.threads or usable_cores(),
+        slots=1,
+        min_tokens=1,
+        arena=profile.arena,
+        providers=profile.providers,
     )
     return ModelDrafter(load_draft(bundle, name, settings), name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,6 @@ EXTRAS = {
     "transformers": "check",
 }
 """Which extra brings a module that a lean install lacks."""
-
-
-def all_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 class _Commands(click.Group):
@@ -195,13 +189,13 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     show_default=True,
     help="Seconds that SIGTERM leaves to answers in flight.",
 )
-def cloud_run(bundle: Path, threads: int, **options: Any) -> None:
+def cloud_run(bundle: Path, **options: Any) -> None:
     """Serve the target of BUNDLE to devices."""
     from cloud_runtime.command import cloud_run
     from edgespec.manifest import Bundle
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    settings = CloudSettings(threads=threads or all_cores(), **options)
+    settings = CloudSettings(**options)
     try:
         cloud_run(Bundle.open(bundle), settings)
     except KeyboardInterrupt:
@@ -234,7 +228,7 @@ def cloud_run(bundle: Path, threads: int, **options: Any) -> None:
     show_default=True,
     help="Tokens drafted a round.",
 )
-@click.option("--threads", type=NOT_NEGATIVE, default=0, help="[default: every core]")
+@click.option("--threads", type=NOT_NEGATIVE, default=0, help="[default: what the profile says]")
 @click.option(
     "--connect-timeout",
     type=click.FloatRange(min=0.1),
@@ -267,7 +261,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
         server_key=options["server_key"],
         drafter=options["drafter"],
         draft_length=options["draft_length"],
-        threads=options["threads"] or all_cores(),
+        threads=options["threads"],
         connect_timeout=options["connect_timeout"],
     )
     try:

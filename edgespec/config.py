@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from edgespec.sampling import Sampling
 NGRAM = "ngram"
 NO_DRAFTER = "none"
 LOOPBACK = "tcp://127.0.0.1:5555"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class EdgeSettings:
     draft_length: int = 4
     """Tokens drafted a round."""
     threads: int = 0
-    """Of the draft; 0: every core this process may use."""
+    """Of the draft; 0: what its profile says."""
     connect_timeout: float = 10.0
     """Seconds to wait for the cloud's welcome."""
     patience: float = 5.0

@@ -26,6 +26,8 @@ class Profile:
     """ONNX Runtime execution providers."""
     arena: bool
     """Whether ORT keeps its peak memory for reuse."""
+    threads: int
+    """Of a draft; 0: every core that the process may use."""
     purpose: str
 
 
@@ -46,9 +48,11 @@ _CPU = ("CPUExecutionProvider",)
 _CUDA = ("CUDAExecutionProvider", "CPUExecutionProvider")
 PROFILES: Mapping[str, Profile] = MappingProxyType(
     {
-        "cpu-fp32": Profile(precisions("fp32"), _CPU, True, "any CPU; the reference"),
-        "cpu-int8": Profile(precisions("int8"), _CPU, True, "CPUs with int8 dot products"),
-        "cpu-int4": Profile(precisions("int4"), _CPU, False, "CPUs short of memory or bandwidth"),
-        "gpu-fp16": Profile(precisions("fp16"), _CUDA, True, "CUDA and TensorRT"),
+        "cpu-fp32": Profile(precisions("fp32"), _CPU, True, 0, "any CPU; the reference"),
+        "cpu-int8": Profile(precisions("int8"), _CPU, True, 0, "CPUs with int8 dot products"),
+        "cpu-int4": Profile(
+            precisions("int4"), _CPU, False, 0, "CPUs short of memory or bandwidth"
+        ),
+        "gpu-fp16": Profile(precisions("fp16"), _CUDA, True, 1, "CUDA and TensorRT"),
     }
 )

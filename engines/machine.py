@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from edgespec.config import usable_cores
 from edgespec.profiles import PROFILES, runs_graphs
 
 ROOT = Path("/")
@@ -124,7 +124,7 @@ def describe(root: Path = ROOT) -> Machine:
         architecture=platform.machine(),
         python=platform.python_version(),
         board=board,
-        cores=_cores(),
+        cores=usable_cores(),
         processor=read_processor(root),
         memory=read_memory(root),
         onnxruntime=version,
@@ -195,12 +195,6 @@ def _lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 0
 
 
 def _system() -> str:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
+from edgespec.config import usable_cores
 from edgespec.errors import CheckpointError, EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
@@ -72,7 +73,7 @@ def check(bundle: Bundle, settings: ExportSettings) -> None:
     where an fp32 target's greedy tokens are not those of transformers.
     """
     codec, profiles = Codec(bundle), sorted(bundle.manifest.drafts)
-    ort = OrtSettings(threads=len(os.sched_getaffinity(0)), slots=1)
+    ort = OrtSettings(threads=usable_cores(), slots=1)
     with progress("checking", len(PROMPTS) * (2 + len(profiles)), unit="prompts") as advance:
         references = []
         with _silence():
