@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cloud_runtime.scheduler import Batch
 from cloud_runtime.service import Outgoing, Service
 from edgespec.config import CloudSettings
 from edgespec.errors import EngineError
 from edgespec.transport import Hub
-from engines.base import Engine
+from engines.base import Engine, Step
 
 log = logging.getLogger("edgespec.cloud")
 IDLE_POLL = 0.5
@@ -63,13 +63,17 @@ class CloudLoop:
             self._send(self._service.receive(peer, packet, self._clock()))
 
     def _run(self, batch: Batch) -> None:
+        for step in self._steps(batch):
+            if step.final:
+                self._send(self._service.commit(batch, step.choices, self._clock()))
+            else:
+                self._send(self._service.hints(batch, step.layer, step.choices))
+                self._exchange(0.0)
+
+    def _steps(self, batch: Batch) -> Iterator[Step]:
+        """The engine's steps; where it fails, the sessions of this batch end and no others."""
         try:
-            for step in self._engine.run(batch.rows):
-                if step.final:
-                    self._send(self._service.commit(batch, step.choices, self._clock()))
-                else:
-                    self._send(self._service.hints(batch, step.layer, step.choices))
-                    self._exchange(0.0)
+            yield from self._engine.run(batch.rows)
         except EngineError as error:
             log.error("the target failed on a batch of %d: %s", len(batch.rows), error)
             self._send(self._service.abandon(batch, str(error)))

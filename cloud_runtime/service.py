@@ -62,12 +62,13 @@ class Service:
         self._settings = settings
         self._peers: dict[bytes, str] = {}
         self._seats: dict[int, Seat] = {}
+        self._slots = 0
         self.draining = False
 
     @property
     def active(self) -> int:
-        """Sessions whose answer is not finished."""
-        return sum(seat.slot is not None for seat in self._seats.values())
+        """Sessions with a slot: answers in writing, and those closed while their batch runs."""
+        return self._slots
 
     def receive(self, peer: bytes, packet: Packet, now: float) -> Outgoing:
         """One packet of one peer. Never raises: what cannot be served is answered with an error."""
@@ -81,6 +82,9 @@ class Service:
         if isinstance(message, Hello):
             return [self._hello(peer, message)]
         if isinstance(message, Ping):
+            for seat in self._seats.values():
+                if seat.peer == peer:
+                    seat.heard = now
             return [Pong(message.nonce)]
         if peer not in self._peers:
             return [Error("hello", "say hello first", getattr(message, "session", 0), True)]
@@ -149,6 +153,7 @@ class Service:
         )
         if not state.finish:
             seat.slot = self._engine.open()
+            self._slots += 1
         self._seats[message.session] = seat
         return [] if seat.slot is not None else self._standing(seat, peer, len(state.tokens), now)
 
@@ -225,7 +230,7 @@ class Service:
         return [
             (seat.peer, hint(seat, layer, choice, self._engine.vocabulary))
             for seat, choice in zip(batch.seats, choices, strict=True)
-            if choice is not None
+            if choice is not None and choice.finite
         ]
 
     def commit(self, batch: Batch, choices: Sequence[Choices | None], now: float) -> Outgoing:
@@ -234,7 +239,11 @@ class Service:
         for seat, row, choice in zip(batch.seats, batch.rows, choices, strict=True):
             seat.in_flight = False
             seat.cached = row.start + len(row.tokens)
-            if choice is not None:
+            if choice is not None and not choice.finite:
+                error = Error("internal", "the target's logits are not finite", seat.session)
+                outgoing.append((seat.peer, error))
+                self._forget(seat)
+            elif choice is not None:
                 outgoing.append((seat.peer, verdict(seat, choice, now)))
             if seat.state.finish or self._seats.get(seat.session) is not seat:
                 self._free(seat)
@@ -268,7 +277,8 @@ class Service:
         return [(peer, Drain()) for peer in self._peers]
 
     def _forget(self, seat: Seat) -> None:
-        self._seats.pop(seat.session, None)
+        if self._seats.get(seat.session) is seat:
+            del self._seats[seat.session]
         if not seat.in_flight:
             self._free(seat)
 
@@ -276,4 +286,5 @@ class Service:
         """Gives the slot back; a seat in flight keeps it until its batch has run."""
         if seat.slot is not None:
             self._engine.close(seat.slot)
+            self._slots -= 1
             seat.slot = None

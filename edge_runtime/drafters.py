@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from edgespec.config import NGRAM, NO_DRAFTER, usable_cores
-from edgespec.errors import BundleError
+from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
-from edgespec.profiles import PROFILES
+from edgespec.profiles import profile
 from edgespec.sampling import Sampling, choose
 from engines.base import Engine, Row, final_choices
 
@@ -144,15 +144,15 @@ def open_drafter(bundle: Bundle, name: str, threads: int) -> Drafter:
         return NoDrafter()
     if name not in bundle.manifest.drafts:
         there = ", ".join([*sorted(bundle.manifest.drafts), NGRAM, NO_DRAFTER])
-        raise BundleError(f"{bundle.folder} has no draft for {name!r}; choose one of: {there}")
+        raise UsageError(f"{bundle.folder} has no draft for {name!r}; choose one of: {there}")
     from engines.ort import OrtSettings, load_draft  # ONNX Runtime only where a model drafts
 
-    profile = PROFILES[name]
+    chosen = profile(name)
     settings = OrtSettings(
-        threads=threads or profile.threads or usable_cores(),
+        threads=threads or chosen.threads or usable_cores(),
         slots=1,
         min_tokens=1,
-        arena=profile.arena,
-        providers=profile.providers,
+        arena=chosen.arena,
+        providers=chosen.providers,
     )
     return ModelDrafter(load_draft(bundle, name, settings), name)

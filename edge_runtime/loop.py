@@ -18,6 +18,7 @@ from edgespec.protocol import (
     Error,
     Hello,
     Hint,
+    Ping,
     Verdict,
     Welcome,
 )
@@ -102,7 +103,7 @@ class EdgeLoop:
 
         Raises `LinkError` when the cloud refuses, or is silent for `give_up` seconds.
         """
-        began = heard = self._clock()
+        began = heard = spoke = self._clock()
         up, down = self._link.bytes_up, self._link.bytes_down
         stats = answer.stats
         self._drafter.reset()
@@ -111,10 +112,14 @@ class EdgeLoop:
             while not answer.done:
                 if answer.may_draft:
                     self._draft(answer, request)
+                    spoke = self._clock()
                 before = self._clock()
                 messages = self._link.receive(self._settings.patience)
                 now = self._clock()
                 stats.waiting_seconds += now - before
+                if now - spoke >= self._settings.patience:
+                    self._link.send(Ping(0))  # one that only reads would seem gone
+                    spoke = now
                 if messages:
                     heard = now
                 elif now - heard >= self._settings.give_up:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -38,16 +38,26 @@ class TextSettings:
     json: bool = False
     """Figures as one JSON line."""
 
+    @property
+    def conversation(self) -> bool:
+        """Several prompts, typed one after the other."""
+        return self.chat and self.prompt is None and sys.stdin.isatty()
+
 
 def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None:
     """Connects, answers, prints. Raises edgespec's errors, after what was committed is shown."""
     text.sampling.check()
+    if text.system and not text.chat:
+        raise UsageError("--system is a message of a chat; pass --chat too")
     codec = Codec(bundle)
+    prompts = _prompts(codec, text)
+    if not text.conversation:  # whatever is wrong with a prompt shows before anything is loaded
+        prompts = iter([next(prompts)])
+    drafter = open_drafter(bundle, settings.drafter, settings.threads)
     link = DealerLink(settings.connect, settings.server_key)
     try:
-        hello = hello_for(bundle, f"{socket.gethostname()} {settings.drafter}".strip())
+        hello = hello_for(bundle, f"{socket.gethostname()} {drafter.name}"[:200])
         welcome = greet(link, hello, settings)
-        drafter = open_drafter(bundle, settings.drafter, settings.threads)
         loop = EdgeLoop(
             link,
             drafter,
@@ -57,7 +67,7 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
             settings,
             drafting=drafter.name != NO_DRAFTER,
         )
-        for prompt, heard in _prompts(codec, text):
+        for prompt, heard in prompts:
             heard.append(_answer(loop, codec, prompt, text))
     finally:
         link.close()
@@ -80,21 +90,28 @@ def _prompts(codec: Codec, text: TextSettings) -> Iterator[tuple[list[int], list
 def _turns(text: TextSettings) -> Iterator[str]:
     if text.prompt is not None:
         yield text.prompt
-    elif not sys.stdin.isatty():
-        words = sys.stdin.read()
-        if not words.strip():
-            raise UsageError("standard input is empty; pass --prompt or pipe a text in")
-        yield words
-    elif not text.chat:
-        raise UsageError("there is no prompt; pass --prompt, pipe a text in, or use --chat")
-    else:
+    elif text.conversation:
         while True:
             try:
-                words = input("> ")
+                words = _read(lambda: input("> "))
             except EOFError:
                 return
             if words.strip():
                 yield words
+    elif sys.stdin.isatty():
+        raise UsageError("there is no prompt; pass --prompt, pipe a text in, or use --chat")
+    else:
+        words = _read(sys.stdin.read)
+        if not words.strip():
+            raise UsageError("standard input is empty; pass --prompt or pipe a text in")
+        yield words
+
+
+def _read(read: Callable[[], str]) -> str:
+    try:
+        return read()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 text (byte {error.start})") from error
 
 
 def _answer(loop: EdgeLoop, codec: Codec, prompt: Sequence[int], text: TextSettings) -> str:
@@ -112,9 +129,15 @@ def _answer(loop: EdgeLoop, codec: Codec, prompt: Sequence[int], text: TextSetti
             else:
                 colour = ACCEPTED if piece.accepted else WRITTEN
                 console.print(Text(piece.text, style=colour), end="", soft_wrap=True)
+    except KeyboardInterrupt:
+        if not text.conversation:
+            raise
+        # It ends the answer, not the conversation.
     finally:
-        sys.stdout.write(stream.flush() + "\n")
-        sys.stdout.flush()
-        report = answer.stats.as_json() if text.json else answer.stats.as_text()
-        print(report, file=sys.stderr)
+        if answer.stats.tokens:
+            sys.stdout.write(stream.flush() + "\n")
+            sys.stdout.flush()
+        if answer.stats.tokens:
+            report = answer.stats.as_json() if text.json else answer.stats.as_text()
+            print(report, file=sys.stderr)
     return "".join(said)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,18 @@ CLOUD, EDGE = CloudSettings(), EdgeSettings()
 PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4"])
 FLOATS = click.Choice(["fp32", "fp16"])
 POSITIVE = click.IntRange(min=1)
-NOT_NEGATIVE = click.IntRange(min=0)
+
+
+class _Seconds(click.FloatRange):
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if seconds != seconds:  # NaN passes every range
+            self.fail("not a number of seconds", param, ctx)
+        return seconds
+
+
+SECONDS = _Seconds(0.0, 86400.0)
+THREADS = click.IntRange(0, 1024)
 FOLDER = click.Path(path_type=Path)
 EXTRAS = {
     "onnx_ir": "export",
@@ -37,6 +51,9 @@ class _Commands(click.Group):
     """Turns edgespec's errors into one sentence and an exit code."""
 
     def invoke(self, context: click.Context) -> Any:
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:  # closed by whoever started us
+                setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
         try:
             return super().invoke(context)
         except EdgespecError as error:
@@ -98,12 +115,14 @@ def main() -> None:
     multiple=True,
     help="Hardware and precision of the draft; may be repeated. [default: cpu-int8]",
 )
-@click.option("--context", type=POSITIVE, help="Positions to provide for, prompt included.")
+@click.option(
+    "--context", type=click.IntRange(min=16), help="Positions to provide for, prompt included."
+)
 @click.option("--check", is_flag=True, help="Compare with transformers on real prompts.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 def export(model: str, out: Path, check: bool, **options: Any) -> None:
     """Write MODEL (a Hugging Face folder or hub id, or a GGUF file) as a bundle."""
-    from edgespec.profiles import PROFILES, precisions
+    from edgespec.profiles import precisions, profile
     from export.bundle import ExportSettings, export
 
     draft, profiles = options["draft"], options["profiles"] or ("cpu-int8",)
@@ -111,9 +130,11 @@ def export(model: str, out: Path, check: bool, **options: Any) -> None:
         raise UsageError("--profile says how to export a draft; pass --draft too")
     if options["split"] and options["segments"]:
         raise UsageError("--split and --segments say the same; pass one of them")
-    for profile in profiles:
-        if profile not in PROFILES:
-            raise UsageError(f"there is no profile {profile!r}; choose from {', '.join(PROFILES)}")
+    for name in profiles:
+        profile(name)
+    for module in ("torch", "transformers") if check else ():
+        if importlib.util.find_spec(module) is None:
+            raise ModuleNotFoundError(f"no {module}", name=module)
     settings = ExportSettings(
         target=model,
         out=out,
@@ -125,7 +146,7 @@ def export(model: str, out: Path, check: bool, **options: Any) -> None:
         ),
         segments=options["segments"] or 1,
         split=_layers(options["split"]),
-        drafts=tuple((profile, draft) for profile in dict.fromkeys(profiles)) if draft else (),
+        drafts=tuple((name, draft) for name in dict.fromkeys(profiles)) if draft else (),
         context=options["context"] or 0,
         force=options["force"],
     )
@@ -181,10 +202,17 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     show_default=True,
     help="Run the exit heads and tell devices what they say.",
 )
-@click.option("--threads", type=NOT_NEGATIVE, default=0, help="[default: every core]")
+@click.option("--threads", type=THREADS, default=0, help="[default: every core]")
+@click.option(
+    "--idle-timeout",
+    type=SECONDS,
+    default=CLOUD.idle_timeout,
+    show_default=True,
+    help="Seconds of a device's silence after which its session is closed.",
+)
 @click.option(
     "--drain-timeout",
-    type=click.FloatRange(min=0),
+    type=SECONDS,
     default=CLOUD.drain_timeout,
     show_default=True,
     help="Seconds that SIGTERM leaves to answers in flight.",
@@ -228,10 +256,10 @@ def cloud_run(bundle: Path, **options: Any) -> None:
     show_default=True,
     help="Tokens drafted a round.",
 )
-@click.option("--threads", type=NOT_NEGATIVE, default=0, help="[default: what the profile says]")
+@click.option("--threads", type=THREADS, default=0, help="[default: what the profile says]")
 @click.option(
     "--connect-timeout",
-    type=click.FloatRange(min=0.1),
+    type=SECONDS,
     default=EDGE.connect_timeout,
     show_default=True,
     help="Seconds to wait for the cloud.",
@@ -264,6 +292,8 @@ def edge_run(bundle: Path, **options: Any) -> None:
         threads=options["threads"],
         connect_timeout=options["connect_timeout"],
     )
+    # As systemd stops a service: the cloud is told, so that the slot is free at once.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         edge_run(Bundle.open(bundle), settings, text)
     except KeyboardInterrupt:
@@ -280,8 +310,11 @@ def keygen(folder: Path) -> None:
     if (folder / "cloud.key_secret").exists():
         raise UsageError(f"{folder} holds a key already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    public, secret = zmq.auth.create_certificates(str(folder), "cloud")
-    Path(secret).chmod(0o600)
+    before = os.umask(0o077)
+    try:
+        public, secret = zmq.auth.create_certificates(str(folder), "cloud")
+    finally:
+        os.umask(before)
     click.echo(f"secret: {secret}\npublic: {public}")
 
 
@@ -335,7 +368,9 @@ def bench() -> None:
 @bench.command("local")
 @click.argument("bundle", type=FOLDER, required=False)
 @click.option("--drafter", default="", metavar="PROFILE", help="[default: the bundle's draft]")
-@click.option("--threads", type=POSITIVE, default=1, show_default=True, help="Of each side.")
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="Of each side."
+)
 @click.option("--json", "as_json", is_flag=True)
 def bench_local(bundle: Path | None, drafter: str, threads: int, as_json: bool) -> None:
     """Step times, overhead of loop and wire, and speed with and without drafting, at no distance.

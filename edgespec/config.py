@@ -35,8 +35,9 @@ class CloudSettings:
     """Draft tokens of one round; the rest is ignored."""
     hints: bool = True
     """Run the exit heads for sessions that draft."""
-    idle_timeout: float = 600.0
-    """Seconds without a word from its device after which a session is closed."""
+    idle_timeout: float = 60.0
+    """Seconds without a word from its device after which a session is closed. A device that comes
+    back opens it again from what it holds, so this costs time only."""
     drain_timeout: float = 30.0
     """Seconds that SIGTERM leaves to answers in flight."""
     threads: int = 0

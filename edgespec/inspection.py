@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgespec.manifest import Bundle, Draft, Manifest, Origin, Target
+from edgespec.manifest import Bundle, Draft, File, Manifest, Origin, Target
 from edgespec.progress import progress
 from edgespec.text import CHAT_TEMPLATE
 
@@ -39,11 +39,21 @@ def inspect(folder: Path, *, verify: bool, as_json: bool) -> None:
         console.print(f"\n{title}", style="bold")
         console.print(table)
     if verify:
-        console.print(f"\nall {len(manifest.files)} files agree with their checksums")
+        console.print(f"\nall {len(_here(bundle))} files agree with their checksums")
+    if not bundle.path("target").exists():
+        console.print("the target's files are not here: enough for a device, not for a cloud")
+
+
+def _here(bundle: Bundle) -> dict[str, File]:
+    """The files that should be here: a device may leave out the target's folder."""
+    files = bundle.manifest.files
+    if bundle.path("target").exists():
+        return files
+    return {name: file for name, file in files.items() if not name.startswith("target/")}
 
 
 def _verify(bundle: Bundle) -> None:
-    files = bundle.manifest.files
+    files = _here(bundle)
     with progress("verifying", sum(file.size for file in files.values())) as advance:
         for name, file in sorted(files.items()):
             single = msgspec.structs.replace(bundle.manifest, files={name: file})

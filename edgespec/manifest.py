@@ -21,7 +21,7 @@ from typing import Literal
 import msgspec
 
 from edgespec.architecture import Architecture
-from edgespec.errors import BundleError
+from edgespec.errors import BundleError, UsageError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -108,6 +108,14 @@ class Manifest(_Struct, frozen=True):
     """By profile."""
     files: dict[str, File]
     """By path relative to the bundle."""
+    seal: str = ""
+    """SHA-256 of the rest of the manifest."""
+
+    def sealed(self) -> Manifest:
+        """The manifest with its seal, as it is written."""
+        bare = msgspec.structs.replace(self, seal="")
+        digest = hashlib.sha256(msgspec.json.encode(bare)).hexdigest()
+        return msgspec.structs.replace(self, seal=digest)
 
     @property
     def default_draft(self) -> str:
@@ -151,6 +159,8 @@ class Bundle:
             raise BundleError(
                 f"{path} cannot be read ({error}); export the bundle again"
             ) from error
+        if manifest.seal != manifest.sealed().seal:
+            raise BundleError(f"{path} is damaged or was edited; copy or export the bundle again")
         return cls(folder, manifest)
 
     def path(self, name: str) -> Path:
@@ -174,10 +184,10 @@ class Bundle:
                 )
 
     def draft(self, profile: str) -> Draft:
-        """Raises `BundleError` naming the profiles that there are."""
+        """Raises `UsageError` naming the profiles that there are."""
         if profile not in self.manifest.drafts:
             there = ", ".join(sorted(self.manifest.drafts)) or "none"
-            raise BundleError(
+            raise UsageError(
                 f"{self.folder} has no draft for profile {profile!r} (it has: {there})"
             )
         return self.manifest.drafts[profile]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from edgespec.errors import UsageError
 from edgespec.manifest import Precision, Precisions
 
 ONNX_RUNTIME = (1, 25)
@@ -29,6 +30,13 @@ class Profile:
     threads: int
     """Of a draft; 0: every core that the process may use."""
     purpose: str
+
+
+def profile(name: str) -> Profile:
+    """Raises `UsageError` for a name that there is not, as in a bundle of a newer edgespec."""
+    if name not in PROFILES:
+        raise UsageError(f"there is no profile {name!r}; choose from {', '.join(PROFILES)}")
+    return PROFILES[name]
 
 
 def precisions(

@@ -54,8 +54,10 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
             )
         if not 0.0 < self.top_p <= 1.0:
             raise UsageError(f"top-p is {self.top_p}; it must lie above 0 and at most at 1")
-        if self.top_k < 0:
-            raise UsageError(f"top-k is {self.top_k}; it must be 0 (all tokens) or more")
+        if not 0 <= self.top_k < 2**31:
+            raise UsageError(
+                f"top-k is {self.top_k}; it must be 0 (all tokens) or more, and below 2**31"
+            )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
 
@@ -131,7 +133,8 @@ def _contenders(logits: Logits, sampling: Sampling, position: int) -> npt.NDArra
     """
     margin = 4.0 * sampling.temperature
     largest = float(logits.max())
-    likely = np.flatnonzero(logits > largest - margin)
+    # Compared in float64 whatever the logits are: rounding must not push the edge up.
+    likely = np.flatnonzero(logits >= np.float64(largest - margin))
     best = float(_perturbed(logits, likely, sampling, position).max())
     needed = np.exp(-np.exp((largest - margin) / sampling.temperature - best))
     # Shortened by more than rounding can add, so that nobody is left out.

@@ -60,7 +60,8 @@ class AnswerStats(msgspec.Struct, kw_only=True):
         lines = [
             f"{self.tokens} tokens in {self.seconds:.2f} s "
             f"({self.tokens_per_second:.1f} tokens/s after the first, "
-            f"which took {self.first_token_seconds * 1e3:.0f} ms); finished: {self.finish}",
+            f"which took {self.first_token_seconds * 1e3:.0f} ms); "
+            f"finished: {self.finish or 'interrupted'}",
         ]
         if self.rounds:
             lines.append(

@@ -32,7 +32,14 @@ class Codec:
         self._template = template.read_text(encoding="utf-8") if template.is_file() else None
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
-        """Ids of a prompt. A rendered chat brings its own special tokens; plain text gets them."""
+        """Ids of a prompt. A rendered chat brings its own special tokens; plain text gets them.
+
+        Raises `UsageError` for bytes that were never UTF-8.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the prompt is not UTF-8 text (character {error.start})") from error
         return list(self.tokenizer.encode(text, add_special_tokens=not chat).ids)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -164,6 +164,8 @@ def _read_key(path: Path, *, secret: bool) -> tuple[bytes, bytes]:
         public, private = zmq.auth.load_certificate(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} is no key file; make one with 'edgespec keygen'") from error
+    if any(len(key) != 40 for key in (public, private or public)):
+        raise UsageError(f"{path} holds no valid key; make one with 'edgespec keygen'")
     if secret and private is None:
         raise UsageError(f"{path} holds no secret key; pass the .key_secret file")
     return public, private or b""

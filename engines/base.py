@@ -43,6 +43,11 @@ class Choices:
     logits: npt.NDArray[Any]
     """[N, vocabulary]"""
 
+    @property
+    def finite(self) -> bool:
+        """Whether there is anything to choose from: overflow makes all logits NaN or infinite."""
+        return bool(np.isfinite(self.top_logits).all())
+
 
 @dataclass(frozen=True)
 class Step:

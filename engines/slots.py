@@ -120,6 +120,10 @@ class SlotCache:
         """Takes the slot out of its pool; the pool's last one moves into the gap."""
         pool, index = self._place.pop(slot)
         last = pool.occupants.pop()
+        if not pool.occupants and pool.capacity > BUCKETS[0]:
+            pool.arrays = {}  # few sessions grow that large; the next one allocates again
+            pool.generation += 1
+            return
         if last != slot:
             self._copy((pool, len(pool.occupants)), (pool, index), self.length[last])
             pool.occupants[index] = last
@@ -127,12 +131,18 @@ class SlotCache:
 
     def _extend(self, pool: Pool) -> None:
         size = min(max(1, 2 * pool.size), self._slots)
-        old, pool.arrays = pool.arrays, {}
-        for tensor in self._tensors:
-            shape = (size, tensor.heads, pool.capacity, tensor.head_dim)
-            pool.arrays[tensor.name] = np.zeros(shape, tensor.dtype)
-            if (rows := old.pop(tensor.name, None)) is not None:
-                pool.arrays[tensor.name][: len(rows)] = rows
+        grown: dict[str, npt.NDArray[Any]] = {}
+        try:
+            for tensor in self._tensors:
+                shape = (size, tensor.heads, pool.capacity, tensor.head_dim)
+                grown[tensor.name] = np.zeros(shape, tensor.dtype)
+                if pool.size:
+                    grown[tensor.name][: pool.size] = pool.arrays[tensor.name]
+        except MemoryError as error:
+            raise EngineError(
+                f"there is no memory for {size} sessions of {pool.capacity} positions"
+            ) from error
+        pool.arrays = grown
         pool.generation += 1
 
     def _copy(self, source: tuple[Pool, int], target: tuple[Pool, int], length: int) -> None:

@@ -37,7 +37,7 @@ from edgespec.manifest import (
     Text,
     hash_file,
 )
-from edgespec.profiles import PROFILES, precisions
+from edgespec.profiles import precisions, profile
 from edgespec.progress import progress
 from edgespec.tokenizer import fingerprint
 from export import graph
@@ -91,9 +91,7 @@ def export(settings: ExportSettings) -> Bundle:
     cuts = borders(target.architecture.layers, settings)
     context = _context(target, settings)
     mark = fingerprint(Tokenizer.from_str(target.tokenizer.json))
-    drafts = [
-        (profile, _draft_checkpoint(source, target, mark)) for profile, source in settings.drafts
-    ]
+    drafts = [(name, _draft_checkpoint(source, target, mark)) for name, source in settings.drafts]
     with _published(settings.out, settings.force) as folder:
         written = Manifest(
             schema=SCHEMA,
@@ -102,12 +100,11 @@ def export(settings: ExportSettings) -> Bundle:
             text=_write_tokenizer(folder / "tokenizer", target.tokenizer, mark),
             target=_write_target(folder, target, settings.precisions, cuts, context),
             drafts={
-                profile: _write_draft(folder, profile, checkpoint, context)
-                for profile, checkpoint in drafts
+                name: _write_draft(folder, name, checkpoint, context) for name, checkpoint in drafts
             },
             files={},
         )
-        manifest = msgspec.structs.replace(written, files=_hashes(folder))
+        manifest = msgspec.structs.replace(written, files=_hashes(folder)).sealed()
         document = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         (folder / MANIFEST).write_bytes(document + b"\n")
     return Bundle.open(settings.out)
@@ -170,12 +167,12 @@ def _refuse_to_replace(out: Path, force: bool) -> None:
 def _clear_up(out: Path) -> None:
     """Removes what killed exports to `out` left, and puts back a bundle caught between renames."""
     for path in out.parent.iterdir():
-        name, suffix = path.name, path.suffix
-        if not name.startswith(f".{out.name}.") or suffix not in (".partial", ".old"):
+        start, *rest = path.name.rsplit(".", 3)
+        if start != f".{out.name}" or rest[-1] not in ("partial", "old"):
             continue
-        if Path("/proc", name.split(".")[-3]).exists():  # its process still writes
+        if Path("/proc", rest[0]).exists():  # its process still writes
             continue
-        if suffix == ".old" and not out.exists():
+        if rest[-1] == "old" and not out.exists():
             path.rename(out)
         else:
             shutil.rmtree(path, ignore_errors=True)
@@ -240,10 +237,10 @@ def _write_target(
     )
 
 
-def _write_draft(bundle: Path, profile: str, checkpoint: Checkpoint, context: int) -> Draft:
-    chosen = PROFILES[profile].precisions
-    folder = bundle / "draft" / profile
-    with _weights(folder, checkpoint, chosen, f"draft {profile}") as weights:
+def _write_draft(bundle: Path, name: str, checkpoint: Checkpoint, context: int) -> Draft:
+    chosen = profile(name).precisions
+    folder = bundle / "draft" / name
+    with _weights(folder, checkpoint, chosen, f"draft {name}") as weights:
         layers = range(checkpoint.architecture.layers)
         model = graph.decoder(weights, chosen, context, layers, file="model", with_head=True)
         _save(model, folder / "model.onnx")
@@ -251,7 +248,7 @@ def _write_draft(bundle: Path, profile: str, checkpoint: Checkpoint, context: in
         origin=Origin(name=checkpoint.name, revision=checkpoint.revision),
         architecture=checkpoint.architecture,
         precisions=chosen,
-        graph=f"draft/{profile}/model.onnx",
+        graph=f"draft/{name}/model.onnx",
     )
 
 

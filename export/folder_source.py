@@ -174,7 +174,7 @@ def _header(path: Path) -> dict[str, _Stored]:
         raise CheckpointError(
             f"{path} cannot be read ({error.strerror}); complete the download"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is truncated or not a safetensors file ({error}); download it again"
         ) from error

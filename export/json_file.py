@@ -27,6 +27,8 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not JSON (line {error.lineno}: {error.msg}); download it again"
         ) from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is nested too deeply; download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object; download it again")
     return content

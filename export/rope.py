@@ -141,6 +141,8 @@ def _yarn(parameters: Mapping[str, Any], head_dim: int) -> Rope:
     else:
         factor = _number(parameters, "factor")
     theta = _number(parameters, "rope_theta")
+    if theta <= 1:
+        raise CheckpointError(f"the config has rope_theta {theta}; it must be above 1")
 
     def dimension(turns: float) -> float:
         """The dimension whose wave turns so often over the trained context."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgespec.errors import UnsupportedModel
+from edgespec.errors import CheckpointError, UnsupportedModel
 from edgespec.manifest import Precision
 from export.checkpoint import Checkpoint
 from export.quantise import BLOCK, quantise
@@ -58,7 +58,9 @@ class WeightFolder:
 
     def vector(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """A norm's weight or a bias; small, so it stays inside the graph."""
-        vector = self.checkpoint.tensor(name).astype(dtype)
+        with np.errstate(over="ignore"):
+            vector = self.checkpoint.tensor(name).astype(dtype)
+        _check_finite(name, vector, "fp16" if dtype == np.float16 else "fp32")
         self._advance(self.checkpoint.nbytes(name))
         return vector
 
@@ -79,7 +81,10 @@ class WeightFolder:
             def rows() -> Iterator[npt.NDArray[Any]]:
                 for start in range(0, shape[0], _ROWS):
                     block = self.checkpoint.rows(name, start, min(start + _ROWS, shape[0]))
-                    yield block.astype(dtype)
+                    with np.errstate(over="ignore"):
+                        converted = block.astype(dtype)
+                    _check_finite(name, converted, precision)
+                    yield converted
                     self._advance(self.checkpoint.nbytes(name) * len(block) // shape[0])
 
             file = "head" if name == "lm_head.weight" else "embedding"
@@ -114,13 +119,16 @@ class WeightFolder:
     ) -> Matrix:
         if precision in _FLOATS:
             dtype = _FLOATS[precision]
-            data = np.ascontiguousarray(matrix, dtype)
+            with np.errstate(over="ignore"):  # found just below
+                data = np.ascontiguousarray(matrix, dtype)
+            _check_finite(name, data, precision)
             return self._append(file, name, iter([data]), matrix.shape, dtype)
         if matrix.shape[0] % BLOCK:
             raise UnsupportedModel(
                 f"{name} has {matrix.shape[0]} inputs, no multiple of {BLOCK}, so it cannot be "
                 f"stored as {precision}; export it as fp32 or fp16"
             )
+        _check_finite(name, matrix, precision)
         values, scales = quantise(matrix, _BITS[precision])
         return Quantised(
             self._append(file, f"{name}.values", iter([values]), values.shape, values.dtype),
@@ -149,6 +157,14 @@ class WeightFolder:
             path.name, offset, length, kind, name=name, shape=ir.Shape(shape),
             base_dir=self._folder,
         )  # fmt: skip
+
+
+def _check_finite(name: str, matrix: npt.NDArray[Any], precision: Precision) -> None:
+    if not np.isfinite(matrix).all():
+        raise CheckpointError(
+            f"tensor {name} holds numbers that are not finite as {precision}; "
+            "the checkpoint is damaged, or too large for that precision"
+        )
 
 
 def _raw(block: npt.NDArray[Any]) -> bytes | memoryview:

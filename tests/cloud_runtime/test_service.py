@@ -3,6 +3,7 @@
 import random
 
 import msgspec
+import numpy as np
 import pytest
 
 from cloud_runtime.service import Identity, Service
@@ -219,6 +220,51 @@ def test_a_session_closed_in_the_middle_of_a_batch_gives_its_slot_back():
     desk.service.commit(batch, step.choices, 0.0)
     assert desk.tell(opening(2)) == []
     assert len(desk.turn()) == 1
+
+
+def test_a_session_closed_in_flight_keeps_its_slot_and_a_new_one_waits():
+    """Nobody else's answer suffers when a device leaves and another comes during a batch."""
+    desk = Desk(max_sessions=2)
+    desk.tell(HELLO)
+    desk.tell(HELLO, B)
+    desk.tell(opening(1, drafting=False), A)
+    desk.tell(opening(2, drafting=False), B)
+    batch = desk.service.next_batch()
+    steps = desk.engine.run(batch.rows)
+    next(steps)
+    desk.tell(Close(1))
+    (busy,) = desk.tell(opening(3))
+    assert (busy.code, busy.retryable) == ("busy", True)
+    *_, last = steps
+    sent = desk.service.commit(batch, last.choices, 0.0)
+    assert [message.session for to, message in sent if to == B] == [2]
+    assert desk.tell(opening(3)) == []
+    assert desk.service.active == 2
+
+
+def test_a_target_that_overflows_ends_that_session_alone(desk):
+    desk.tell(HELLO, B)
+    desk.tell(opening(1, sampling=Sampling(1.0)))
+    desk.tell(opening(2, sampling=Sampling(1.0)), B)
+    batch = desk.service.next_batch()
+    *_, last = desk.engine.run(batch.rows)
+    for values in (last.choices[0].logits, last.choices[0].top_logits):
+        values[:] = np.nan
+    sent = dict(desk.service.commit(batch, last.choices, 0.0))
+    assert sent[A].code == "internal"
+    assert "not finite" in sent[A].message
+    assert len(sent[B].tokens) == 1
+    assert desk.service.active == 1
+
+
+def test_a_device_that_only_reads_stays_alive_by_pinging(desk):
+    desk.tell(opening(1, drafting=False))
+    desk.now = 500.0
+    desk.tell(Ping(1))
+    desk.now = 520.0
+    assert desk.service.expire(desk.now) == []
+    desk.now = 5000.0
+    assert desk.service.expire(desk.now) == [1]
 
 
 def test_silent_sessions_are_closed_and_finished_ones_can_still_be_asked():

@@ -88,6 +88,18 @@ def test_no_bundle_is_one_sentence(tmp_path: Path) -> None:
 
 def test_brackets_in_names_are_shown(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = copied / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"name": "llama"', '"name": "[red]a[/b]"'))
+    text = manifest.read_text().replace('"name": "llama"', '"name": "[red]a[/b]"')
+    edited = msgspec.json.decode(text, type=Manifest).sealed()
+    manifest.write_bytes(msgspec.json.encode(edited))
     inspect(copied, verify=False, as_json=False)
     assert "[red]a[/b]" in capsys.readouterr().out
+
+
+def test_a_devices_copy_without_the_target_verifies(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copied / "target")
+    inspect(copied, verify=True, as_json=False)
+    shown = capsys.readouterr().out
+    assert "agree with their checksums" in shown
+    assert "enough for a device" in shown

@@ -115,12 +115,13 @@ def test_sampling_follows_the_targets_distribution(temperature, top_p):
     assert stats.chisquare(counts, p * drawn).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 5.0, 40.0])
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
-def test_the_short_cut_finds_the_same_winner(spread, temperature):
-    logits = (np.random.default_rng(1).standard_normal(3000) * spread).astype(np.float32)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 5.0, 40.0, 1000.0])
+@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0, 3.0])
+def test_the_short_cut_finds_the_same_winner(spread, temperature, dtype):
+    logits = (np.random.default_rng(1).standard_normal(3000) * spread + spread).astype(dtype)
     everyone = np.arange(3000)
-    for position in range(60):
+    for position in range(40):
         noise = gumbel_noise(5, position, everyone, 3000)
         expected = np.argmax(logits.astype(np.float64) / temperature + noise)
         assert choose(logits, Sampling(temperature, seed=5), position) == expected
@@ -170,6 +171,7 @@ def test_a_near_copy_of_the_target_draws_nearly_the_same_tokens():
         (Sampling(1.0, top_p=0.0), "top-p"),
         (Sampling(1.0, top_p=1.1), "top-p"),
         (Sampling(1.0, top_k=-1), "top-k"),
+        (Sampling(1.0, top_k=10**30), "top-k"),
         (Sampling(1.0, seed=-1), "seed"),
         (Sampling(1.0, seed=2**63), "seed"),
     ],

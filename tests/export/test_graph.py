@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models
 
 from edge_runtime.drafters import ModelDrafter
 from edgespec.config import Request
+from edgespec.errors import CheckpointError
 from edgespec.manifest import Bundle
 from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
@@ -227,6 +228,21 @@ def test_a_draft_whose_vocabulary_is_padded_differently(tmp_path, house):
         request = Request((5, 6, 7), 40, Sampling(1.0, seed=size))
         answer = home.answer(ModelDrafter(draft, "padded"), request)
         assert answer.stats.token_ids == home.alone(request)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_weights_that_are_not_finite_are_named(tmp_path, precision):
+    model = make(tmp_path / "model", *FAMILIES["llama"])
+    weight = model.model.layers[2].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[3, 4] = 1e6 if precision == "fp16" else torch.nan
+    model.save_pretrained(tmp_path / "model")
+    settings = ExportSettings(
+        str(tmp_path / "model"), tmp_path / "bundle", precisions=precisions(precision)
+    )
+    with pytest.raises(CheckpointError, match=r"layers\.2\.mlp\.up_proj\.weight .* not finite"):
+        export(settings)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_bundle_of_another_schema_and_a_flipped_byte_are_named(tmp_path):

@@ -178,6 +178,10 @@ def test_a_draft_with_another_tokenizer_is_refused(tmp_path, tiny_llama_folder):
 def test_bad_bundles(tmp_path, tiny_bundle):
     refused(1, "there is no bundle", "inspect", tmp_path / "none")
     refused(1, "is no bundle", "inspect", tmp_path)
+    (tmp_path / "edited").mkdir()
+    text = tiny_bundle.path("manifest.json").read_text().replace('"context": 512', '"context": 511')
+    (tmp_path / "edited/manifest.json").write_text(text)
+    refused(1, "is damaged or was edited", "inspect", tmp_path / "edited")
     (tmp_path / "manifest.json").write_text("{")
     refused(1, "cannot be read", "inspect", tmp_path)
     refused(1, "there is no bundle", "cloud-run", tmp_path / "none")
@@ -193,8 +197,15 @@ def test_bad_requests(tiny_bundle, served):
     refused(2, "context is 512", *run, "--prompt", "the " * 600)
     refused(2, "prompt is empty", *run, "--prompt", "")
     refused(2, "standard input is empty", *run)
+    refused(2, "not UTF-8", *run, "--prompt", "\udcff")
+    refused(2, "pass --chat too", *run, "--prompt", "x", "--system", "y")
+    refused(2, "top-k", *run, "--prompt", "x", "--top-k", 10**30)
+    refused(2, "--connect-timeout", *run, "--prompt", "x", "--connect-timeout", "nan")
+    refused(2, "--threads", *run, "--prompt", "x", "--threads", 10**9)
+    garbage = CliRunner().invoke(main, [str(word) for word in run], input=b"\xff\xfe\x00")
+    assert (garbage.exit_code, "not UTF-8" in garbage.stderr) == (2, True)
     refused(2, "no chat template", *run, "--prompt", "x", "--chat")
-    refused(1, "no draft for 'abacus'", *run, "--prompt", "x", "--drafter", "abacus")
+    refused(2, "no draft for 'abacus'", *run, "--prompt", "x", "--drafter", "abacus")
     refused(
         2, "is no endpoint", "edge-run", tiny_bundle.folder, "--connect", "x:1", "--prompt", "x"
     )
@@ -274,6 +285,11 @@ def test_an_encrypted_link(tmp_path, tiny_bundle, alone):
         plain = edge(tiny_bundle, process.endpoint, *options, "--connect-timeout", "1.5")
         assert plain.returncode == 1
         assert "nobody answered" in plain.stderr
+    (tmp_path / "bad.key").write_text('curve\n    public-key = "abc"\n')
+    refused(
+        2, "no valid key", "edge-run", tiny_bundle.folder, "--prompt", "x",
+        "--server-key", tmp_path / "bad.key",
+    )  # fmt: skip
     refused(2, "no secret key", "cloud-run", tiny_bundle.folder, "--key", public)
     refused(2, "is no key file", "cloud-run", tiny_bundle.folder, "--key", tmp_path / "none")
 
@@ -383,6 +399,29 @@ def test_a_busy_cloud_says_so(tiny_bundle):
     assert done.returncode == 1
     assert "all 1 sessions are taken" in done.stderr
     assert len(done.stderr.strip().splitlines()[-1:]) == 1
+
+
+def test_a_device_that_is_stopped_frees_its_slot_at_once(tiny_bundle):
+    with cloud(tiny_bundle, "--max-sessions", "1") as process:
+        writing = subprocess.Popen(
+            [*EDGESPEC, "edge-run", str(tiny_bundle.folder), "--connect", process.endpoint,
+             "--prompt", "the", "--max-tokens", "500", "--temperature", "1", "--seed", "4",
+             "--drafter", "ngram"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert writing.stdout.read(1)
+        writing.send_signal(signal.SIGTERM)
+        writing.communicate()
+        done = edge(tiny_bundle, process.endpoint, "--prompt", "the", "--max-tokens", "3")
+        assert done.returncode == 0, done.stderr
+
+
+def test_closed_standard_streams_are_no_traceback(tiny_bundle):
+    for closing in (">&-", "<&-", "2>&-"):
+        command = f"{sys.executable} -m edgespec edge-run {tiny_bundle.folder} {closing}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+        assert done.returncode in (1, 2)
+        assert "Traceback" not in done.stderr
 
 
 def test_interrupting_the_cloud_is_no_traceback(tiny_bundle):

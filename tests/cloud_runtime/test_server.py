@@ -1,0 +1,37 @@
+"""What a failing target does to a running cloud."""
+
+from edge_runtime.drafters import NoDrafter
+from edgespec.config import Request
+from edgespec.errors import EngineError, LinkError
+from engines.toy import ToyEngine
+
+
+class Failing(ToyEngine):
+    """Runs out of memory once, in the middle of a batch."""
+
+    fail = False
+
+    def run(self, rows):
+        for step in super().run(rows):
+            if self.fail and not step.final:
+                self.fail = False
+                raise EngineError("no memory")
+            yield step
+
+
+def test_the_sessions_of_a_failed_batch_end_and_the_cloud_goes_on(house):
+    home = house(Failing())
+    request = Request((1, 2), 20)
+    loop = home.device(NoDrafter(), drafting=False)
+    pieces = loop.write(loop.start(request), request)
+    next(pieces)
+    home.engine.fail = True
+    try:
+        list(pieces)
+    except LinkError as error:
+        assert "no memory" in str(error)
+    else:
+        raise AssertionError("the device was not told")
+    assert home.service.active == 0
+    answer = home.answer(NoDrafter(), request, drafting=False)
+    assert answer.stats.token_ids == home.alone(request)
