@@ -37,12 +37,14 @@ def cache_folder() -> Path:
 
 
 def builtin_bundle() -> Bundle:
-    """The built-in pair's bundle, exported the first time."""
+    """The built-in pair's bundle, exported the first time, and again if it has been damaged."""
     recipe = f"{__version__} {SPLIT} {PROFILES}"
     name = f"smollm2-135m-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     folder = cache_folder() / name
     try:
-        return Bundle.open(folder)
+        bundle = Bundle.open(folder)
+        bundle.check()
+        return bundle
     except BundleError:
         from export.bundle import ExportSettings, export
 
