@@ -71,8 +71,8 @@ class _Commands(click.Group):
             if extra is None:
                 raise
             click.echo(
-                f"edgespec: this command needs {error.name}; install it with: "
-                f"pip install 'edgespec[{extra}]'",
+                f"edgespec: this command needs {error.name}, which edgespec's extra {extra!r} "
+                f"brings; in a checkout: pip install '.[{extra}]'",
                 err=True,
             )
             sys.exit(1)
