@@ -71,7 +71,7 @@ class Answer:
 
     def draft(self, tokens: Sequence[int]) -> Draft:
         """A round. The last token that may be committed is the target's, so one fewer is sent."""
-        tokens = tokens[: max(0, self.state.remaining - 1)]
+        tokens = tokens[: self.wanted(len(tokens))]
         self._round += 1
         self._hints.clear()
         self.stats.rounds += 1

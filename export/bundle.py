@@ -214,9 +214,9 @@ def _write_target(
         for number, (start, end) in enumerate(pairwise(cuts)):
             file, leaving = f"segment-{number:02}", f"exit-{number:02}"
             model = graph.decoder(weights, chosen, context, range(start, end), file=file)
-            _save(model, folder / f"{file}.onnx")
+            ir.save(model, folder / f"{file}.onnx")
             if number < last:
-                _save(
+                ir.save(
                     graph.exit_head(weights, chosen, end, file=leaving), folder / f"{leaving}.onnx"
                 )
             segments.append(
@@ -227,7 +227,7 @@ def _write_target(
                     exit=f"target/{leaving}.onnx" if number < last else "",
                 )
             )
-        _save(graph.head(weights, chosen, file="head"), folder / "head.onnx")
+        ir.save(graph.head(weights, chosen, file="head"), folder / "head.onnx")
     return Target(
         origin=Origin(name=checkpoint.name, revision=checkpoint.revision),
         architecture=checkpoint.architecture,
@@ -243,17 +243,13 @@ def _write_draft(bundle: Path, name: str, checkpoint: Checkpoint, context: int) 
     with _weights(folder, checkpoint, chosen, f"draft {name}") as weights:
         layers = range(checkpoint.architecture.layers)
         model = graph.decoder(weights, chosen, context, layers, file="model", with_head=True)
-        _save(model, folder / "model.onnx")
+        ir.save(model, folder / "model.onnx")
     return Draft(
         origin=Origin(name=checkpoint.name, revision=checkpoint.revision),
         architecture=checkpoint.architecture,
         precisions=chosen,
         graph=f"draft/{name}/model.onnx",
     )
-
-
-def _save(model: ir.Model, path: Path) -> None:
-    ir.save(model, path)
 
 
 def _hashes(folder: Path) -> dict[str, File]:

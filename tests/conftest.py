@@ -76,6 +76,18 @@ class House:
         answer.text = "".join(piece.text for piece in loop.write(answer, request, text))
         return answer
 
+    @staticmethod
+    def together(loops, requests):
+        """The answers of several devices that write at once, a token each in turn."""
+        answers = [loop.start(request) for loop, request in zip(loops, requests, strict=True)]
+        running = [
+            loop.write(answer, request)
+            for loop, answer, request in zip(loops, answers, requests, strict=True)
+        ]
+        while running:
+            running = [pieces for pieces in running if next(pieces, None) is not None]
+        return answers
+
     def alone(self, request: Request) -> list[int]:
         return write_alone(
             self.engine, request.prompt, request.max_tokens, request.sampling, self.end_ids

@@ -137,13 +137,7 @@ def test_four_devices_at_once(house, target, codec, drafts):
     ]
     expected = [write_alone(target, r.prompt, 24, r.sampling, (2,)) for r in requests]
     loops = [home.device(d, drafting=d.name != "none") for d in drafters]
-    answers = [loop.start(request) for loop, request in zip(loops, requests, strict=True)]
-    running = [
-        loop.write(answer, request)
-        for loop, answer, request in zip(loops, answers, requests, strict=True)
-    ]
-    while running:
-        running = [pieces for pieces in running if next(pieces, None) is not None]
+    answers = home.together(loops, requests)
     assert [answer.stats.token_ids for answer in answers] == expected
 
 

@@ -117,13 +117,7 @@ def test_several_devices_share_batches_and_get_their_own_text(house):
 
     home.service.next_batch = counted
     loops = [home.device(make(home, name), drafting=name != "none") for name in drafters]
-    answers = [loop.start(request) for loop, request in zip(loops, requests, strict=True)]
-    running = [
-        loop.write(answer, request)
-        for loop, answer, request in zip(loops, answers, requests, strict=True)
-    ]
-    while running:
-        running = [pieces for pieces in running if next(pieces, None) is not None]
+    answers = home.together(loops, requests)
     assert [answer.stats.token_ids for answer in answers] == expected
     assert max(sizes) > 1
     assert home.service.active == 0
