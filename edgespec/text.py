@@ -49,24 +49,29 @@ class Codec:
         """The chat template over `messages` (role, content), ready for the assistant's answer."""
         if self._template is None:
             raise UsageError("the bundle has no chat template; run without --chat")
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(
-            value, ensure_ascii=False, indent=options.get("indent")
-        )
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        values: dict[str, Any] = {
-            "messages": list(messages),
-            "add_generation_prompt": True,
-            "bos_token": self._text.bos,
-            "eos_token": self._text.eos,
-        }
-        try:
-            return environment.from_string(self._template).render(values)
-        except jinja2.TemplateError as error:
-            raise BundleError(f"the bundle's chat template failed: {error}") from error
+        return render_chat(self._template, messages, bos=self._text.bos, eos=self._text.eos)
+
+
+def render_chat(template: str, messages: Sequence[Mapping[str, str]], *, bos: str, eos: str) -> str:
+    """A chat template (Jinja) over `messages`, up to where the assistant's answer begins."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(
+        value, ensure_ascii=False, indent=options.get("indent")
+    )
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    values: dict[str, Any] = {
+        "messages": list(messages),
+        "add_generation_prompt": True,
+        "bos_token": bos,
+        "eos_token": eos,
+    }
+    try:
+        return environment.from_string(template).render(values)
+    except jinja2.TemplateError as error:
+        raise BundleError(f"the chat template failed: {error}") from error
 
 
 def _refuse(message: str) -> NoReturn:

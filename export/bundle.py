@@ -21,6 +21,7 @@ import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from edgespec import __version__
+from edgespec.checkpoint import Checkpoint, TokenizerSource
 from edgespec.errors import BundleError, UsageError
 from edgespec.manifest import (
     MANIFEST,
@@ -41,8 +42,7 @@ from edgespec.profiles import precisions, profile
 from edgespec.progress import progress
 from edgespec.tokenizer import fingerprint
 from export import graph
-from export.checkpoint import Checkpoint, open_checkpoint
-from export.tokenizer import TokenizerSource
+from export.checkpoint import open_checkpoint
 from export.weights import WeightFolder
 
 MAX_CONTEXT = 32768

@@ -1,59 +1,15 @@
-"""What export reads: weights under Hugging Face names, one tensor at a time, from any source."""
+"""Opening a checkpoint: a Hugging Face folder, a hub id, or a GGUF file."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy.typing as npt
-
-from edgespec.architecture import Architecture
+from edgespec.checkpoint import Checkpoint
 from edgespec.errors import CheckpointError, UsageError
-from export.rope import Rope
-from export.tokenizer import TokenizerSource
-
-Weights = npt.NDArray[Any]
-"""float32, float16 or ml_dtypes.bfloat16, in Hugging Face layout `[out, in]`."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["model*.safetensors", "*.json", "*.jinja"]
-
-
-class Checkpoint(Protocol):
-    """A readable, supported and complete model. Nothing is held but what is being read."""
-
-    @property
-    def name(self) -> str:
-        """The folder's, hub's or file's name."""
-
-    @property
-    def revision(self) -> str:
-        """The hub's commit; empty for local files."""
-
-    @property
-    def architecture(self) -> Architecture: ...
-
-    @property
-    def rope(self) -> Rope: ...
-
-    @property
-    def tokenizer(self) -> TokenizerSource: ...
-
-    def names(self) -> Collection[str]:
-        """Hugging Face names of all tensors that the architecture uses."""
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def nbytes(self, name: str) -> int:
-        """Bytes on disk, for progress."""
-
-    def tensor(self, name: str) -> Weights:
-        """The whole tensor."""
-
-    def rows(self, name: str, start: int, stop: int) -> Weights:
-        """Rows `[start, stop)`; no other row is read, so an embedding is never held whole."""
 
 
 def open_checkpoint(source: str, *, revision: str | None = None) -> Checkpoint:

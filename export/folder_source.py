@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.checkpoint import Blocks
 from edgespec.errors import CheckpointError, UnsupportedModel
 from export.families import architecture_from_config, check_tensors
 from export.json_file import read_json
@@ -78,6 +79,9 @@ class FolderCheckpoint:
     def tensor(self, name: str) -> npt.NDArray[Any]:
         stored = self._stored[name]
         return _read(stored, 0, stored.nbytes).reshape(stored.shape)
+
+    def blocks(self, name: str) -> Blocks | None:  # noqa: ARG002
+        return None
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         stored = self._stored[name]

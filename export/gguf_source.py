@@ -20,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
+from edgespec.checkpoint import Blocks, Rope
 from edgespec.errors import CheckpointError, EdgespecError, UnsupportedModel
 from export.families import architecture_from_config, check_tensors, unsupported
 from export.gguf_tokenizer import tokenizer_from_gguf
-from export.rope import Rope, rope_from_config
+from export.rope import rope_from_config
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _KEYS = {
@@ -105,6 +106,9 @@ class GgufCheckpoint:
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
         return self._dequantised(self._stored[name], self._row_order(name))
+
+    def blocks(self, name: str) -> Blocks | None:  # noqa: ARG002
+        return None
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         stored = self._stored[name]

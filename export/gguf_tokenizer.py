@@ -24,8 +24,9 @@ from tokenizers import (
     processors,
 )
 
+from edgespec.checkpoint import TokenizerSource
 from edgespec.errors import CheckpointError, UnsupportedModel
-from export.tokenizer import TokenizerSource, end_ids
+from export.tokenizer import end_ids
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 """`tokenizer.ggml.token_type`."""

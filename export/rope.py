@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.checkpoint import Rope
 from edgespec.errors import CheckpointError, UnsupportedModel
 
 _DEFAULT_THETA = 10_000.0
 """What the Llama, Mistral and Qwen classes assume where a config is silent."""
 
 _Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Rope:
-    """`inverse_frequencies` is float32 `[head_dim / 2]`; `attention_factor` scales cos and sin."""
-
-    inverse_frequencies: _Floats
-    attention_factor: float = 1.0
 
 
 def rope_from_config(config: Mapping[str, Any], head_dim: int) -> Rope:

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from edgespec.checkpoint import TokenizerSource
 from edgespec.errors import CheckpointError
 from edgespec.tokenizer import fingerprint
 from export.json_file import read_json, read_text
 
 __all__ = ["TokenizerSource", "fingerprint", "tokenizer_from_folder"]
-
-
-@dataclass(frozen=True)
-class TokenizerSource:
-    """Text to ids and back, and how a conversation is written down."""
-
-    json: str
-    """A complete tokenizers `tokenizer.json`."""
-    chat_template: str | None
-    """Jinja."""
-    bos: str | None
-    """Text of the token, as chat templates refer to it."""
-    eos: str | None
-    end_ids: tuple[int, ...]
-    """Every id that ends an answer, ascending."""
 
 
 def tokenizer_from_folder(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:

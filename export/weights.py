@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgespec.checkpoint import Checkpoint
 from edgespec.errors import CheckpointError, UnsupportedModel
 from edgespec.manifest import Precision
-from export.checkpoint import Checkpoint
 from export.quantise import BLOCK, quantise
 
 ALIGNMENT = 64

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
+from edgespec.checkpoint import Checkpoint
 from edgespec.errors import CheckpointError, UnsupportedModel, UsageError
-from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoint import open_checkpoint
 
 SIZES = {
     "vocab_size": 96,

@@ -17,10 +17,11 @@ import pytest
 from gguf import GGUFReader
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from edgespec.checkpoint import TokenizerSource
 from edgespec.errors import CheckpointError, UnsupportedModel
 from edgespec.tokenizer import fingerprint
 from export.gguf_tokenizer import tokenizer_from_gguf
-from export.tokenizer import TokenizerSource, tokenizer_from_folder
+from export.tokenizer import tokenizer_from_folder
 
 GOLD: dict[str, dict[str, list[int]]] = json.loads(
     Path(__file__).with_name("llama_cpp_ids.json").read_text(encoding="utf-8")

@@ -1,0 +1,225 @@
+"""The decoder in torch, for training: the same arithmetic as the graphs that `export` writes.
+
+Its parameters carry Hugging Face names, so `state_dict` is a checkpoint. Weights are float32;
+matrix products run in bfloat16 where `autocast` finds it faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgespec.architecture import Architecture
+from edgespec.checkpoint import Checkpoint, Rope
+
+
+class Cache:
+    """Keys and values of `rows` answers in the making, written in place.
+
+    `lengths` [rows] int64 counts the positions that each row holds.
+    """
+
+    def __init__(
+        self, shapes: Architecture, rows: int, capacity: int, device: torch.device
+    ) -> None:
+        shape = (shapes.layers, rows, shapes.kv_heads, capacity, shapes.head_dim)
+        half = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if half else torch.float32
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One new token a row, q [rows, heads, 1, head_dim].
+
+        It runs over the whole capacity: a slice of it would be copied for the matrix products,
+        which costs twice the products themselves (measured, bfloat16 on a CPU).
+        """
+        rows = torch.arange(len(self.lengths), device=q.device)
+        self.keys[layer, rows, :, self.lengths] = k[:, :, 0].to(self.keys.dtype)
+        self.values[layer, rows, :, self.lengths] = v[:, :, 0].to(self.keys.dtype)
+        keys, values = self.keys[layer], self.values[layer]
+        batch, heads, _, width = q.shape
+        grouped = q.to(keys.dtype).view(batch, keys.shape[1], -1, width)
+        scores = (grouped @ keys.transpose(-1, -2)).float() * width**-0.5
+        unseen = torch.arange(keys.shape[2], device=q.device)[None] > self.lengths[:, None]
+        weights = scores.masked_fill(unseen[:, None, None], -torch.inf).softmax(-1)
+        attended: Tensor = weights.to(values.dtype) @ values
+        return attended.view(batch, heads, 1, width)
+
+
+class RmsNorm(nn.Module):
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self._epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x.float(), self.weight.shape, self.weight, self._epsilon)
+
+
+class Attention(nn.Module):
+    def __init__(self, shapes: Architecture, biases: Collection[str]) -> None:
+        super().__init__()
+        queries, keys = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
+        self.q_proj = nn.Linear(shapes.hidden, queries, "q_proj" in biases)
+        self.k_proj = nn.Linear(shapes.hidden, keys, "k_proj" in biases)
+        self.v_proj = nn.Linear(shapes.hidden, keys, "v_proj" in biases)
+        self.o_proj = nn.Linear(queries, shapes.hidden, "o_proj" in biases)
+        if shapes.qk_norm:
+            self.q_norm = RmsNorm(shapes.head_dim, shapes.norm_epsilon)
+            self.k_norm = RmsNorm(shapes.head_dim, shapes.norm_epsilon)
+        self._shapes = shapes
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: Cache | None
+    ) -> Tensor:
+        batch, tokens, _ = x.shape
+        shape = (batch, tokens, -1, self._shapes.head_dim)
+        q, k, v = (p(x).view(shape) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self._shapes.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        q, k = (_rotate(t, cos, sin).to(v.dtype) for t in (q, k))
+        if cache is not None:
+            y = cache.attend(layer, q, k, v)
+        else:
+            group = self._shapes.heads // self._shapes.kv_heads
+            k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: Tensor = self.o_proj(y.transpose(1, 2).reshape(batch, tokens, -1))
+        return out
+
+
+class FeedForward(nn.Module):
+    def __init__(self, shapes: Architecture, biases: Collection[str]) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shapes.hidden, shapes.intermediate, "gate_proj" in biases)
+        self.up_proj = nn.Linear(shapes.hidden, shapes.intermediate, "up_proj" in biases)
+        self.down_proj = nn.Linear(shapes.intermediate, shapes.hidden, "down_proj" in biases)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        return y
+
+
+class Layer(nn.Module):
+    def __init__(self, shapes: Architecture, biases: Collection[str]) -> None:
+        super().__init__()
+        self.input_layernorm = RmsNorm(shapes.hidden, shapes.norm_epsilon)
+        self.self_attn = Attention(shapes, biases)
+        self.post_attention_layernorm = RmsNorm(shapes.hidden, shapes.norm_epsilon)
+        self.mlp = FeedForward(shapes, biases)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: Cache | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, layer, cache)
+        y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return y
+
+
+class Body(nn.Module):
+    """What a checkpoint calls `model`."""
+
+    def __init__(self, shapes: Architecture, biases: Collection[str]) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shapes.vocabulary, shapes.hidden)
+        self.layers = nn.ModuleList(Layer(shapes, biases) for _ in range(shapes.layers))
+        self.norm = RmsNorm(shapes.hidden, shapes.norm_epsilon)
+
+
+class Decoder(nn.Module):
+    """A dense decoder; `rope` gives its rotary positions, `biases` the projections with a bias."""
+
+    frequencies: Tensor
+
+    def __init__(self, shapes: Architecture, rope: Rope, biases: Collection[str] = ()) -> None:
+        super().__init__()
+        self.architecture = shapes
+        self.rope = rope
+        self.model = Body(shapes, biases)
+        if not shapes.tied:
+            self.lm_head = nn.Linear(shapes.hidden, shapes.vocabulary, bias=False)
+        frequencies = torch.from_numpy(np.asarray(rope.inverse_frequencies, np.float32))
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    @property
+    def output(self) -> Tensor:
+        """The output matrix, [vocabulary, hidden]."""
+        return self.model.embed_tokens.weight if self.architecture.tied else self.lm_head.weight
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [batch or 1, 1, tokens, head_dim / 2] of `positions`."""
+        angles = positions.float()[..., None] * self.frequencies
+        factor = self.rope.attention_factor
+        return (angles.cos() * factor)[:, None], (angles.sin() * factor)[:, None]
+
+    def hidden(
+        self, ids: Tensor, cache: Cache | None = None, keep: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The state after the last layer, before the final norm, and after each layer in `keep`.
+
+        `ids` [batch, tokens] int64, each row from position 0, or with a cache one token a row.
+        Rows may be padded on the right. States are [batch, tokens, hidden]; layers count from 1.
+        """
+        if cache is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)[None]
+        else:
+            positions = cache.lengths[:, None]
+        cos, sin = self.rotary(positions)
+        x = self.model.embed_tokens(ids)
+        kept = {}
+        for number, layer in enumerate(self.model.layers):
+            x = layer(x, cos, sin, number, cache)
+            if number + 1 in keep:
+                kept[number + 1] = x
+        return x, kept
+
+    def features(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """What the head reads: the last state, normalised, [batch, tokens, hidden]."""
+        features: Tensor = self.model.norm(self.hidden(ids, cache)[0])
+        return features
+
+    def logits(self, features: Tensor) -> Tensor:
+        return functional.linear(features, self.output)
+
+
+def load(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -> Decoder:
+    """The checkpoint as a decoder in float32, or only the `layers` named, in that order."""
+    shapes = checkpoint.architecture
+    chosen = list(range(shapes.layers)) if layers is None else list(layers)
+    names = checkpoint.names()
+    biases = {name.split(".")[-2] for name in names if name.endswith(".bias")}
+    fewer = msgspec.structs.replace(shapes, layers=len(chosen))
+    with torch.device("meta"):
+        decoder = Decoder(fewer, checkpoint.rope, biases)
+    frequencies = np.asarray(checkpoint.rope.inverse_frequencies, np.float32)
+    decoder.frequencies = torch.from_numpy(frequencies.copy())
+    state = {}
+    for name in decoder.state_dict():
+        parts = name.split(".")
+        if parts[:2] == ["model", "layers"]:
+            parts[2] = str(chosen[int(parts[2])])
+        tensor = checkpoint.tensor(".".join(parts)).astype(np.float32)
+        state[name] = torch.from_numpy(np.ascontiguousarray(tensor))
+    decoder.load_state_dict(state, assign=True)
+    return decoder
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 on CUDA and on CPUs that have instructions for it."""
+    fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Halves of the last axis are turned against each other, as Hugging Face models have it."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
