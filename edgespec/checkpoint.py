@@ -68,6 +68,10 @@ class Checkpoint(Protocol):
     @property
     def tokenizer(self) -> TokenizerSource: ...
 
+    @property
+    def kept_ids(self) -> npt.NDArray[np.int64] | None:
+        """Of a draft with a trimmed vocabulary: the ids, ascending, that its head is used for."""
+
     def names(self) -> Collection[str]:
         """Hugging Face names of all tensors that the architecture uses."""
 

@@ -71,3 +71,8 @@ class Request:
     max_tokens: int = 256
     sampling: Sampling = Sampling()
     stops: tuple[str, ...] = ()
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/edgespec`, or `~/.cache/edgespec`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgespec"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgespec.manifest import Bundle, Draft, File, Manifest, Origin, Target
+from edgespec.manifest import Bundle, Calibration, Draft, File, Manifest, Origin, Target
 from edgespec.progress import progress
 from edgespec.text import CHAT_TEMPLATE
 
@@ -63,10 +64,14 @@ def _verify(bundle: Bundle) -> None:
 
 def _target(manifest: Manifest) -> Table:
     target, shapes = manifest.target, manifest.target.architecture
+    agreement = []
+    if target.agreement is not None:
+        agreement = [("agreement", f"{target.agreement:.1%} with the original")]
     return _facts(
         ("origin", _origin(target.origin)),
         ("family", shapes.family),
         ("precision", str(target.precisions)),
+        *agreement,
         ("layers", str(shapes.layers)),
         ("hidden", f"{shapes.hidden} (feed-forward {shapes.intermediate})"),
         ("heads", f"{shapes.heads} of {shapes.head_dim}, {shapes.kv_heads} for keys and values"),
@@ -78,19 +83,37 @@ def _target(manifest: Manifest) -> Table:
 
 
 def _segments(target: Target) -> Table:
-    table = _table("layers", "graph", "exit head")
+    figures = _figures([segment.calibration for segment in target.segments])
+    table = _table("layers", "graph", "exit head", *figures)
     for segment in target.segments:
-        table.add_row(f"[{segment.start}, {segment.end})", segment.graph, segment.exit or "none")
+        layers = f"[{segment.start}, {segment.end})"
+        shown = _figures([segment.calibration]).values() or [""] * len(figures)
+        table.add_row(layers, segment.graph, segment.exit or "none", *shown)
     table.add_row("head", target.head, "")
     return table
 
 
 def _drafts(manifest: Manifest) -> Table:
-    table = _table("profile", "origin", "precision", "layers", "size")
-    for profile, draft in sorted(manifest.drafts.items()):
-        table.add_row(profile, *_draft(draft), _megabytes(manifest, f"draft/{profile}/"))
+    drafts = sorted(manifest.drafts.items())
+    figures = _figures([draft.calibration for _, draft in drafts])
+    trimmed = any(draft.vocabulary < draft.architecture.vocabulary for _, draft in drafts)
+    heads = ["head rows"] if trimmed else []
+    table = _table("profile", "origin", "precision", "layers", "size", *heads, *figures)
+    for profile, draft in drafts:
+        rows = [str(draft.vocabulary)] if trimmed else []
+        shown = _figures([draft.calibration]).values() or [""] * len(figures)
+        size = _megabytes(manifest, f"draft/{profile}/")
+        table.add_row(profile, *_draft(draft), size, *rows, *shown)
     table.add_row("ngram", "prompt lookup", "", "", "needs no model")
     return table
+
+
+def _figures(calibrations: Sequence[Calibration | None]) -> dict[str, str]:
+    """Columns of the first calibration that there is; none without any."""
+    for one in calibrations:
+        if one is not None:
+            return {"agreement": f"{one.agreement:.1%}", "calibration error": f"{one.error:.3f}"}
+    return {}
 
 
 def _draft(draft: Draft) -> tuple[str, str, str]:

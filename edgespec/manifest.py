@@ -103,6 +103,8 @@ class Draft(_Struct, frozen=True):
     architecture: Architecture
     precisions: Precisions
     graph: str
+    vocabulary: int
+    """Rows of its head: fewer than the architecture's where the draft was trimmed to some ids."""
     calibration: Calibration | None = None
 
 
@@ -144,10 +146,14 @@ class Manifest(_Struct, frozen=True):
 
     @property
     def target_fingerprint(self) -> str:
-        """Names the target's weights: two bundles that share it give the same text."""
+        """Names the target's weights: two bundles that share it give the same text.
+
+        Exit heads are not among them: a hint never decides anything.
+        """
         digest = hashlib.sha256()
+        exits = {segment.exit for segment in self.target.segments}
         for path in sorted(self.files):
-            if path.startswith("target/"):
+            if path.startswith("target/") and path not in exits:
                 digest.update(f"{path} {self.files[path].sha256}\n".encode())
         return digest.hexdigest()[:32]
 

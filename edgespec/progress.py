@@ -1,9 +1,10 @@
-"""Progress of long work: bytes and time left, on stderr, and only on a terminal."""
+"""Progress of long work: amount and time left, on stderr, and only on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +18,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-Advance = Callable[[int], None]
+
+class Advance(Protocol):
+    def __call__(self, amount: int, note: str = "", /) -> None:
+        """Adds what was done since; `note` is shown beside the label until the next one."""
 
 
 @contextmanager
@@ -32,4 +36,8 @@ def progress(label: str, total: int, *, unit: str = "bytes") -> Iterator[Advance
     ]  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
-        yield lambda amount: bar.advance(task, amount)
+
+        def advance(done: int, note: str = "", /) -> None:
+            bar.update(task, advance=done, description=f"{label} {note}" if note else None)
+
+        yield advance

@@ -1,15 +1,7 @@
-"""`edgespec export`: checkpoints in, a bundle out.
-
-The bundle is written into a hidden folder beside its place and renamed at the end, manifest last,
-so a reader sees a whole bundle or none. A killed export leaves only the hidden folder, which the
-next one clears away.
-"""
+"""`edgespec export`: checkpoints in, a bundle out."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,28 +14,27 @@ from tokenizers import Tokenizer
 
 from edgespec import __version__
 from edgespec.checkpoint import Checkpoint, TokenizerSource
-from edgespec.errors import BundleError, UsageError
+from edgespec.errors import UsageError
 from edgespec.manifest import (
-    MANIFEST,
     SCHEMA,
     SELF_DRAFT,
     Bundle,
     Draft,
-    File,
     Manifest,
     Origin,
     Precisions,
     Segment,
     Target,
     Text,
-    hash_file,
 )
 from edgespec.profiles import precisions, profile
 from edgespec.progress import progress
 from edgespec.tokenizer import fingerprint
 from export import graph
 from export.checkpoint import open_checkpoint
-from export.weights import WeightFolder
+from export.heads import FINAL_NORM, ExitHeads, exit_graph, read_heads
+from export.publish import describe_all, published, write_manifest
+from export.weights import WeightFolder, float_type
 
 MAX_CONTEXT = 32768
 """Positions that the rotary tables get by default, where the model allows more."""
@@ -62,6 +53,8 @@ class ExportSettings:
     """Layers to cut after."""
     drafts: tuple[tuple[str, str], ...] = ()
     """(profile, source) pairs; the source `self` is the target."""
+    exit_heads: Path | None = None
+    """File of trained exit heads, for the borders that it has one for."""
     context: int = 0
     """0: the model's own, at most `MAX_CONTEXT`."""
     force: bool = False
@@ -88,25 +81,32 @@ def borders(layers: int, settings: ExportSettings) -> list[int]:
 def export(settings: ExportSettings) -> Bundle:
     """Writes the bundle and opens it. Raises one of edgespec's errors, leaving nothing behind."""
     target = open_checkpoint(settings.target, revision=settings.revision)
+    if target.kept_ids is not None:
+        raise UsageError(
+            f"{target.name} has a trimmed vocabulary, so it can only be a draft; export it with "
+            f"its target: edgespec export TARGET --draft {settings.target}"
+        )
     cuts = borders(target.architecture.layers, settings)
+    heads = None if settings.exit_heads is None else read_heads(settings.exit_heads)
+    if heads is not None:
+        heads.check(target.architecture)
+        heads.check_borders(cuts[1:-1])
     context = _context(target, settings)
     mark = fingerprint(Tokenizer.from_str(target.tokenizer.json))
     drafts = [(name, _draft_checkpoint(source, target, mark)) for name, source in settings.drafts]
-    with _published(settings.out, settings.force) as folder:
+    with published(settings.out, settings.force) as folder:
         written = Manifest(
             schema=SCHEMA,
             made_by=f"edgespec {__version__}",
             context=context,
             text=_write_tokenizer(folder / "tokenizer", target.tokenizer, mark),
-            target=_write_target(folder, target, settings.precisions, cuts, context),
+            target=_write_target(folder, target, settings.precisions, cuts, context, heads),
             drafts={
                 name: _write_draft(folder, name, checkpoint, context) for name, checkpoint in drafts
             },
             files={},
         )
-        manifest = msgspec.structs.replace(written, files=_hashes(folder)).sealed()
-        document = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-        (folder / MANIFEST).write_bytes(document + b"\n")
+        write_manifest(folder, msgspec.structs.replace(written, files=describe_all(folder)))
     return Bundle.open(settings.out)
 
 
@@ -120,62 +120,13 @@ def _context(target: Checkpoint, settings: ExportSettings) -> int:
 def _draft_checkpoint(source: str, target: Checkpoint, mark: str) -> Checkpoint:
     if source == SELF_DRAFT:
         return target
-    draft = open_checkpoint(source)
+    draft = open_checkpoint(source, base=target)
     if fingerprint(Tokenizer.from_str(draft.tokenizer.json)) != mark:
         raise UsageError(
             f"{draft.name} and {target.name} have different tokenizers, so their token ids mean "
             "different text; choose a draft of the target's family"
         )
     return draft
-
-
-@contextmanager
-def _published(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to write into, renamed to `out` if the block succeeds and removed if not."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _clear_up(out)
-        _refuse_to_replace(out, force)
-        folder = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
-        folder.mkdir()
-    except OSError as error:
-        raise BundleError(f"cannot write to {out.parent}: {error.strerror}") from error
-    try:
-        yield folder
-        if out.exists():
-            old = folder.with_suffix(".old")
-            out.rename(old)
-            folder.rename(out)
-            shutil.rmtree(old)
-        else:
-            folder.rename(out)
-    except OSError as error:
-        raise BundleError(f"writing {out} failed: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_to_replace(out: Path, force: bool) -> None:
-    if not out.exists():
-        return
-    if not (out / MANIFEST).is_file():
-        raise UsageError(f"{out} exists already and is no bundle; choose another place")
-    if not force:
-        raise UsageError(f"{out} exists already; pass --force to replace it")
-
-
-def _clear_up(out: Path) -> None:
-    """Removes what killed exports to `out` left, and puts back a bundle caught between renames."""
-    for path in out.parent.iterdir():
-        start, *rest = path.name.rsplit(".", 3)
-        if start != f".{out.name}" or rest[-1] not in ("partial", "old"):
-            continue
-        if Path("/proc", rest[0]).exists():  # its process still writes
-            continue
-        if rest[-1] == "old" and not out.exists():
-            path.rename(out)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_tokenizer(folder: Path, source: TokenizerSource, mark: str) -> Text:
@@ -198,14 +149,20 @@ def _weights(
 ) -> Iterator[WeightFolder]:
     folder.mkdir(parents=True)
     total = sum(checkpoint.nbytes(name) for name in checkpoint.names())
-    if checkpoint.architecture.tied and chosen.head != chosen.embedding:
+    apart = chosen.head != chosen.embedding or checkpoint.kept_ids is not None
+    if checkpoint.architecture.tied and apart:
         total += checkpoint.nbytes("model.embed_tokens.weight")
     with progress(label, total) as advance:
         yield WeightFolder(folder, checkpoint, advance)
 
 
 def _write_target(
-    bundle: Path, checkpoint: Checkpoint, chosen: Precisions, cuts: Sequence[int], context: int
+    bundle: Path,
+    checkpoint: Checkpoint,
+    chosen: Precisions,
+    cuts: Sequence[int],
+    context: int,
+    heads: ExitHeads | None,
 ) -> Target:
     folder = bundle / "target"
     segments = []
@@ -216,15 +173,19 @@ def _write_target(
             model = graph.decoder(weights, chosen, context, range(start, end), file=file)
             ir.save(model, folder / f"{file}.onnx")
             if number < last:
-                ir.save(
-                    graph.exit_head(weights, chosen, end, file=leaving), folder / f"{leaving}.onnx"
+                norm = weights.vector(FINAL_NORM, float_type(chosen.layers))
+                adapter = heads.adapters.get(end) if heads else None
+                model = exit_graph(
+                    checkpoint.architecture, chosen, end, norm, adapter, file=leaving
                 )
+                ir.save(model, folder / f"{leaving}.onnx")
             segments.append(
                 Segment(
                     start=start,
                     end=end,
                     graph=f"target/{file}.onnx",
                     exit=f"target/{leaving}.onnx" if number < last else "",
+                    calibration=heads.calibration.get(end) if heads else None,
                 )
             )
         ir.save(graph.head(weights, chosen, file="head"), folder / "head.onnx")
@@ -249,15 +210,10 @@ def _write_draft(bundle: Path, name: str, checkpoint: Checkpoint, context: int) 
         architecture=checkpoint.architecture,
         precisions=chosen,
         graph=f"draft/{name}/model.onnx",
+        vocabulary=_head_rows(checkpoint),
     )
 
 
-def _hashes(folder: Path) -> dict[str, File]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {}
-    with progress("checksums", sum(path.stat().st_size for path in paths)) as advance:
-        for path in paths:
-            size = path.stat().st_size
-            files[path.relative_to(folder).as_posix()] = File(sha256=hash_file(path), size=size)
-            advance(size)
-    return files
+def _head_rows(checkpoint: Checkpoint) -> int:
+    kept = checkpoint.kept_ids
+    return checkpoint.architecture.vocabulary if kept is None else len(kept)

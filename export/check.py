@@ -46,6 +46,8 @@ CONTINUATION = 32
 """Greedy tokens a prompt."""
 CHUNKS = (5, 1, 17, 2, 11)
 """Tokens of a call, in turn."""
+_LOADING = (OSError, ValueError, RuntimeError, KeyError, NotImplementedError, ImportError)
+"""What transformers raises for a model that it cannot load, or not without another package."""
 LEAST_AGREEMENT = 0.99
 """Of an fp32 target, whose few disagreements can only be ties."""
 
@@ -134,7 +136,7 @@ def _reference_model(bundle: Bundle, settings: ExportSettings) -> Any:
             model = AutoModelForCausalLM.from_pretrained(
                 where, revision=revision, dtype=torch.float32, local_files_only=True
             )
-    except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+    except _LOADING as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"transformers cannot load {settings.target}, so it cannot be compared: {reason}"

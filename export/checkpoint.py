@@ -12,10 +12,15 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["model*.safetensors", "*.json", "*.jinja"]
 
 
-def open_checkpoint(source: str, *, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str, *, revision: str | None = None, base: Checkpoint | None = None
+) -> Checkpoint:
     """Open a GGUF file, a Hugging Face folder, or a hub id such as `org/name`.
 
+    `base` is the target of a draft, which may share its embedding and its tokenizer.
+
     Raises:
+        UsageError: a revision of what is not on the hub, or a draft without its own target.
         CheckpointError: not there, not readable, or not complete.
         UnsupportedModel: readable, with a part that the graph has no nodes for.
     """
@@ -26,7 +31,7 @@ def open_checkpoint(source: str, *, revision: str | None = None) -> Checkpoint:
     if path.exists() and revision is not None:
         raise UsageError(f"{source} is a local path; a revision goes with a hub id only")
     if path.is_dir():
-        return FolderCheckpoint(path)
+        return FolderCheckpoint(path, base=base)
     if path.suffix.lower() == ".gguf" and path.is_file():
         return GgufCheckpoint(path)
     if path.exists():
@@ -39,7 +44,7 @@ def open_checkpoint(source: str, *, revision: str | None = None) -> Checkpoint:
             f"there is no {source}; give a GGUF file, a folder, or a hub id such as org/name"
         )
     folder = _download(source, revision)
-    return FolderCheckpoint(folder, name=source, revision=folder.name)
+    return FolderCheckpoint(folder, name=source, revision=folder.name, base=base)
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

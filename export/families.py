@@ -134,8 +134,6 @@ def _refuse(config: Mapping[str, Any]) -> None:
         raise unsupported(f"is of type {model_type!r}")
     if config.get("hidden_act", "silu") != "silu":
         raise unsupported(f"has the activation {config['hidden_act']!r}")
-    if config.get("quantization_config"):
-        raise unsupported("was quantised by its publisher (take the 16-bit original)")
 
 
 def _slides(config: Mapping[str, Any]) -> bool:

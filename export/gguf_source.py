@@ -74,6 +74,7 @@ class GgufCheckpoint:
     """One GGUF file, checked to be supported and complete."""
 
     revision = ""
+    kept_ids: npt.NDArray[np.int64] | None = None
 
     def __init__(self, path: Path) -> None:
         self.name = path.name

@@ -19,69 +19,27 @@ different lengths share a batch, and pads on the right see and disturb nobody.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgespec import __version__
 from edgespec.architecture import Architecture
 from edgespec.manifest import Precisions
 from engines.base import TOP
+from export.nodes import NodeWriter, Shape
 from export.quantise import BLOCK
-from export.weights import Matrix, Quantised, WeightFolder, float_type
+from export.weights import Matrix, Quantised, WeightFolder
 
-OPSET = 24
-IR_VERSION = 12
 _INT64 = ir.DataType.INT64
-Shape = Sequence[int | str]
 
 
-class GraphWriter:
-    """Collects the nodes of one graph. Every method that adds a node returns its output."""
+class GraphWriter(NodeWriter):
+    """A graph whose weights come from a checkpoint."""
 
     def __init__(self, weights: WeightFolder, precisions: Precisions, file: str) -> None:
+        super().__init__(precisions)
         self.weights = weights
-        self.precisions = precisions
-        self.dtype = float_type(precisions.layers)
-        self.float = ir.DataType.from_numpy(np.dtype(self.dtype))
         self._file = file
-        self._nodes: list[ir.Node] = []
-        self._inputs: list[ir.Value] = []
-        self._outputs: list[ir.Value] = []
-        self._constants: dict[str, ir.Value] = {}
-
-    def input(self, name: str, shape: Shape, dtype: ir.DataType) -> ir.Value:
-        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-        self._inputs.append(value)
-        return value
-
-    def output(self, value: ir.Value, name: str, shape: Shape, dtype: ir.DataType) -> None:
-        value.name = name
-        value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
-        self._outputs.append(value)
-
-    def node(self, kind: str, name: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        return self.nodes(kind, name, 1, *inputs, **attributes)[0]
-
-    def nodes(
-        self, kind: str, name: str, outputs: int, *inputs: ir.Value | None, **attributes: Any
-    ) -> Sequence[ir.Value]:
-        node = ir.node(kind, list(inputs), attributes, num_outputs=outputs, name=name)
-        for number, value in enumerate(node.outputs):
-            value.name = f"{name}.{number}" if outputs > 1 else name
-        self._nodes.append(node)
-        return node.outputs
-
-    def constant(self, name: str, value: npt.NDArray[Any] | ir.ExternalTensor) -> ir.Value:
-        if name not in self._constants:
-            tensor = value if isinstance(value, ir.ExternalTensor) else ir.Tensor(value, name=name)
-            self._constants[name] = ir.Value(
-                name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
-            )
-        return self._constants[name]
 
     def matrix(self, name: str, matrix: Matrix) -> ir.Value:
         if not isinstance(matrix, Quantised):
@@ -105,22 +63,6 @@ class GraphWriter:
         """RMS norm over the last axis, computed in fp32."""
         weight = self.constant(f"{name}.weight", self.weights.vector(f"{name}.weight", self.dtype))
         return self.node("RMSNormalization", output or name, x, weight, axis=-1, epsilon=epsilon)
-
-    def model(self, name: str) -> ir.Model:
-        graph = ir.Graph(
-            self._inputs,
-            self._outputs,
-            nodes=self._nodes,
-            initializers=list(self._constants.values()),
-            opset_imports={"": OPSET},
-            name=name,
-        )
-        return ir.Model(
-            graph,
-            ir_version=IR_VERSION,
-            producer_name="edgespec",
-            producer_version=__version__,
-        )
 
 
 def decoder(
@@ -167,17 +109,6 @@ def decoder(
         _head(graph, features)
     else:
         graph.output(features, "features", shape, graph.float)
-    return graph.model(file)
-
-
-def exit_head(weights: WeightFolder, precisions: Precisions, layer: int, *, file: str) -> ir.Model:
-    """Hidden states after `layer` layers -> features, which the shared head reads."""
-    shapes = weights.checkpoint.architecture
-    graph = GraphWriter(weights, precisions, file)
-    shape: Shape = ["batch", "tokens", shapes.hidden]
-    hidden = graph.input(f"hidden.{layer}", shape, graph.float)
-    features = graph.norm("model.norm", hidden, shapes.norm_epsilon)
-    graph.output(features, "features", shape, graph.float)
     return graph.model(file)
 
 
@@ -256,19 +187,53 @@ def _head(graph: GraphWriter, features: ir.Value) -> None:
     flat = graph.constant("flat", np.array([-1, shapes.hidden]))
     rows = graph.node("Reshape", "head.flat", features, flat)
     picked = graph.node("Gather", "head.picked", rows, select, axis=0)
-    name = "model.embed_tokens.weight" if shapes.tied else "lm_head.weight"
-    precision = graph.precisions.head
-    stored = graph.weights.head(name, precision)
-    if isinstance(stored, Quantised):
-        logits = graph.node("MatMul", "logits", picked, graph.matrix(f"{name}.head", stored))
-    else:
-        table = graph.constant(f"{name}.{precision}", stored)
-        logits = graph.node("Gemm", "logits", picked, table, transB=1)
-    best = graph.node("ArgMax", "argmax", logits, axis=-1, keepdims=0)
-    top = min(TOP, shapes.vocabulary)
+    logits = _logits(graph, picked)
+    kept = graph.weights.checkpoint.kept_ids
+    best = graph.node("ArgMax", "best", logits, axis=-1, keepdims=0)
+    top = min(TOP, shapes.vocabulary if kept is None else len(kept))
     count = graph.constant("top", np.array([top]))
     top_logits, top_ids = graph.nodes("TopK", "top", 2, logits, count, axis=-1)
+    if kept is not None:
+        ids = graph.constant("kept_ids", kept)
+        best = graph.node("Gather", "best.kept", ids, best, axis=0)
+        top_ids = graph.node("Gather", "top.kept", ids, top_ids, axis=0)
+        logits = _spread(graph, logits, kept)
     graph.output(best, "argmax", ["selected"], _INT64)
     graph.output(top_ids, "top_ids", ["selected", top], _INT64)
     graph.output(top_logits, "top_logits", ["selected", top], graph.float)
     graph.output(logits, "logits", ["selected", shapes.vocabulary], graph.float)
+
+
+def _logits(graph: GraphWriter, rows: ir.Value) -> ir.Value:
+    """`rows` [N, hidden] -> [N, rows of the head], fewer than the vocabulary if it is trimmed."""
+    checkpoint = graph.weights.checkpoint
+    name = "model.embed_tokens.weight" if checkpoint.architecture.tied else "lm_head.weight"
+    precision = graph.precisions.head
+    stored = graph.weights.head(name, precision)
+    if isinstance(stored, Quantised):
+        return graph.node("MatMul", "head", rows, graph.matrix(f"{name}.head", stored))
+    part = precision if checkpoint.kept_ids is None else f"kept.{precision}"
+    return graph.node("Gemm", "head", rows, graph.constant(f"{name}.{part}", stored), transB=1)
+
+
+def _spread(graph: GraphWriter, logits: ir.Value, kept: npt.NDArray[np.int64]) -> ir.Value:
+    """Logits of the kept ids -> of the whole vocabulary, -inf for all others.
+
+    `GatherElements` over repeated places rather than `Gather` over an axis: a quarter of the time
+    in ONNX Runtime (33 against 134 µs for 16384 of 49152 ids).
+    """
+    size = graph.weights.checkpoint.architecture.vocabulary
+    places = np.full((1, size), len(kept), np.int64)
+    places[0, kept] = np.arange(len(kept))
+    padded = graph.node(
+        "Pad",
+        "spread.padded",
+        logits,
+        graph.constant("spread.pads", np.array([0, 0, 0, 1])),
+        graph.constant("spread.nothing", np.array(-np.inf, graph.dtype)),
+    )
+    rows = graph.node("Shape", "spread.rows", logits, start=0, end=1)
+    columns = graph.constant("spread.columns", np.array([size]))
+    shape = graph.node("Concat", "spread.shape", rows, columns, axis=0)
+    index = graph.node("Expand", "spread.index", graph.constant("spread.places", places), shape)
+    return graph.node("GatherElements", "spread", padded, index, axis=1)

@@ -37,6 +37,8 @@ class Quantised(NamedTuple):
 
 
 Matrix = ir.ExternalTensor | Quantised
+Ids = npt.NDArray[np.int64] | None
+"""Ascending rows of a matrix; None for all of them."""
 
 
 def float_type(precision: Precision) -> Any:
@@ -64,40 +66,55 @@ class WeightFolder:
         self._advance(self.checkpoint.nbytes(name))
         return vector
 
-    def linear(self, file: str, name: str, precision: Precision) -> Matrix:
-        """A projection, turned to `[inputs, outputs]` as MatMul wants it."""
-        matrix = self.checkpoint.tensor(name)
-        stored = self._store(file, name, matrix.T, precision)
+    def linear(self, file: str, name: str, precision: Precision, kept: Ids = None) -> Matrix:
+        """A projection, turned to `[inputs, outputs]` as MatMul wants it; of `kept` rows alone.
+
+        Integers that the checkpoint has stay what they are, whichever bits `precision` asks for.
+        """
+        blocks = None if precision in _FLOATS else self.checkpoint.blocks(name)
+        rows = slice(None) if kept is None else kept
+        if blocks is not None:
+            values = blocks.values[rows].T.astype(np.int8 if blocks.bits == 8 else ml_dtypes.int4)
+            stored: Matrix = self._quantised(file, name, values, blocks.scales[rows].T)
+        else:
+            stored = self._store(file, name, self.checkpoint.tensor(name)[rows].T, precision)
         self._advance(self.checkpoint.nbytes(name))
         return stored
 
-    def table(self, name: str, precision: Precision) -> ir.ExternalTensor:
-        """An embedding `[vocabulary, hidden]` in a float precision, stored once a folder."""
-        key = (name, precision)
+    def table(self, name: str, precision: Precision, kept: Ids = None) -> ir.ExternalTensor:
+        """An embedding `[vocabulary, hidden]` in a float precision, stored once a folder; or the
+        `kept` rows of it, which are another table."""
+        key = (name if kept is None else f"{name}.kept", precision)
         if key not in self._tables:
             dtype = _FLOATS[precision]
-            shape = self.checkpoint.shape(name)
+            size, width = self.checkpoint.shape(name)
 
             def rows() -> Iterator[npt.NDArray[Any]]:
-                for start in range(0, shape[0], _ROWS):
-                    block = self.checkpoint.rows(name, start, min(start + _ROWS, shape[0]))
+                for start in range(0, size, _ROWS):
+                    block = self.checkpoint.rows(name, start, min(start + _ROWS, size))
+                    part = block
+                    if kept is not None:
+                        part = block[kept[(kept >= start) & (kept < start + _ROWS)] - start]
                     with np.errstate(over="ignore"):
-                        converted = block.astype(dtype)
+                        converted = part.astype(dtype)
                     _check_finite(name, converted, precision)
                     yield converted
-                    self._advance(self.checkpoint.nbytes(name) * len(block) // shape[0])
+                    self._advance(self.checkpoint.nbytes(name) * len(block) // size)
 
-            file = "head" if name == "lm_head.weight" else "embedding"
-            self._tables[key] = self._append(file, f"{name}.{precision}", rows(), shape, dtype)
+            file = "head" if name == "lm_head.weight" or kept is not None else "embedding"
+            shape = (size if kept is None else len(kept), width)
+            self._tables[key] = self._append(file, f"{key[0]}.{precision}", rows(), shape, dtype)
         return self._tables[key]
 
     def head(self, name: str, precision: Precision) -> Matrix:
         """The output matrix: `[vocabulary, hidden]` in a float precision, so that a tied one is
-        the embedding itself; `[hidden, vocabulary]` when quantised."""
+        the embedding itself; `[hidden, vocabulary]` when quantised. A trimmed one has its kept
+        rows alone."""
+        kept = self.checkpoint.kept_ids
         return (
-            self.table(name, precision)
+            self.table(name, precision, kept)
             if precision in _FLOATS
-            else self.linear("head", name, precision)
+            else self.linear("head", name, precision, kept)
         )
 
     def rotary(self, context: int, dtype: npt.DTypeLike) -> tuple[ir.ExternalTensor, ...]:
@@ -129,7 +146,12 @@ class WeightFolder:
                 f"stored as {precision}; export it as fp32 or fp16"
             )
         _check_finite(name, matrix, precision)
-        values, scales = quantise(matrix, _BITS[precision])
+        return self._quantised(file, name, *quantise(matrix, _BITS[precision]))
+
+    def _quantised(
+        self, file: str, name: str, values: npt.NDArray[Any], scales: npt.NDArray[np.float32]
+    ) -> Quantised:
+        """Blocks as `quantise` gives them: values `[inputs, outputs]`."""
         return Quantised(
             self._append(file, f"{name}.values", iter([values]), values.shape, values.dtype),
             self._append(file, f"{name}.scales", iter([scales]), scales.shape, scales.dtype),

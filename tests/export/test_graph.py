@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 from edge_runtime.drafters import ModelDrafter
 from edgespec.config import Request
 from edgespec.errors import CheckpointError
-from edgespec.manifest import Bundle
+from edgespec.manifest import SCHEMA, Bundle
 from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
 from engines.base import Row, final_choices
@@ -261,6 +261,6 @@ def test_a_bundle_of_another_schema_and_a_flipped_byte_are_named(tmp_path):
         path.write_bytes(whole)
     bundle.check()
     manifest = bundle.path("manifest.json")
-    manifest.write_text(manifest.read_text().replace('"schema": 1', '"schema": 99'))
+    manifest.write_text(manifest.read_text().replace(f'"schema": {SCHEMA}', '"schema": 99'))
     with pytest.raises(BundleError, match="schema 99"):
         Bundle.open(bundle.folder)

@@ -1,0 +1,123 @@
+"""Rounding one matrix to blocks of int4 or int8, its inputs' second moments H in view.
+
+Columns are rounded one by one, in the order of falling H[j, j], and what rounding adds is taken
+back by the columns still to come (GPTQ, arXiv 2210.17323). The scales are fixed first, one for 32
+consecutive inputs of an output ("static groups"), so that the order leaves no trace in the format:
+among clipping ratios each block takes the one with the least error under its part of H. Scales are
+rounded to float16 before anything is rounded with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from edgespec.checkpoint import Blocks
+
+BLOCK = 32
+"""Inputs that share a scale."""
+Bits = Literal[4, 8]
+_DIVISORS = {4: tuple(6.0 + 0.5 * step for step in range(9)), 8: (127.0, 131.0, 135.0, 140.0)}
+"""Largest weight of a block over its scale; what is then out of range is clipped."""
+_TOGETHER = 128
+"""Columns whose corrections to the rest are applied at once."""
+_SMALLEST = 2.0**-24
+"""The least positive float16; a scale is never 0."""
+
+
+@dataclass(frozen=True)
+class GptqSettings:
+    damping: float = 0.01
+    """Added to H's diagonal, as a share of its mean."""
+    follow: float = 1.0
+    """How far to move towards the unquantised model's outputs, 0 to 1."""
+
+
+def floats(blocks: Blocks) -> Tensor:
+    """What the integers stand for, float32 [out, in]."""
+    scales = torch.from_numpy(blocks.scales).repeat_interleave(BLOCK, dim=1)
+    return torch.from_numpy(blocks.values).float() * scales
+
+
+class Rounder:
+    """Rounds the matrices that read one input."""
+
+    def __init__(self, own: Tensor, cross: Tensor | None, settings: GptqSettings) -> None:
+        dead = own.diagonal() <= 0
+        own = own.double().clone()
+        own.diagonal()[dead] = own.diagonal().mean().clamp_min(1e-12)
+        own.diagonal().add_(settings.damping * own.diagonal().mean())
+        self._own = own.float()
+        self._order = own.diagonal().argsort(descending=True)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(own))
+        sorted_inverse = inverse[self._order][:, self._order]
+        self._factor = torch.linalg.cholesky(sorted_inverse, upper=True).float()
+        self._move = None
+        if cross is not None:
+            self._move = settings.follow * (cross.double() @ inverse).float()
+
+    def round(self, weight: Tensor, bits: Bits) -> Blocks:
+        """`weight` float32 [out, in]."""
+        if self._move is not None:
+            weight = weight + weight @ self._move
+        scales = _scales(weight, self._own, bits)
+        values = self._columns(weight, scales, bits)
+        return _blocks(values, scales, bits)
+
+    def _columns(self, weight: Tensor, scales: Tensor, bits: Bits) -> Tensor:
+        """Integers [out, in], as floats. Columns are handled as rows, which lie in one piece."""
+        low, high = _range(bits)
+        left = weight.T[self._order].contiguous()
+        steps = scales.T[self._order // BLOCK].contiguous()
+        rounded = torch.empty_like(left)
+        for start in range(0, len(left), _TOGETHER):
+            stop = min(start + _TOGETHER, len(left))
+            errors = torch.empty_like(left[start:stop])
+            for i in range(start, stop):
+                rounded[i] = (left[i] / steps[i]).round_().clamp_(low, high)
+                errors[i - start] = (left[i] - rounded[i] * steps[i]) / self._factor[i, i]
+                after = self._factor[i, i + 1 : stop]
+                left[i + 1 : stop].addr_(after, errors[i - start], alpha=-1)
+            left[stop:] -= self._factor[start:stop, stop:].T @ errors
+        values = torch.empty_like(rounded)
+        values[self._order] = rounded
+        return values.T.contiguous()
+
+
+def plain(weight: Tensor, bits: Bits) -> Blocks:
+    """`weight` [out, in] rounded for itself, whatever its inputs are."""
+    same = torch.eye(weight.shape[1], device=weight.device)
+    scales = _scales(weight, same, bits)
+    values = (weight / scales.repeat_interleave(BLOCK, dim=1)).round_().clamp_(*_range(bits))
+    return _blocks(values, scales, bits)
+
+
+def _scales(weight: Tensor, own: Tensor, bits: Bits) -> Tensor:
+    """For each block the scale with the least error under its part of `own`; float32 [out, in / 32]
+    of float16 values."""
+    low, high = _range(bits)
+    blocks = weight.view(len(weight), -1, BLOCK)
+    groups = torch.arange(weight.shape[1], device=weight.device).view(-1, BLOCK)
+    parts = own[groups[:, :, None], groups[:, None, :]]
+    largest = blocks.abs().amax(-1)
+    best = torch.full_like(largest, torch.inf)
+    chosen = torch.ones_like(largest)
+    for divisor in _DIVISORS[bits]:
+        scale = (largest / divisor).half().float().clamp_min(_SMALLEST)
+        error = (blocks / scale[..., None]).round_().clamp_(low, high) * scale[..., None] - blocks
+        cost = torch.einsum("rgi,gij,rgj->rg", error, parts, error)
+        better = cost < best
+        best = torch.where(better, cost, best)
+        chosen = torch.where(better, scale, chosen)
+    return chosen
+
+
+def _range(bits: Bits) -> tuple[int, int]:
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def _blocks(values: Tensor, scales: Tensor, bits: Bits) -> Blocks:
+    return Blocks(values.to(torch.int8).cpu().numpy(), scales.cpu().numpy(), bits)

@@ -1,0 +1,199 @@
+"""Exit heads: what reads the target's token from its hidden state after some of its layers.
+
+An exit is the target's own final norm, which its head follows (the logit lens; nostalgebraist
+2020). A trained one corrects the state first, by a residual adapter of low rank (as in tuned
+lens, arXiv 2303.08112, and Kangaroo, arXiv 2404.18911):
+
+    h + up @ silu(down @ rms_norm(h, norm))
+
+Trained adapters come in one safetensors file, float16 or float32, for each layer L that has one
+
+    exit.L.norm.weight  [hidden]
+    exit.L.down.weight  [rank, hidden]
+    exit.L.up.weight    [hidden, rank]
+
+with metadata `edgespec`, a JSON text: {"target": name, "hidden": int, "layers": int of the target,
+"calibration": {"L": the figures of `edgespec.manifest.Calibration`}}.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgespec.architecture import Architecture
+from edgespec.errors import CheckpointError, UsageError
+from edgespec.manifest import Calibration, Precisions
+from export.nodes import NodeWriter, Shape
+from export.safetensors_file import Stored, read_header
+
+FINAL_NORM = "model.norm.weight"
+_TENSOR = re.compile(r"exit\.([1-9]\d*)\.(norm|down|up)\.weight")
+_METADATA = "edgespec"
+
+
+class Adapter(NamedTuple):
+    """Float32."""
+
+    norm: npt.NDArray[np.float32]
+    """[hidden]"""
+    down: npt.NDArray[np.float32]
+    """[rank, hidden]"""
+    up: npt.NDArray[np.float32]
+    """[hidden, rank]"""
+
+
+class _Notes(msgspec.Struct, frozen=True):
+    target: str
+    hidden: int
+    layers: int
+    calibration: dict[int, Calibration] = {}
+
+
+@dataclass(frozen=True)
+class ExitHeads:
+    """The trained exit heads of one target, by the layer that they follow."""
+
+    path: Path
+    target: str
+    hidden: int
+    layers: int
+    adapters: Mapping[int, Adapter]
+    calibration: Mapping[int, Calibration]
+
+    def check(self, target: Architecture) -> None:
+        """Raises `UsageError` for heads of another target."""
+        if (self.hidden, self.layers) != (target.hidden, target.layers):
+            raise UsageError(
+                f"{self.path} has exit heads of {self.target}, with hidden size {self.hidden} and "
+                f"{self.layers} layers; this target has {target.hidden} and {target.layers}"
+            )
+
+    def check_borders(self, borders: Collection[int]) -> None:
+        """Raises `UsageError` where no segment of the target ends at a head."""
+        if not self.adapters.keys() & set(borders):
+            there = ",".join(map(str, sorted(self.adapters)))
+            raise UsageError(
+                f"{self.path} has exit heads after the layers {there}, at none of which the target "
+                f"is cut; export it with --split {there}"
+            )
+
+
+def read_heads(path: Path) -> ExitHeads:
+    """Raises `CheckpointError` where the file is not there, or not whole, or not of this format."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}; make one with 'edgespec calibrate'")
+    stored, metadata = read_header(path)
+    try:
+        notes = msgspec.json.decode(str(metadata[_METADATA]), type=_Notes)
+    except (KeyError, msgspec.MsgspecError) as error:
+        reason = "it has no such metadata" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"{path} does not say which target its exit heads belong to ({reason}); "
+            "make it with 'edgespec calibrate'"
+        ) from error
+    adapters = _adapters(path, stored, notes)
+    for layer in notes.calibration:
+        if layer not in adapters:
+            raise _damaged(path, f"has figures for layer {layer} but no exit head after it")
+    return ExitHeads(
+        path, notes.target, notes.hidden, notes.layers, adapters, dict(notes.calibration)
+    )
+
+
+def _adapters(path: Path, stored: Mapping[str, Stored], notes: _Notes) -> dict[int, Adapter]:
+    found: dict[int, dict[str, npt.NDArray[np.float32]]] = {}
+    for name, tensor in stored.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None or int(match[1]) >= notes.layers:
+            raise _damaged(path, f"has the tensor {name}, which is of no exit head inside")
+        if tensor.dtype not in ("F16", "F32"):
+            raise _damaged(path, f"stores {name} as {tensor.dtype}, not as float16 or float32")
+        values = tensor.read().astype(np.float32)
+        if not np.isfinite(values).all():
+            raise _damaged(path, f"holds numbers in {name} that are not finite")
+        found.setdefault(int(match[1]), {})[match[2]] = values
+    if not found:
+        raise _damaged(path, "has no exit head")
+    return {layer: _adapter(path, layer, found[layer], notes.hidden) for layer in sorted(found)}
+
+
+def _adapter(
+    path: Path, layer: int, parts: Mapping[str, npt.NDArray[np.float32]], hidden: int
+) -> Adapter:
+    for part in Adapter._fields:
+        if part not in parts:
+            raise _damaged(path, f"lacks exit.{layer}.{part}.weight")
+    down = parts["down"]
+    rank = down.shape[0] if down.ndim == 2 else 0
+    expected = {"norm": (hidden,), "down": (rank, hidden), "up": (hidden, rank)}
+    for part, shape in expected.items():
+        if not rank or parts[part].shape != shape:
+            raise _damaged(
+                path,
+                f"has exit.{layer}.{part}.weight of shape {list(parts[part].shape)}, which does "
+                f"not fit the hidden size {hidden} and the rank {rank}",
+            )
+    return Adapter(**parts)
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path} {what}; make it again with 'edgespec calibrate'")
+
+
+def exit_graph(
+    shapes: Architecture,
+    precisions: Precisions,
+    layer: int,
+    final_norm: npt.NDArray[Any],
+    adapter: Adapter | None,
+    *,
+    file: str,
+) -> ir.Model:
+    """Hidden states after `layer` layers -> features, which the shared head reads.
+
+    The weights, `final_norm` [hidden] among them, stay inside the graph, as floats of the type
+    that the activations have. Raises `CheckpointError` where they are too large for it.
+    """
+    graph = NodeWriter(precisions)
+    shape: Shape = ["batch", "tokens", shapes.hidden]
+    epsilon = shapes.norm_epsilon
+    hidden = graph.input(f"hidden.{layer}", shape, graph.float)
+
+    def constant(name: str, values: npt.NDArray[Any]) -> ir.Value:
+        with np.errstate(over="ignore"):  # found just below
+            converted = np.ascontiguousarray(values, graph.dtype)
+        if not np.isfinite(converted).all():
+            raise CheckpointError(
+                f"tensor {name} is too large for {precisions.layers}; "
+                "export the target with a wider precision"
+            )
+        return graph.constant(name, converted)
+
+    if adapter is not None:
+        name = f"exit.{layer}"
+        norm = constant(f"{name}.norm.weight", adapter.norm)
+        normed = graph.node(
+            "RMSNormalization", f"{name}.norm", hidden, norm, axis=-1, epsilon=epsilon
+        )
+        down = constant(f"{name}.down.weight", adapter.down.T)
+        inner = graph.node(
+            "Swish", f"{name}.inner", graph.node("MatMul", f"{name}.down", normed, down)
+        )
+        up = constant(f"{name}.up.weight", adapter.up.T)
+        change = graph.node("MatMul", f"{name}.up", inner, up)
+        hidden = graph.node("Add", f"{name}.hidden", hidden, change)
+    weight = constant(FINAL_NORM, final_norm)
+    features = graph.node(
+        "RMSNormalization", "model.norm", hidden, weight, axis=-1, epsilon=epsilon
+    )
+    graph.output(features, "features", shape, graph.float)
+    return graph.model(file)
