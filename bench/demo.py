@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from bench.builtin import PROFILES, builtin_bundle
+from bench.builtin import builtin_bundle
 from bench.processes import cloud, cores, edge
 from edge_runtime.terminal import ACCEPTED, WRITTEN
 from edgespec.config import NO_DRAFTER
@@ -32,8 +32,10 @@ def demo(max_tokens: int) -> None:
     console = Console(highlight=False)
     bundle = builtin_bundle()
     device, server = cores()
+    target, draft = bundle.manifest.target, bundle.draft(bundle.manifest.default_draft)
     console.print(
-        f"Target and draft: {bundle.manifest.target.origin.name}, the draft at int8; "
+        f"Target: {target.origin.name}, {target.architecture.layers} layers. "
+        f"Draft: {draft.architecture.layers} of them, distilled, {draft.precisions.layers}; "
         f"device on core {device}, cloud on core {server}, over loopback."
     )
     console.print(f"[{ACCEPTED}]drafted and accepted[/]  [{WRITTEN}]written by the target[/]\n")
@@ -44,8 +46,7 @@ def demo(max_tokens: int) -> None:
         for prompt in PROMPTS:
             console.print(f"[bold]{prompt}[/]")
             sys.stdout.flush()
-            options = [*limit, "--drafter", PROFILES[0]]
-            drafted.append(edge(bundle.folder, endpoint, prompt, [*options, *colours], show=True))
+            drafted.append(edge(bundle.folder, endpoint, prompt, [*limit, *colours], show=True))
             plain.append(edge(bundle.folder, endpoint, prompt, [*limit, "--drafter", NO_DRAFTER]))
             console.print()
     identical = _confirmed(bundle, max_tokens, [drafted, plain])

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from calibration.corpus import Sample
 
+_STEP = 16
+"""Lengths are rounded up to it: torch keeps memory for every shape that it has met."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -37,7 +40,7 @@ class Batch:
 
 def batch(samples: Sequence[Sample], device: torch.device, *, answers: bool = False) -> Batch:
     """`answers` learns from answers only, and leaves out what the target wrote as a request."""
-    longest = max(len(sample.ids) for sample in samples)
+    longest = -(-max(len(sample.ids) for sample in samples) // _STEP) * _STEP
     ids = np.zeros((len(samples), longest), np.int64)
     learn = np.zeros((len(samples), longest), bool)
     top_ids, logprobs, steps = [], [], []

@@ -23,8 +23,7 @@ from calibration.batches import batch, most_used
 from calibration.corpus import Corpus, Sample
 from calibration.decoder import Decoder, load
 from calibration.layers import choose_layers
-from calibration.packed import write_checkpoint
-from calibration.publish import refuse_to_replace
+from calibration.packed import refuse_to_replace, write_checkpoint
 from calibration.target import device, identity, prepare, same_settings
 from calibration.training import News, Schedule, Trainer
 from edgespec.checkpoint import Checkpoint

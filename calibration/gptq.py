@@ -1,15 +1,14 @@
 """Rounding a model's matrices to int4 or int8 by what they do to its outputs (`rounding`).
 
-Layer by layer, each matrix sees the inputs that the layers quantised before it produce. Before
-rounding it is moved to the least-squares fit of what the unquantised model puts out there from its
-own inputs, which takes back errors of earlier layers (asymmetric calibration, as in GPTAQ,
-arXiv 2504.02692).
+Layer by layer, each matrix sees the inputs that the layers quantised before it produce. Moving a
+matrix towards the unquantised model's outputs before it is rounded, so as to take back errors of
+earlier layers (GPTAQ, arXiv 2504.02692), was tried and left out: on SmolLM2-135M and 8 000 tokens
+it cost 1.4 points of agreement, and twice the time.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from calibration.corpus import Sample
 from calibration.decoder import Decoder, autocast
-from calibration.rounding import BLOCK, Bits, GptqSettings, Rounder, floats
+from calibration.rounding import BLOCK, Bits, Rounder, floats
 from edgespec.checkpoint import Blocks
 
 _KINDS = (
@@ -84,7 +83,6 @@ def quantise(
     decoder: Decoder,
     samples: Iterable[Sample],
     bits: Mapping[str, Bits],
-    settings: GptqSettings | None = None,
     *,
     advance: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Blocks]:
@@ -93,25 +91,21 @@ def quantise(
     `decoder` is changed: it then computes as its packed self will. `advance` is told of every
     layer. The inputs of every matrix must be a multiple of 32 (see `units`).
     """
-    settings = settings or GptqSettings()
     text = batches(samples, decoder.output.device)
     states = [decoder.model.embed_tokens(batch.ids) for batch in text]
-    truths = list(states) if settings.follow else []
     found: dict[str, Blocks] = {}
     for number, module in enumerate(decoder.model.layers):
         layer = Numbered(decoder, module, number)
-        original = Numbered(decoder, copy.deepcopy(module), number)
         for unit in (unit for unit in units(decoder) if unit.layer == number):
             names = [name for name in unit.names if name in bits]
             if not names:
                 continue
-            rounder = Rounder(*_moments(layer, original, unit.kind, text, states, truths), settings)
+            rounder = Rounder(_moments(layer, unit.kind, text, states))
             for name in names:
                 weight = decoder.get_parameter(name)
                 found[name] = rounder.round(weight.float(), bits[name])
                 weight.copy_(floats(found[name]))
         states = [layer(x) for x in states]
-        truths = [original(x) for x in truths]
         advance(1)
     return found
 
@@ -144,32 +138,16 @@ class Numbered:
             raise _Reached
 
         hook = self.module.get_submodule(kind).register_forward_pre_hook(stop)
-        with contextlib.suppress(_Reached):
+        with hook, contextlib.suppress(_Reached):
             self(x)
-        hook.remove()
         return seen[0]
 
 
-def _moments(
-    layer: Numbered,
-    original: Numbered,
-    kind: str,
-    text: Sequence[Batch],
-    states: Sequence[Tensor],
-    truths: Sequence[Tensor],
-) -> tuple[Tensor, Tensor | None]:
-    """Means over the tokens of x xT and of (t - x) xT [inputs, inputs]: x the inputs of `kind`,
-    t those in the unquantised model; the second is None without `truths`."""
-    own: Tensor | None = None
-    cross: Tensor | None = None
-    total = sum(int(batch.real.sum()) for batch in text)
-    for number, batch in enumerate(text):
-        x = layer.input(kind, states[number])[batch.real]
-        square = x.T @ x / total
-        own = square if own is None else own + square
-        if truths:
-            t = original.input(kind, truths[number])[batch.real]
-            product = (t - x).T @ x / total
-            cross = product if cross is None else cross + product
-    assert own is not None
-    return own, cross
+def _moments(layer: Numbered, kind: str, text: Sequence[Batch], states: Sequence[Tensor]) -> Tensor:
+    """Mean over the tokens of x xT [inputs, inputs], float32, x being what `kind` reads."""
+    seen = (layer.input(kind, x)[batch.real] for batch, x in zip(text, states, strict=True))
+    first = next(seen)
+    total = first.T @ first
+    for x in seen:
+        total.addmm_(x.T, x)
+    return total / sum(int(batch.real.sum()) for batch in text)

@@ -27,12 +27,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from calibration.decoder import Decoder
-from calibration.publish import published
 from calibration.rotary import rope_parameters
 from calibration.rounding import BLOCK
 from edgespec import __version__
 from edgespec.checkpoint import Blocks, TokenizerSource
-from edgespec.errors import UnsupportedModel
+from edgespec.errors import CheckpointError, UnsupportedModel, UsageError
+from edgespec.publish import published
 from edgespec.tokenizer import fingerprint
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -52,7 +52,7 @@ def write_checkpoint(
     blocks: Mapping[str, Blocks] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes `decoder` to `folder`, replacing one that edgespec wrote before.
+    """Writes `decoder` to `folder`, which appears whole.
 
     `extra` goes into config.json under "edgespec". `kept_ids` [n], ascending, are the rows of the
     output matrix that a trimmed draft uses. Matrices named in `blocks` ("model.layers.0.…weight")
@@ -60,7 +60,7 @@ def write_checkpoint(
     large for that.
 
     Raises:
-        UsageError: `folder` is there and not edgespec's.
+        UsageError: `folder` is there already.
         CheckpointError: it cannot be written.
         UnsupportedModel: the Hugging Face class has no place for a part of the decoder.
     """
@@ -78,7 +78,7 @@ def write_checkpoint(
     if blocks:
         config["quantization_config"] = _quantization(blocks)
     config["edgespec"] = ours
-    with published(folder) as partial:
+    with published(folder, refuse_to_replace, CheckpointError) as partial:
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         _write_json(partial / "config.json", config)
         if not shares_embedding:
@@ -107,6 +107,12 @@ def write_packed(
         blocks=blocks,
         dtype=dtype,
     )
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Raises `UsageError` where `folder` holds something: hours of work are not overwritten."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} exists already; remove it or choose another place")
 
 
 def pack(values: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.int32]:

@@ -20,9 +20,8 @@ from torch import Tensor
 from calibration.corpus import Corpus, Sample
 from calibration.decoder import Decoder, load
 from calibration.gptq import batches, quantise, units
-from calibration.packed import write_packed
+from calibration.packed import refuse_to_replace, write_packed
 from calibration.precision import choose_bits, damages, packed_bytes
-from calibration.publish import refuse_to_replace
 from calibration.rounding import Bits
 from calibration.target import device, prepare
 from edgespec.checkpoint import Checkpoint
@@ -33,7 +32,7 @@ from edgespec.tokenizer import fingerprint
 WRITTEN_TOKENS = 100_000
 """Of text where there is none yet."""
 _MEASURED_TOKENS = 4_000
-_DAMAGE_SAMPLES = 12
+_DAMAGE_SAMPLES = 8
 _ROWS = 1024
 """Rows of logits held at once."""
 

@@ -9,7 +9,6 @@ rounded to float16 before anything is rounded with them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,18 +21,12 @@ BLOCK = 32
 Bits = Literal[4, 8]
 _DIVISORS = {4: tuple(6.0 + 0.5 * step for step in range(9)), 8: (127.0, 131.0, 135.0, 140.0)}
 """Largest weight of a block over its scale; what is then out of range is clipped."""
+DAMPING = 0.01
+"""Added to H's diagonal, as a share of its mean."""
 _TOGETHER = 128
 """Columns whose corrections to the rest are applied at once."""
 _SMALLEST = 2.0**-24
 """The least positive float16; a scale is never 0."""
-
-
-@dataclass(frozen=True)
-class GptqSettings:
-    damping: float = 0.01
-    """Added to H's diagonal, as a share of its mean."""
-    follow: float = 1.0
-    """How far to move towards the unquantised model's outputs, 0 to 1."""
 
 
 def floats(blocks: Blocks) -> Tensor:
@@ -45,24 +38,20 @@ def floats(blocks: Blocks) -> Tensor:
 class Rounder:
     """Rounds the matrices that read one input."""
 
-    def __init__(self, own: Tensor, cross: Tensor | None, settings: GptqSettings) -> None:
-        dead = own.diagonal() <= 0
-        own = own.double().clone()
+    def __init__(self, moments: Tensor) -> None:
+        """`moments` float32 [inputs, inputs]: mean over tokens of x xT."""
+        dead = moments.diagonal() <= 0
+        own = moments.double()
         own.diagonal()[dead] = own.diagonal().mean().clamp_min(1e-12)
-        own.diagonal().add_(settings.damping * own.diagonal().mean())
+        own.diagonal().add_(DAMPING * own.diagonal().mean())
         self._own = own.float()
         self._order = own.diagonal().argsort(descending=True)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(own))
         sorted_inverse = inverse[self._order][:, self._order]
         self._factor = torch.linalg.cholesky(sorted_inverse, upper=True).float()
-        self._move = None
-        if cross is not None:
-            self._move = settings.follow * (cross.double() @ inverse).float()
 
     def round(self, weight: Tensor, bits: Bits) -> Blocks:
         """`weight` float32 [out, in]."""
-        if self._move is not None:
-            weight = weight + weight @ self._move
         scales = _scales(weight, self._own, bits)
         values = self._columns(weight, scales, bits)
         return _blocks(values, scales, bits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,6 +19,7 @@ from edgespec.manifest import (
     SCHEMA,
     SELF_DRAFT,
     Bundle,
+    Calibration,
     Draft,
     Manifest,
     Origin,
@@ -33,7 +34,7 @@ from edgespec.tokenizer import fingerprint
 from export import graph
 from export.checkpoint import open_checkpoint
 from export.heads import FINAL_NORM, ExitHeads, exit_graph, read_heads
-from export.publish import describe_all, published, write_manifest
+from export.publish import describe_all, published_bundle, write_manifest
 from export.weights import WeightFolder, float_type
 
 MAX_CONTEXT = 32768
@@ -55,6 +56,8 @@ class ExportSettings:
     """(profile, source) pairs; the source `self` is the target."""
     exit_heads: Path | None = None
     """File of trained exit heads, for the borders that it has one for."""
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    """Figures of drafts that are known before, by profile; `calibrate` measures them."""
     context: int = 0
     """0: the model's own, at most `MAX_CONTEXT`."""
     force: bool = False
@@ -94,7 +97,7 @@ def export(settings: ExportSettings) -> Bundle:
     context = _context(target, settings)
     mark = fingerprint(Tokenizer.from_str(target.tokenizer.json))
     drafts = [(name, _draft_checkpoint(source, target, mark)) for name, source in settings.drafts]
-    with published(settings.out, settings.force) as folder:
+    with published_bundle(settings.out, settings.force) as folder:
         written = Manifest(
             schema=SCHEMA,
             made_by=f"edgespec {__version__}",
@@ -102,7 +105,10 @@ def export(settings: ExportSettings) -> Bundle:
             text=_write_tokenizer(folder / "tokenizer", target.tokenizer, mark),
             target=_write_target(folder, target, settings.precisions, cuts, context, heads),
             drafts={
-                name: _write_draft(folder, name, checkpoint, context) for name, checkpoint in drafts
+                name: _write_draft(
+                    folder, name, checkpoint, context, settings.calibrations.get(name)
+                )
+                for name, checkpoint in drafts
             },
             files={},
         )
@@ -198,7 +204,9 @@ def _write_target(
     )
 
 
-def _write_draft(bundle: Path, name: str, checkpoint: Checkpoint, context: int) -> Draft:
+def _write_draft(
+    bundle: Path, name: str, checkpoint: Checkpoint, context: int, calibration: Calibration | None
+) -> Draft:
     chosen = profile(name).precisions
     folder = bundle / "draft" / name
     with _weights(folder, checkpoint, chosen, f"draft {name}") as weights:
@@ -211,6 +219,7 @@ def _write_draft(bundle: Path, name: str, checkpoint: Checkpoint, context: int) 
         precisions=chosen,
         graph=f"draft/{name}/model.onnx",
         vocabulary=_head_rows(checkpoint),
+        calibration=calibration,
     )
 
 

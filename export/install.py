@@ -19,7 +19,7 @@ import onnx_ir as ir
 from edgespec.errors import BundleError
 from edgespec.manifest import Bundle, Calibration, Draft, File, Segment
 from export.heads import FINAL_NORM, ExitHeads, exit_graph, read_heads
-from export.publish import described, published, write_manifest
+from export.publish import described, published_bundle, write_manifest
 
 
 def install(
@@ -44,7 +44,7 @@ def install(
     if trained is not None:
         trained.check(manifest.target.architecture)
     measured = {profile: bundle.draft(profile) for profile in drafts}
-    with published(bundle.folder.resolve(), force=True) as folder:
+    with published_bundle(bundle.folder.resolve(), force=True) as folder:
         new = {} if trained is None else _write_exits(bundle, trained, folder)
         for name in manifest.files.keys() - new:
             _link(bundle.path(name), folder / name)

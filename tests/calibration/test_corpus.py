@@ -145,7 +145,7 @@ def test_a_batch_points_each_position_to_its_candidates():
     top = np.array([[4, 9], [9, 2], [4, 2], [1, 1]], np.uint32)
     sample = Sample(np.array([3, 4, 9, 2], np.uint32), 1, 2, top, np.log(np.full((4, 2), 0.5)))
     part = batch([sample], CPU)
-    assert part.learn.tolist() == [[False, True, True, False]]
+    assert part.learn[0].nonzero()[:, 0].tolist() == [1, 2] and part.ids.shape == (1, 16)
     assert part.candidates[part.targets].tolist() == [[9, 2], [4, 2]]
     assert batch([sample], CPU, answers=True).candidates.tolist() == [2, 4]
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from calibration.corpus import Corpus, Sample
 from calibration.decoder import load
-from calibration.gptq import GptqSettings, quantise, units
+from calibration.gptq import quantise, units
 from calibration.precision import choose_bits, damages, packed_bytes
 from calibration.rounding import Rounder, floats, plain
 from edgespec.cli import main
@@ -65,7 +65,7 @@ def correlated(rows, inputs):
 def test_a_matrix_rounded_by_its_inputs_errs_less_than_one_rounded_alone(bits):
     x = correlated(512, 96)
     weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(4))
-    rounded = Rounder(x.T @ x / len(x), None, GptqSettings()).round(weight, bits)
+    rounded = Rounder(x.T @ x / len(x)).round(weight, bits)
     alone = plain(weight, bits)
     errors = [(x @ (floats(b) - weight).T).square().mean() for b in (rounded, alone)]
     assert errors[0] < 0.6 * errors[1]
@@ -90,7 +90,7 @@ def test_inputs_that_never_come_and_weights_of_zero_do_no_harm():
     x[:, 10:50] = 0
     weight = torch.randn(4, 64)
     weight[2] = 0
-    blocks = Rounder(x.T @ x / len(x), None, GptqSettings()).round(weight, 4)
+    blocks = Rounder(x.T @ x / len(x)).round(weight, 4)
     assert np.isfinite(blocks.scales).all() and (blocks.scales > 0).all()
     assert not floats(blocks)[2].any()
 
@@ -192,6 +192,17 @@ def test_a_draft_of_a_target_leaves_the_embedding_out(tiny_llama_folder, tmp_pat
     np.testing.assert_array_equal(
         draft.tensor("model.embed_tokens.weight"), target.tensor("model.embed_tokens.weight")
     )
+
+
+def test_without_a_corpus_the_target_writes_one(tiny_llama_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("calibration.quantise.WRITTEN_TOKENS", 3000)
+    out = tmp_path / "int4"
+    options = ["--int8-share", 0, "--tokens", 2000]
+    result = quantise_command(tiny_llama_folder, "--out", out, *options)
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.glob("**/shard-*.npz"))
+    assert open_checkpoint(str(out)).blocks("model.layers.0.mlp.up_proj.weight").bits == 4
 
 
 def test_bad_requests_get_one_sentence(tiny_llama_folder, tmp_path, corpus):

@@ -201,44 +201,35 @@ def test_a_packed_draft_without_its_target_s_embedding(tmp_path, tiny_llama_fold
     }
 
 
-def test_a_folder_of_ours_is_replaced_and_another_is_not(tmp_path, tiny_llama_folder):
+def test_what_is_there_is_never_replaced(tmp_path, tiny_llama_folder):
     checkpoint = open_checkpoint(str(tiny_llama_folder))
     decoder, out = load(checkpoint), tmp_path / "out"
     write_checkpoint(out, decoder, checkpoint.tokenizer, {"step": 1})
-    (out / "README.md").write_text("mine")
-    write_checkpoint(out, decoder, checkpoint.tokenizer, {"step": 2})
-    assert json.loads((out / "config.json").read_text())["edgespec"]["step"] == 2
-    assert (out / "README.md").read_text() == "mine"
+    with pytest.raises(UsageError, match="exists already"):
+        write_checkpoint(out, decoder, checkpoint.tokenizer, {"step": 2})
+    assert json.loads((out / "config.json").read_text())["edgespec"]["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.txt").write_text("mine")
-    with pytest.raises(UsageError, match="no checkpoint of edgespec"):
-        write_checkpoint(tmp_path / "notes", decoder, checkpoint.tokenizer)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "out"]
 
-
-def test_a_failed_write_leaves_the_old_one(tmp_path, tiny_llama_folder, monkeypatch):
+def test_a_failed_write_leaves_nothing(tmp_path, tiny_llama_folder, monkeypatch):
     checkpoint = open_checkpoint(str(tiny_llama_folder))
-    decoder, out = load(checkpoint), tmp_path / "out"
-    write_checkpoint(out, decoder, checkpoint.tokenizer, {"step": 1})
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("calibration.packed.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        write_checkpoint(out, decoder, checkpoint.tokenizer, {"step": 2})
-    assert json.loads((out / "config.json").read_text())["edgespec"]["step"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        write_checkpoint(tmp_path / "out", load(checkpoint), checkpoint.tokenizer)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_caught_between_renames_comes_back(tmp_path, tiny_llama_folder, monkeypatch):
+def test_a_checkpoint_caught_between_renames_comes_back(tmp_path, tiny_llama_folder):
     checkpoint = open_checkpoint(str(tiny_llama_folder))
     decoder, out = load(checkpoint), tmp_path / "out"
     write_checkpoint(out, decoder, checkpoint.tokenizer, {"step": 1})
     out.rename(tmp_path / ".out.999999999.abcd.old")
-    monkeypatch.setattr("calibration.packed.save_file", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_checkpoint(out, decoder, checkpoint.tokenizer, {"step": 2})
+    (tmp_path / ".out.999999999.abcd.partial").mkdir()
+    with pytest.raises(UsageError, match="exists already"):
+        write_checkpoint(out, decoder, checkpoint.tokenizer)
     assert json.loads((out / "config.json").read_text())["edgespec"]["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

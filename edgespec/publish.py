@@ -1,0 +1,62 @@
+"""How a folder comes to its place: written into a hidden one beside it, and renamed.
+
+A reader sees a whole folder or none. What is killed leaves only the hidden folder, which the next
+to write there clears away.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgespec.errors import EdgespecError
+
+
+@contextmanager
+def published(
+    out: Path, check: Callable[[Path], None], failed: type[EdgespecError]
+) -> Iterator[Path]:
+    """A folder to write into, renamed to `out` if the block succeeds and removed if not.
+
+    `check` raises where `out` must not be replaced; it is called once leftovers are cleared away,
+    so that a folder caught between renames is back. `failed` is raised where the disk refuses.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(out)
+        check(out)
+        folder = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
+        folder.mkdir()
+    except OSError as error:
+        raise failed(f"cannot write to {out.parent}: {error.strerror}") from error
+    try:
+        yield folder
+        if out.exists():
+            old = folder.with_suffix(".old")
+            out.rename(old)
+            folder.rename(out)
+            shutil.rmtree(old)
+        else:
+            folder.rename(out)
+    except OSError as error:
+        raise failed(f"writing {out} failed: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear_up(out: Path) -> None:
+    """Removes what killed writers to `out` left, and puts back a folder caught between renames."""
+    for path in out.parent.iterdir():
+        start, *rest = path.name.rsplit(".", 3)
+        if start != f".{out.name}" or rest[-1] not in ("partial", "old"):
+            continue
+        if Path("/proc", rest[0]).exists():  # its process still writes
+            continue
+        if rest[-1] == "old" and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
