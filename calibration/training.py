@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ EVALUATE_SECONDS = 120.0
 HELD_OUT_TOKENS = 6_000
 _WARM_UP = 0.02
 _CLIP = 1.0
+_DAMAGED = (
+    OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,7 +176,7 @@ class Trainer:
                     parameter.copy_(saved["weights"][name])
             self._optimizer.load_state_dict(saved["optimizer"])
             self.state = State(**saved["state"])
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
+        except _DAMAGED as error:
             raise EdgespecError(
                 f"{self._path} cannot be read ({type(error).__name__}); remove it to train anew"
             ) from error

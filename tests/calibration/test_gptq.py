@@ -209,7 +209,7 @@ def test_bad_requests_get_one_sentence(tiny_llama_folder, tmp_path, corpus):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.txt").write_text("a")
     result = quantise_command(tiny_llama_folder, "--out", tmp_path / "mine", "--corpus", corpus)
-    assert result.exit_code == 2 and "no checkpoint of edgespec" in result.output
+    assert result.exit_code == 2 and "exists already" in result.output
     result = quantise_command(tiny_llama_folder, "--out", tmp_path / "x", "--corpus", tmp_path)
     assert result.exit_code == 2 and "holds no corpus" in result.output
     assert not (tmp_path / "x").exists()
