@@ -185,8 +185,15 @@ def export(model: str, out: Path, check: bool, **options: Any) -> None:
     click.echo(f"{out}: {len(bundle.manifest.files)} files, {size / 1e6:.0f} MB", err=True)
     if check:
         from export.check import check as compare
+        from export.install import install
 
-        compare(bundle, settings)
+        install(bundle, None, {}, compare(bundle, settings))
+    elif options["precision"] in ("int8", "int4"):
+        click.echo(
+            f"what {options['precision']} costs in agreement with the original is not measured; "
+            f"--check does it here, and 'edgespec calibrate {model} --bundle {out}' on more text",
+            err=True,
+        )
 
 
 def layer_list(text: str | None, option: str) -> tuple[int, ...]:

@@ -68,8 +68,8 @@ class Comparison(NamedTuple):
     agreeing: int
 
 
-def check(bundle: Bundle, settings: ExportSettings) -> None:
-    """Prints how far `bundle` is from the model that `settings` name.
+def check(bundle: Bundle, settings: ExportSettings) -> float:
+    """Prints how far `bundle` is from the model that `settings` name; returns their agreement.
 
     Raises `EdgespecError` where transformers cannot run that model, where logits are not finite, or
     where an fp32 target's greedy tokens are not those of transformers.
@@ -102,6 +102,7 @@ def check(bundle: Bundle, settings: ExportSettings) -> None:
             shares[profile] = agreeing / sum(len(c.greedy) for c in comparisons)
     _print(references, comparisons, shares)
     _judge(bundle, comparisons)
+    return _agreement(comparisons)[0]
 
 
 @contextmanager

@@ -117,3 +117,16 @@ def test_command(tiny_llama_folder: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     assert figures(result.stdout)[1] == 100.0
+
+
+def test_what_a_quantised_target_costs_is_printed_and_kept(tiny_llama_folder, tmp_path):
+    command = ["export", str(tiny_llama_folder), "--out", str(tmp_path / "b"), "--precision"]
+    result = CliRunner().invoke(main, [*command, "int4"])
+    assert result.exit_code == 0 and "not measured" in result.stderr
+    assert Bundle.open(tmp_path / "b").manifest.target.agreement is None
+    result = CliRunner().invoke(main, [*command, "int4", "--check", "--force"])
+    assert result.exit_code == 0, result.output
+    agreement = Bundle.open(tmp_path / "b").manifest.target.agreement
+    assert agreement is not None and 0.2 < agreement < 1
+    assert f"greedy agreement {100 * agreement:.1f}%" in result.output
+    Bundle.open(tmp_path / "b").check()
