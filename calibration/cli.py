@@ -146,6 +146,13 @@ def calibrate(target: str, bundle: Path, **options: Any) -> None:
 @click.option(
     "--tokens", type=POSITIVE, default=65_536, show_default=True, help="Of text to quantise on."
 )
+@click.option(
+    "--recovery",
+    type=click.IntRange(min=0),
+    default=60,
+    show_default=True,
+    help="Steps of training scales and norms afterwards.",
+)
 @click.option("--device", type=DEVICES, default="auto", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def quantise(model: str, target: str | None, bits: str, **options: Any) -> None:

@@ -22,6 +22,7 @@ from calibration.decoder import Decoder, load
 from calibration.gptq import batches, quantise, units
 from calibration.packed import refuse_to_replace, write_packed
 from calibration.precision import choose_bits, damages, packed_bytes
+from calibration.recover import recover
 from calibration.rounding import Bits
 from calibration.target import device, prepare
 from edgespec.checkpoint import Checkpoint
@@ -47,6 +48,8 @@ class QuantiseSettings:
     """None: the cache's, which is written first where it is not there."""
     tokens: int = 65_536
     """Of text to quantise on."""
+    recovery: int = 60
+    """Steps of training the scales and norms afterwards."""
     device: str = "auto"
     seed: int = 0
 
@@ -80,6 +83,11 @@ def run(model: Checkpoint, target: Checkpoint | None, settings: QuantiseSettings
     bits = _bits(decoder, text, settings)
     with progress("quantising", model.architecture.layers, unit="layers") as advance:
         blocks = quantise(decoder, text, bits, advance=advance)
+    if settings.recovery:
+        with progress("recovering", settings.recovery, unit="steps") as advance:
+            blocks = recover(
+                decoder, blocks, corpus, settings.recovery, settings.seed, advance=advance
+            )
     after = _choices(decoder, held_out, model, "agreement after")
     truth = np.concatenate([s.top_ids[s.answer : len(s.ids) - 1, 0] for s in _by_length(held_out)])
     wanted = torch.from_numpy(truth.astype(np.int64))

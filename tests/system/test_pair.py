@@ -9,9 +9,11 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
+from bench.builtin import builtin_bundle, pair_folder, weights_file
 from edge_runtime.drafters import ModelDrafter
 from edgespec.cli import main
 from edgespec.config import Request
+from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
 from engines.ort import OrtSettings, load_draft, load_target
@@ -93,3 +95,22 @@ def test_a_trimmed_draft_never_changes_the_answer(qwen3, tmp_path, house):
     for sampling in (Sampling(), Sampling(1.0, seed=3)):
         request = Request((5, 9, 40), 30, sampling)
         assert here.answer(drafter, request).state.answer == here.alone(request)
+
+
+def test_the_built_in_pair_is_small_calibrated_and_agrees(tmp_path):
+    """What ships, as it ships: sizes on disk, figures in the manifest, and some of them again."""
+    try:
+        weights_file()
+    except EdgespecError as error:
+        pytest.skip(str(error))
+    pair = pair_folder()
+    draft = sum(path.stat().st_size for path in (pair / "draft").iterdir())
+    assert draft <= 40e6 and (pair / "exit-heads.safetensors").stat().st_size <= 6e6
+    manifest = builtin_bundle().manifest
+    figures = [manifest.drafts[manifest.default_draft].calibration]
+    figures += [s.calibration for s in manifest.target.segments if s.exit]
+    assert len(figures) == 3 and all(one and one.error <= 0.05 for one in figures)
+    few = ("--limit", 1, "--max-tokens", 48, "--temperature", 0, "--json")
+    measured = json.loads(run("bench", "acceptance", *few).output.splitlines()[-1])
+    assert measured["agreement"] >= 0.55
+    assert measured["agreement"] > measured["exits"][0]["agreement"] > 0.3
