@@ -97,17 +97,24 @@ def bench_acceptance(bundle: Path | None, as_json: bool, **options: Any) -> None
 @click.option(
     "--draft", "drafts", multiple=True, metavar="NAME=FOLDER", help="A draft that is there already."
 )
+@click.option("--words", default="", help="Also trim each --draft to so many, as in 8192,16384.")
 @click.option("--steps", type=POSITIVE, default=30, show_default=True, help="Of training, each.")
 @click.option("--limit", type=POSITIVE, metavar="N", help="The first N prompts of each category.")
 @click.option("--threads", type=THREADS, default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
-def bench_shapes(depths: str, drafts: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def bench_shapes(
+    depths: str, drafts: tuple[str, ...], words: str, as_json: bool, **options: Any
+) -> None:
     """Train drafts of several depths for the built-in target, and say which promises most."""
     from bench.shapes import ShapesSettings, run
 
     try:
         wanted = tuple(int(depth) for depth in depths.split(",") if depth)
+        sizes = tuple(int(size) for size in words.split(",") if size)
         named = tuple((name, Path(path)) for name, path in (d.split("=", 1) for d in drafts))
     except ValueError:
-        raise UsageError("--depths is a list as in 4,8 and --draft is NAME=FOLDER") from None
-    run(ShapesSettings(depths=wanted, drafts=named, **options), as_json=as_json)
+        raise UsageError(
+            "--depths and --words are lists as in 4,8 and --draft is NAME=FOLDER"
+        ) from None
+    settings = ShapesSettings(depths=wanted, drafts=named, words=sizes, **options)
+    run(settings, as_json=as_json)

@@ -26,10 +26,11 @@ from bench.builtin import builtin_bundle, weights_file
 from bench.prompts import first_of_each, read_prompts
 from bench.rounds import LENGTHS, accepted, expected_speed
 from bench.steps import PAST, Step, decoding_step, medians
-from calibration.batches import batch
+from calibration.batches import batch, most_used
 from calibration.decoder import load
 from calibration.distill import DistillSettings, distill, typical
 from calibration.layers import leave_out
+from calibration.packed import write_checkpoint
 from calibration.target import prepare
 from calibration.training import Schedule
 from edge_runtime.drafters import NgramDrafter
@@ -56,6 +57,8 @@ class ShapesSettings:
     depths: tuple[int, ...] = (4, 8, 12, 16, 20)
     drafts: tuple[tuple[str, Path], ...] = ()
     """(name, folder) of drafts to compare with."""
+    words: tuple[int, ...] = ()
+    """Sizes to which the vocabulary of each of `drafts` is trimmed too."""
     profiles: tuple[str, ...] = ("cpu-int8", "cpu-int4")
     steps: int = 30
     rate: float = 5e-4
@@ -134,7 +137,26 @@ def _drafts(settings: ShapesSettings) -> Iterator[tuple[str, Path]]:
             for _ in distill(source, wanted):
                 pass
         yield f"{depth} layers", folder
-    yield from settings.drafts
+    for name, folder in settings.drafts:
+        yield name, folder
+        for words in settings.words:
+            yield f"{name}, {words} words", _trimmed(settings, folder, words)
+
+
+def _trimmed(settings: ShapesSettings, draft: Path, words: int) -> Path:
+    """A copy of `draft` that drafts only the words which the target uses most."""
+    folder = settings.work / f"{draft.name}-{words}-words"
+    if not folder.exists():
+        source = open_checkpoint(str(weights_file()))
+        model = open_checkpoint(str(draft), base=source)
+        corpus = prepare(
+            source, load(source), settings.corpus, None, settings.tokens, 0, torch.device("cpu")
+        )
+        samples = list(corpus.samples(held_out=False))
+        blocks = {name: one for name in model.names() if (one := model.blocks(name)) is not None}
+        kept = most_used(samples, source.architecture.vocabulary, words)
+        write_checkpoint(folder, load(model), model.tokenizer, kept_ids=kept, blocks=blocks)
+    return folder
 
 
 def _exported(settings: ShapesSettings, name: str, draft: Path) -> Bundle:
@@ -245,4 +267,5 @@ def _print(rows: Sequence[Shape], alone: float) -> None:
             str(row.length), f"{row.step_ms:.2f}", f"{row.step_ratio:.2f}",
             f"{row.tokens_per_s:.1f}", style="bold" if row is best else "",
         )  # fmt: skip
-    Console().print(table)
+    console = Console()
+    console.print(table, width=max(console.width, 128), crop=False)
