@@ -31,9 +31,10 @@ from calibration.decoder import load
 from calibration.distill import DistillSettings, distill, typical
 from calibration.layers import leave_out
 from calibration.packed import write_checkpoint
-from calibration.target import prepare
+from calibration.target import prepare, same_settings
 from calibration.training import Schedule
 from edge_runtime.drafters import NgramDrafter
+from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.profiles import profile
 from edgespec.sampling import Sampling
@@ -92,6 +93,7 @@ class Shape:
 
 def run(settings: ShapesSettings, *, as_json: bool) -> None:
     """Measures, prints a table, and with `as_json` one last line."""
+    _check(settings)
     bundle = builtin_bundle()
     target = load_target(bundle, OrtSettings(settings.threads, slots=ROWS + 2))
     verify = _verify_ms(target)
@@ -108,6 +110,26 @@ def run(settings: ShapesSettings, *, as_json: bool) -> None:
         figures: dict[str, Any] = {"shapes": [asdict(row) for row in rows]}
         figures |= {"target_tokens_per_s": alone, "verify_ms": verify, "steps": settings.steps}
         print(json.dumps(figures | {"machine": describe().as_dict()}))
+
+
+def _check(settings: ShapesSettings) -> None:
+    """Before hours of work. Raises `UsageError`."""
+    layers = open_checkpoint(str(weights_file())).architecture.layers
+    wrong = [depth for depth in settings.depths if not 1 <= depth <= layers]
+    if wrong:
+        raise UsageError(f"--depths {wrong[0]} is none of the target's 1 to {layers} layers")
+    if not settings.depths and not settings.drafts:
+        raise UsageError("there is nothing to compare; pass --depths or --draft NAME=FOLDER")
+    for name, _ in settings.drafts:
+        if not name or "/" in name:
+            raise UsageError(f"--draft {name!r} is no name; use letters, as in mine=FOLDER")
+    asked: dict[str, object] = {
+        "steps": settings.steps,
+        "rate": settings.rate,
+        "tokens": settings.tokens,
+        "drafts": {name: str(path.resolve()) for name, path in settings.drafts},
+    }
+    same_settings(settings.work, "shapes.json", asked, f"{settings.work}", "--work")
 
 
 def _drafts(settings: ShapesSettings) -> Iterator[tuple[str, Path]]:
@@ -140,12 +162,12 @@ def _drafts(settings: ShapesSettings) -> Iterator[tuple[str, Path]]:
     for name, folder in settings.drafts:
         yield name, folder
         for words in settings.words:
-            yield f"{name}, {words} words", _trimmed(settings, folder, words)
+            yield f"{name}, {words} words", _trimmed(settings, name, folder, words)
 
 
-def _trimmed(settings: ShapesSettings, draft: Path, words: int) -> Path:
+def _trimmed(settings: ShapesSettings, name: str, draft: Path, words: int) -> Path:
     """A copy of `draft` that drafts only the words which the target uses most."""
-    folder = settings.work / f"{draft.name}-{words}-words"
+    folder = settings.work / f"{name}-{words}-words"
     if not folder.exists():
         source = open_checkpoint(str(weights_file()))
         model = open_checkpoint(str(draft), base=source)

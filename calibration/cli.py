@@ -3,6 +3,7 @@ export, inside their bodies."""
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,15 @@ from typing import Any
 import click
 
 from edgespec.cli import FOLDER, POSITIVE, layer_list
+
+
+class _Finite(click.FloatRange):
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):  # NaN passes every range
+            self.fail("not a finite number", param, ctx)
+        return number
+
 
 DEVICES = click.Choice(["auto", "cpu", "cuda"])
 
@@ -47,14 +57,16 @@ DEVICES = click.Choice(["auto", "cpu", "cuda"])
 )
 @click.option(
     "--hours",
-    type=click.FloatRange(0, min_open=True),
+    type=_Finite(0, min_open=True),
     default=2.0,
     show_default=True,
     help="Of training, at most.",
 )
 @click.option("--steps", type=click.IntRange(min=0), default=0, help="Of training, at most.")
 @click.option("--batch-tokens", type=click.IntRange(64), default=4096, show_default=True)
-@click.option("--rate", type=float, default=5e-4, show_default=True, help="Learning rate.")
+@click.option(
+    "--rate", type=_Finite(0, min_open=True), default=5e-4, show_default=True, help="Learning rate."
+)
 @click.option(
     "--objective",
     type=click.Choice(["accepted", "argmax", "divergence"]),
@@ -134,7 +146,7 @@ def calibrate(target: str, bundle: Path, **options: Any) -> None:
 @click.option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True)
 @click.option(
     "--int8-share",
-    type=click.FloatRange(0, 1),
+    type=_Finite(0, 1),
     default=0.1,
     show_default=True,
     help="Of the weights, those that suffer most from int4.",

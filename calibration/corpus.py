@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,13 +35,15 @@ from tokenizers import Tokenizer
 from calibration.decoder import Cache, Decoder, autocast
 from calibration.prompts import Prompt, Prompts
 from edgespec.checkpoint import TokenizerSource
-from edgespec.errors import EdgespecError
+from edgespec.errors import EdgespecError, UsageError
 from edgespec.text import render_chat
 
 TOP = 24
 """Likeliest tokens that are kept; what a draft's own choice is compared with."""
 HELD_OUT = 32
 FLUSH_SECONDS = 20.0
+_LEAST_ANSWER = 8
+"""Positions that a request must leave to its answer."""
 _MARK = "\u2402"
 _LOOP = range(1, 17)
 """Periods of text that repeats itself; it teaches nothing new, so the answer ends there."""
@@ -175,7 +178,13 @@ class Writer:
         s = self._settings
         prompt: Prompt = self._prompts.at(index, s.seed)
         ids, head = self._talk.before(prompt.text)
-        ids = ids[: head + s.longest // 2]
+        room = s.longest - head - len(self._talk.after()) - _LEAST_ANSWER
+        if room < 1:
+            raise UsageError(
+                f"the chat template alone fills the {s.longest} positions of a sequence; "
+                "distil a target with a longer context"
+            )
+        ids = ids[: head + min(room, s.longest // 2)]
         hot = np.random.default_rng([s.seed, index]).random() < s.sampled
         row = _Row([], prompt.open, 0.8 if hot else 0.0, len(ids) - 1)
         if prompt.open:
@@ -225,14 +234,16 @@ class Corpus:
 
     def next(self) -> int:
         shards = self.shards()
-        return int(np.load(shards[-1])["next"]) if shards else 0
+        return int(_load(shards[-1], "next")["next"]) if shards else 0
 
     def tokens(self) -> int:
         """Tokens that a draft can learn from."""
-        return sum(int(np.load(path)["learnable"]) for path in self.shards())
+        return sum(int(_load(path, "learnable")["learnable"]) for path in self.shards())
 
     def add(self, sequences: Sequence[Sample], following: int) -> None:
-        path = self.folder / f"shard-{len(self.shards()):05}.npz"
+        last = self.shards()[-1:]
+        number = int(last[0].stem.removeprefix("shard-")) + 1 if last else 0
+        path = self.folder / f"shard-{number:05}.npz"
         partial = path.with_suffix(f".{os.getpid()}.partial")
         arrays: dict[str, Any] = {
             "ids": np.concatenate([s.ids for s in sequences]),
@@ -264,8 +275,7 @@ class Corpus:
                     yield sample
 
     def read(self, path: Path) -> Iterator[Sample]:
-        with np.load(path) as shard:
-            arrays = {name: shard[name] for name in shard.files}
+        arrays = _load(path, "ids", "lengths", "learn", "answer", "top_ids", "top_logprobs")
         ends = np.cumsum(arrays["lengths"])
         for end, length, learn, answer in zip(
             ends, arrays["lengths"], arrays["learn"], arrays["answer"], strict=True
@@ -278,6 +288,18 @@ class Corpus:
                 arrays["top_ids"][cut],
                 arrays["top_logprobs"][cut],
             )
+
+
+def _load(path: Path, *names: str) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of a shard. Raises `EdgespecError` for one that is damaged."""
+    try:
+        with np.load(path) as shard:
+            return {name: shard[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise EdgespecError(
+            f"{path} is damaged ({type(error).__name__}); remove it, and what it held is "
+            "written anew"
+        ) from error
 
 
 def extend(corpus: Corpus, writer: Writer, tokens: int) -> Iterator[int]:

@@ -24,6 +24,7 @@ from calibration.corpus import Corpus, Sample
 from calibration.decoder import Decoder, load
 from calibration.layers import choose_layers
 from calibration.packed import refuse_to_replace, write_checkpoint
+from calibration.prompts import read_prompts
 from calibration.target import device, identity, prepare, same_settings
 from calibration.training import News, Schedule, Trainer
 from edgespec.checkpoint import Checkpoint
@@ -69,6 +70,8 @@ def distill(target: Checkpoint, settings: DistillSettings) -> Iterator[News | Di
     """Yields news as it goes, and what came of it last. Raises one of edgespec's errors."""
     depth = _depth(target, settings)
     refuse_to_replace(settings.out)
+    if settings.prompts:
+        read_prompts(settings.prompts)  # before anything is begun
     work = settings.out.parent / f"{settings.out.name}.work"
     where = device(settings.device)
     same_settings(work, "settings.json", _begun_with(target, settings), f"{work}", "--out")
@@ -122,8 +125,9 @@ def run(target: Checkpoint, settings: DistillSettings) -> None:
                 err=True,
             )
             click.echo(
-                f"next: edgespec quantise {settings.out} --out {settings.out}-int4, then "
-                f"edgespec export TARGET --draft {settings.out}-int4 --profile cpu-int4",
+                f"next: edgespec quantise {settings.out} --target TARGET "
+                f"--out {settings.out}-int4, then edgespec export TARGET "
+                f"--draft {settings.out}-int4 --profile cpu-int4",
                 err=True,
             )
         elif news.agreement is not None:
@@ -137,7 +141,14 @@ def run(target: Checkpoint, settings: DistillSettings) -> None:
 
 def _depth(target: Checkpoint, settings: DistillSettings) -> int:
     have = target.architecture.layers
+    if not 0 <= settings.vocabulary <= target.architecture.vocabulary:
+        raise UsageError(
+            f"--vocabulary {settings.vocabulary} is more than the "
+            f"{target.architecture.vocabulary} words that {target.name} has"
+        )
     if settings.layers:
+        if settings.depth not in (0, len(settings.layers)):
+            raise UsageError("--layers and --depth name different numbers; pass one of them")
         chosen = list(settings.layers)
         if chosen != sorted(set(chosen)) or chosen[0] < 0 or chosen[-1] >= have:
             raise UsageError(
@@ -150,11 +161,6 @@ def _depth(target: Checkpoint, settings: DistillSettings) -> int:
         raise UsageError(
             f"--depth {depth} is more than the {have} layers that {target.name} has; "
             f"choose between 1 and {have}"
-        )
-    if not 0 <= settings.vocabulary <= target.architecture.vocabulary:
-        raise UsageError(
-            f"--vocabulary {settings.vocabulary} is more than the "
-            f"{target.architecture.vocabulary} words that {target.name} has"
         )
     return depth
 
@@ -176,10 +182,15 @@ def _begun_with(target: Checkpoint, settings: DistillSettings) -> dict[str, obje
 def _chosen_layers(work: Path, target: Decoder, corpus: Corpus, depth: int) -> list[int]:
     path = work / "layers.json"
     if path.is_file():
-        return [int(layer) for layer in json.loads(path.read_text(encoding="utf-8"))]
+        try:
+            return [int(layer) for layer in json.loads(path.read_text(encoding="utf-8"))]
+        except (ValueError, TypeError):
+            path.unlink()  # damaged; they are chosen anew
     device = target.output.device
     layers = choose_layers(target, batch(typical(corpus), device, answers=True), depth)
-    path.write_text(json.dumps(layers), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(layers), encoding="utf-8")
+    partial.rename(path)
     return layers
 
 

@@ -102,7 +102,7 @@ def read_prompts(source: Path) -> Prompts:
 
 
 def _json_lines(path: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(_read(path).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -24,7 +24,7 @@ from calibration.packed import refuse_to_replace, write_packed
 from calibration.precision import choose_bits, damages, packed_bytes
 from calibration.recover import recover
 from calibration.rounding import Bits
-from calibration.target import device, prepare
+from calibration.target import device, identity, prepare, written_by
 from edgespec.checkpoint import Checkpoint
 from edgespec.errors import UsageError
 from edgespec.progress import progress
@@ -86,7 +86,13 @@ def run(model: Checkpoint, target: Checkpoint | None, settings: QuantiseSettings
     if settings.recovery:
         with progress("recovering", settings.recovery, unit="steps") as advance:
             blocks = recover(
-                decoder, blocks, corpus, settings.recovery, settings.seed, advance=advance
+                decoder,
+                blocks,
+                corpus,
+                settings.recovery,
+                settings.seed,
+                kept_out=frozenset(sample.ids.tobytes() for sample in held_out),
+                advance=advance,
             )
     after = _choices(decoder, held_out, model, "agreement after")
     truth = np.concatenate([s.top_ids[s.answer : len(s.ids) - 1, 0] for s in _by_length(held_out)])
@@ -133,6 +139,11 @@ def _corpus(writer: Checkpoint, decoder: Decoder, settings: QuantiseSettings) ->
         raise UsageError(
             f"{settings.corpus} holds no corpus (shard-*.npz); leave --corpus out to have one "
             "written, or pass the folder of one that 'edgespec distill' wrote"
+        )
+    if written_by(settings.corpus) not in ("", identity(writer)):
+        raise UsageError(
+            f"{settings.corpus} is the text of another model than {writer.name}; pass the target "
+            "that wrote it as --target, or another --corpus"
         )
     return corpus
 

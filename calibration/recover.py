@@ -50,6 +50,7 @@ def recover(
     steps: int,
     seed: int,
     *,
+    kept_out: frozenset[bytes] = frozenset(),
     advance: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Blocks]:
     """Trains for `steps` steps; the decoder has the new weights and norms, the blocks new scales.
@@ -64,7 +65,7 @@ def recover(
         parametrize.register_parametrization(matrix, "weight", scaled, unsafe=True)
     schedule = Schedule(hours=1e6, steps=steps, rate=RATE)
     with tempfile.TemporaryDirectory() as folder:
-        for news in Trainer(decoder, corpus, schedule, Path(folder), seed).run():
+        for news in Trainer(decoder, corpus, schedule, Path(folder), seed, kept_out).run():
             if news.state.step:
                 advance(1)
     return {name: _settled(matrix, blocks[name]) for name, matrix in matrices.items()}

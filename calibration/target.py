@@ -39,12 +39,24 @@ def identity(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256(fingerprint(Tokenizer.from_str(checkpoint.tokenizer.json)).encode())
     digest.update(msgspec.json.encode(checkpoint.architecture))
     digest.update(norm.tobytes())
+    last = checkpoint.architecture.layers - 1
+    for layer in sorted({0, last // 2, last}):
+        rows = checkpoint.rows(f"model.layers.{layer}.self_attn.q_proj.weight", 0, 4)
+        digest.update(np.asarray(rows, np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
 def default_corpus(checkpoint: Checkpoint) -> Path:
     """Where a target's corpus is kept unless the user names a place."""
     return cache_folder() / "corpus" / identity(checkpoint)
+
+
+def written_by(folder: Path) -> str:
+    """The identity of the target that wrote a corpus; empty where the folder does not say."""
+    try:
+        return str(json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))["target"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def prepare(
@@ -68,9 +80,11 @@ def prepare(
         "prompts": source.digest(),
         **{k: v for k, v in asdict(settings).items() if k != "rows"},
     }
-    same_settings(folder, _SETTINGS, asked, f"the corpus {folder}", "--corpus")
     corpus = Corpus(folder)
     have = corpus.tokens()
+    if prompts is None and have >= tokens:
+        del asked["prompts"]  # nothing is written, so it may be of any prompts
+    same_settings(folder, _SETTINGS, asked, f"the corpus {folder}", "--corpus")
     if have >= tokens:
         return corpus
     decoder = decoder.to(device)
@@ -115,5 +129,5 @@ def same_settings(
         if begun.get(key) != asked[key]:
             raise UsageError(
                 f"{what} was begun with {key} {begun.get(key)} and now {key} is {asked[key]}; "
-                f"pass what it was begun with, or another {option}"
+                f"pass what it was begun with, remove {folder}, or choose another {option}"
             )

@@ -24,7 +24,7 @@ from calibration.batches import Batch, batch, batches
 from calibration.corpus import Corpus, Sample
 from calibration.decoder import Decoder, autocast
 from calibration.losses import Objective, loss
-from edgespec.errors import EdgespecError
+from edgespec.errors import EdgespecError, UsageError
 
 SAVE_SECONDS = 45.0
 EVALUATE_SECONDS = 120.0
@@ -74,8 +74,15 @@ class Trainer:
     """Trains `draft` on `corpus`; `kept` are the ids of a trimmed vocabulary, if it is one."""
 
     def __init__(
-        self, draft: Decoder, corpus: Corpus, schedule: Schedule, folder: Path, seed: int
+        self,
+        draft: Decoder,
+        corpus: Corpus,
+        schedule: Schedule,
+        folder: Path,
+        seed: int,
+        kept_out: frozenset[bytes] = frozenset(),
     ) -> None:
+        """`kept_out`: the ids of training samples that something is measured on."""
         self.draft = draft
         self.state = State()
         self.kept: Tensor | None = None
@@ -83,6 +90,7 @@ class Trainer:
         self._schedule = schedule
         self._path = folder / "training.pt"
         self._seed = seed
+        self._kept_out = kept_out
         self._device = draft.output.device
         draft.requires_grad_(True)
         draft.model.embed_tokens.requires_grad_(False)
@@ -98,7 +106,7 @@ class Trainer:
 
     def run(self) -> Iterator[News]:
         """Trains to the end of the schedule. Saves itself now and then, and at the end."""
-        held_out = _held_out(self._corpus)
+        held_out = self._held_out()
         yield News(self.state, math.nan, self.agreement(held_out))
         saved = evaluated = self.state.seconds
         for chosen in self._stream():
@@ -116,10 +124,35 @@ class Trainer:
             if done:
                 return
 
+    def _held_out(self) -> list[Sample]:
+        """What agreement is measured on. A corpus of few requests has nothing held out: then some
+        of its samples are kept out of the training."""
+        chosen: list[Sample] = []
+        tokens = 0
+        for sample in self._corpus.samples(held_out=True):
+            if tokens >= HELD_OUT_TOKENS:
+                break
+            chosen.append(sample)
+            tokens += len(sample.ids) - 1 - sample.answer
+        if not chosen:
+            every = list(self._corpus.samples(held_out=False))
+            chosen = every[: max(1, len(every) // 8)]
+            self._kept_out |= {sample.ids.tobytes() for sample in chosen}
+            if len(self._kept_out) >= len({sample.ids.tobytes() for sample in every}):
+                raise UsageError(
+                    f"{self._corpus.folder} has too few different answers to train on; "
+                    "raise --tokens, or pass more prompts"
+                )
+        return chosen
+
     def _stream(self) -> Iterator[list[Sample]]:
         """Batches without end; what the corpus has gained is taken up with each lap."""
         while True:
-            samples = list(self._corpus.samples(held_out=False))
+            samples = [
+                sample
+                for sample in self._corpus.samples(held_out=False)
+                if sample.ids.tobytes() not in self._kept_out
+            ]
             random = np.random.default_rng([self._seed, self.state.step])
             yield from batches(samples, self._schedule.batch_tokens, random)
 
@@ -136,6 +169,11 @@ class Trainer:
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(list(self._trained.values()), _CLIP)
         self._optimizer.step()
+        if not math.isfinite(float(value.detach())):
+            raise EdgespecError(
+                f"the loss is {float(value.detach())} at step {self.state.step}; "
+                "train with a lower --rate, into another folder"
+            )
         self.state.step += 1
         self.state.tokens += int(part.learn.sum())
         return float(value.detach())
@@ -198,16 +236,3 @@ def agreement(draft: Decoder, samples: Sequence[Sample], kept: Tensor | None = N
             right += int((named == part.candidates[part.targets[:, 0]]).sum())
             count += len(named)
     return right / max(count, 1)
-
-
-def _held_out(corpus: Corpus) -> list[Sample]:
-    chosen: list[Sample] = []
-    tokens = 0
-    for sample in corpus.samples(held_out=True):
-        if tokens >= HELD_OUT_TOKENS:
-            break
-        chosen.append(sample)
-        tokens += len(sample.ids) - 1 - sample.answer
-    if not chosen:
-        chosen = list(corpus.samples(held_out=False))[:4]
-    return chosen

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgespec.errors import BundleError
-from edgespec.manifest import Bundle, Calibration, Draft, File, Segment
+from edgespec.manifest import MANIFEST, Bundle, Calibration, Draft, File, Segment
 from export.heads import FINAL_NORM, ExitHeads, exit_graph, read_heads
 from export.publish import described, published_bundle, write_manifest
 
@@ -48,6 +48,7 @@ def install(
         new = {} if trained is None else _write_exits(bundle, trained, folder)
         for name in manifest.files.keys() - new:
             _link(bundle.path(name), folder / name)
+        _keep_the_rest(bundle, folder)
         target = msgspec.structs.replace(
             manifest.target,
             segments=[_segment(segment, trained) for segment in manifest.target.segments],
@@ -108,6 +109,14 @@ def _final_norm(bundle: Bundle, exit: str) -> npt.NDArray[Any]:
     if norm is None or norm.const_value is None:
         raise BundleError(f"{bundle.path(exit)} has no {FINAL_NORM}; export the bundle again")
     return norm.const_value.numpy()
+
+
+def _keep_the_rest(bundle: Bundle, folder: Path) -> None:
+    """What users keep inside a bundle is theirs, and moves over."""
+    for path in bundle.folder.resolve().rglob("*"):
+        place = folder / path.relative_to(bundle.folder.resolve())
+        if path.is_file() and path.name != MANIFEST and not place.exists():
+            _link(path, place)
 
 
 def _link(source: Path, place: Path) -> None:

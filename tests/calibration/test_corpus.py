@@ -2,10 +2,12 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from calibration.batches import batch, batches, most_used
 from calibration.corpus import (
@@ -20,8 +22,8 @@ from calibration.corpus import (
 )
 from calibration.decoder import Cache, autocast, load
 from calibration.prompts import Prompt, Prompts, default_prompts, read_prompts
-from calibration.target import prepare
-from edgespec.errors import UsageError
+from calibration.target import identity, prepare
+from edgespec.errors import EdgespecError, UsageError
 from export.checkpoint import open_checkpoint
 
 CPU = torch.device("cpu")
@@ -203,3 +205,32 @@ def test_log_probabilities_never_exceed_certainty(target, decoder, tmp_path):
     corpus = write(target, decoder, tmp_path / "c", tokens=200)
     for s in corpus.samples(held_out=False):
         assert (s.top_logprobs <= 0).all() and math.isfinite(float(s.top_logprobs.min()))
+
+
+def test_a_damaged_shard_is_named_and_a_new_one_overwrites_none(target, decoder, tmp_path):
+    corpus = write(target, decoder, tmp_path / "c", tokens=200)
+    write(target, decoder, tmp_path / "c", tokens=400)
+    write(target, decoder, tmp_path / "c", tokens=600)
+    first, *_, last = corpus.shards()
+    kept = last.read_bytes()
+    first.write_bytes(b"PK damaged")
+    with pytest.raises(EdgespecError, match=f"{first.name} is damaged"):
+        corpus.tokens()
+    first.unlink()
+    write(target, decoder, tmp_path / "c", tokens=800)
+    assert last.read_bytes() == kept
+
+
+def test_two_targets_of_one_shape_have_two_identities(target, tiny_llama_folder, tmp_path):
+    shutil.copytree(tiny_llama_folder, tmp_path / "tuned")
+    weights = load_file(tmp_path / "tuned" / "model.safetensors")
+    weights["model.layers.1.self_attn.q_proj.weight"] = (
+        weights["model.layers.1.self_attn.q_proj.weight"] * 1.01
+    )
+    save_file(weights, tmp_path / "tuned" / "model.safetensors", metadata={"format": "pt"})
+    assert identity(open_checkpoint(str(tmp_path / "tuned"))) != identity(target)
+
+
+def test_a_template_that_fills_the_sequence_is_refused(target, decoder, tmp_path):
+    with pytest.raises(UsageError, match="chat template alone fills"):
+        write(target, decoder, tmp_path / "c", longest=8)

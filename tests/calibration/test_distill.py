@@ -130,6 +130,8 @@ def test_only_layers_are_trained(target, corpus, tmp_path):
         (["--vocabulary", "9999"], "--vocabulary 9999 is more than", 2),
         (["--prompts", "/nowhere/at/all"], "there is no /nowhere/at/all", 2),
         (["--device", "cuda"], "no CUDA device", 2),
+        (["--layers", "0,1", "--vocabulary", "9999"], "--vocabulary 9999 is more than", 2),
+        (["--layers", "0,1", "--depth", "1"], "pass one of them", 2),
         (["--out", "/proc/draft"], "cannot write", 1),
     ],
 )
@@ -139,6 +141,29 @@ def test_bad_input_is_one_sentence(tiny_llama_folder, tmp_path, options, says, c
     assert result.exit_code == code, result.output
     assert says in result.output and result.output.count("\n") == 1
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("option", ["--rate=-1", "--rate=nan", "--rate=inf", "--hours=nan"])
+def test_numbers_that_are_none_are_usage_errors(tiny_llama_folder, tmp_path, option):
+    command = ["distill", str(tiny_llama_folder), "--out", str(tmp_path / "d"), option]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2 and not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_no_number_ends_the_run(target, settings):
+    wild = replace(settings, schedule=replace(SCHEDULE, rate=1e30, steps=30))
+    with pytest.raises(EdgespecError, match="lower --rate"):
+        list(distill(target, wild))
+    assert not settings.out.exists()
+
+
+def test_one_prompt_is_not_measured_on_what_is_trained(target, tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "the fox"}) + "\n")
+    corpus = prepare(target, load(target), tmp_path / "c", tmp_path / "p.jsonl", 6000, 0, CPU)
+    trainer = Trainer(load(target, [0]), corpus, SCHEDULE, tmp_path, 0)
+    measured = {sample.ids.tobytes() for sample in trainer._held_out()}
+    trained = {sample.ids.tobytes() for sample in next(trainer._stream())}
+    assert measured and not measured & trained
 
 
 def test_an_existing_folder_is_refused(target, settings):
