@@ -30,13 +30,12 @@ from bench.steps import decoding_step, lookup_step, medians
 from edgespec.config import NGRAM
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.manifest import Bundle
-from edgespec.profiles import profile
 from edgespec.progress import progress
 from edgespec.sampling import Sampling
 from edgespec.text import CHAT_TEMPLATE, Codec
 from engines.base import Engine
 from engines.machine import describe
-from engines.ort import OrtSettings, load_draft, load_target
+from engines.ort import OrtSettings, device_settings, load_draft, load_target
 
 SAMPLED = (0.7, 0.9)
 """Temperature and top-p."""
@@ -176,11 +175,7 @@ def _load(bundle: Bundle, drafter: str, threads: int) -> _Pair:
     draft = None
     if drafter != NGRAM:
         bundle.draft(drafter)
-        chosen = profile(drafter)
-        one_row = OrtSettings(
-            threads, slots=2, min_tokens=1, arena=chosen.arena, providers=chosen.providers
-        )
-        draft = load_draft(bundle, drafter, one_row)
+        draft = load_draft(bundle, drafter, device_settings(drafter, threads, slots=2))
     return _Pair(bundle, drafter, load_target(bundle, OrtSettings(threads, slots=ROWS + 1)), draft)
 
 

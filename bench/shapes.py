@@ -36,12 +36,11 @@ from calibration.training import Schedule
 from edge_runtime.drafters import NgramDrafter
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
-from edgespec.profiles import profile
 from edgespec.sampling import Sampling
 from edgespec.text import Codec
 from engines.base import Engine, Row, final_choices
 from engines.machine import describe
-from engines.ort import OrtSettings, load_draft, load_target
+from engines.ort import OrtSettings, device_settings, load_draft, load_target
 from export.bundle import ExportSettings, export
 from export.checkpoint import open_checkpoint
 
@@ -223,10 +222,7 @@ def _measure(
     verify: Sequence[float],
     settings: ShapesSettings,
 ) -> Shape:
-    arena = profile(chosen).arena
-    engine = load_draft(
-        bundle, chosen, OrtSettings(settings.threads, slots=2, min_tokens=1, arena=arena)
-    )
+    engine = load_draft(bundle, chosen, device_settings(chosen, settings.threads, slots=2))
     right, helped, slot = [], [], engine.open()
     for answer in answers:
         engine.truncate(slot, 0)
@@ -241,10 +237,10 @@ def _measure(
     folder = f"draft/{chosen}/"
     sizes = {p: f.size for p, f in bundle.manifest.files.items() if p.startswith(folder)}
     kept = accepted_mean(rounds[length - 1])
-    source = open_checkpoint(str(weights_file())).architecture
+    whole = bundle.manifest.target.architecture.layers
     return Shape(
         name=name,
-        layers=f"{draft.architecture.layers} of {source.layers}",
+        layers=f"{draft.architecture.layers} of {whole}",
         profile=chosen,
         words=draft.vocabulary,
         megabytes=sum(s for p, s in sizes.items() if "embedding" not in p) / 1e6,

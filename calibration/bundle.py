@@ -13,10 +13,9 @@ from calibration.evidence import answered, of_engine, originals
 from calibration.recommend import Costs, head_share
 from edgespec.config import usable_cores
 from edgespec.manifest import Bundle
-from edgespec.profiles import profile
 from edgespec.progress import progress
 from engines.base import Engine, Row, final_choices
-from engines.ort import OrtEngine, OrtSettings, load_draft, load_target
+from engines.ort import OrtEngine, OrtSettings, device_settings, load_draft, load_target
 
 _COMPARED = 2_000
 """Answer positions on which a quantised target is compared with its original."""
@@ -78,12 +77,4 @@ def step_time(engine: Engine, tokens: int) -> float:
 
 def _draft(bundle: Bundle, name: str) -> OrtEngine:
     """A draft as a device runs it."""
-    chosen = profile(name)
-    settings = OrtSettings(
-        threads=chosen.threads or usable_cores(),
-        slots=1,
-        min_tokens=1,
-        arena=chosen.arena,
-        providers=chosen.providers,
-    )
-    return load_draft(bundle, name, settings)
+    return load_draft(bundle, name, device_settings(name))

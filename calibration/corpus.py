@@ -309,10 +309,10 @@ def extend(corpus: Corpus, writer: Writer, tokens: int) -> Iterator[int]:
     flushed = time.monotonic()
     for following, sequence in writer.write(corpus.next()):
         finished.append(sequence)
-        enough = have + sum(len(s.ids) - 1 - s.learn for s in finished) >= tokens
+        have += len(sequence.ids) - 1 - sequence.learn
+        enough = have >= tokens
         if enough or time.monotonic() - flushed > FLUSH_SECONDS:
             corpus.add(finished, following)
-            have += sum(len(s.ids) - 1 - s.learn for s in finished)
             finished, flushed = [], time.monotonic()
             yield have
         if enough:

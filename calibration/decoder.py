@@ -7,7 +7,7 @@ matrix products run in bfloat16 where `autocast` finds it faster.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 
@@ -183,6 +183,13 @@ class Decoder(nn.Module):
             if number + 1 in keep:
                 kept[number + 1] = x
         return x, kept
+
+    def through(self, x: Tensor, layers: Iterable[int]) -> Tensor:
+        """`x` [rows, tokens, hidden], each row from position 0, after the named layers in turn."""
+        cos, sin = self.rotary(torch.arange(x.shape[1], device=x.device)[None])
+        for number in layers:
+            x = self.model.layers[number](x, cos, sin, number, None)
+        return x
 
     def features(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """What the head reads: the last state, normalised, [batch, tokens, hidden]."""

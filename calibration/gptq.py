@@ -124,10 +124,8 @@ class Numbered:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The state after the layer, [rows, tokens, hidden]."""
-        positions = torch.arange(x.shape[1], device=x.device)[None]
         with autocast(x.device):
-            y: Tensor = self.module(x, *self.decoder.rotary(positions), self.number, None)
-        return y
+            return self.decoder.through(x, [self.number])
 
     def input(self, kind: str, x: Tensor) -> Tensor:
         """What the projection `kind` reads, float32 [rows, tokens, its inputs]."""

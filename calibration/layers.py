@@ -54,17 +54,10 @@ def _states(decoder: Decoder, batch: Batch, kept: Sequence[int]) -> list[Tensor]
     """The state before each of the layers that are kept."""
     states = [decoder.model.embed_tokens(batch.ids)]
     for layer in kept[:-1]:
-        states.append(_through(decoder, states[-1], [layer]))
+        states.append(decoder.through(states[-1], [layer]))
     return states
 
 
-def _through(decoder: Decoder, x: Tensor, layers: Sequence[int]) -> Tensor:
-    cos, sin = decoder.rotary(torch.arange(x.shape[1], device=x.device)[None])
-    for layer in layers:
-        x = decoder.model.layers[layer](x, cos, sin, layer, None)
-    return x
-
-
 def _cost(decoder: Decoder, batch: Batch, x: Tensor, rest: Sequence[int]) -> float:
-    features = decoder.model.norm(_through(decoder, x, rest))[batch.learn]
+    features = decoder.model.norm(decoder.through(x, rest))[batch.learn]
     return float(divergence(features @ decoder.output[batch.candidates].T, batch).mean())

@@ -100,7 +100,7 @@ def prepare(
 
 
 def _rows(tokens: int) -> int:
-    """Few answers at once where few tokens are wanted, since all of them are finished."""
+    """Few answers at once where few tokens are wanted: what is unfinished at the end is dropped."""
     return max(8, min(128, tokens // 500))
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from edgespec.config import NGRAM, NO_DRAFTER, usable_cores
+from edgespec.config import NGRAM, NO_DRAFTER
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
-from edgespec.profiles import profile
 from edgespec.sampling import Sampling, choose
 from engines.base import Engine, Row, final_choices
 
@@ -145,14 +144,6 @@ def open_drafter(bundle: Bundle, name: str, threads: int) -> Drafter:
     if name not in bundle.manifest.drafts:
         there = ", ".join([*sorted(bundle.manifest.drafts), NGRAM, NO_DRAFTER])
         raise UsageError(f"{bundle.folder} has no draft for {name!r}; choose one of: {there}")
-    from engines.ort import OrtSettings, load_draft  # ONNX Runtime only where a model drafts
+    from engines.ort import device_settings, load_draft  # ONNX Runtime only where a model drafts
 
-    chosen = profile(name)
-    settings = OrtSettings(
-        threads=threads or chosen.threads or usable_cores(),
-        slots=1,
-        min_tokens=1,
-        arena=chosen.arena,
-        providers=chosen.providers,
-    )
-    return ModelDrafter(load_draft(bundle, name, settings), name)
+    return ModelDrafter(load_draft(bundle, name, device_settings(name, threads)), name)

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edgespec import profiles
+from edgespec.config import usable_cores
 from edgespec.errors import EngineError
 from edgespec.manifest import Bundle
 from engines.base import Choices, Row, Step, check_rows
@@ -186,6 +188,19 @@ def load_target(bundle: Bundle, settings: OrtSettings) -> OrtEngine:
         vocabulary=target.architecture.vocabulary,
         context=bundle.manifest.context,
         settings=settings,
+    )
+
+
+def device_settings(name: str, threads: int = 0, slots: int = 1) -> OrtSettings:
+    """How a device runs the draft of a profile: single tokens, as the profile says. `threads` 0 is
+    what the profile says too, and there 0 is every usable core."""
+    chosen = profiles.profile(name)
+    return OrtSettings(
+        threads=threads or chosen.threads or usable_cores(),
+        slots=slots,
+        min_tokens=1,
+        arena=chosen.arena,
+        providers=chosen.providers,
     )
 
 
