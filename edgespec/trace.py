@@ -1,0 +1,96 @@
+"""The runtime's own trace: who was busy with what, and when. JSON lines, one span each.
+
+Times are `time.monotonic()` seconds, which processes of one machine share, so the traces of device
+and cloud lie on one axis there. A span of no length is an event, such as a packet that left.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgespec.errors import EdgespecError
+
+Side = Literal["device", "cloud"]
+What = Literal[
+    "draft",  # a step of a draft, on the device or beside the target
+    "verify",  # a target step over draft tokens
+    "decode",  # a target step without any
+    "prefill",  # a target step over prompt tokens
+    "wait",  # nothing to do
+    "send",
+    "receive",
+    "mode",  # the session changed its mode
+]
+
+
+class Span(msgspec.Struct, frozen=True):
+    side: Side
+    what: What
+    start: float
+    """`time.monotonic()`, in seconds."""
+    seconds: float = 0.0
+    session: int = 0
+    round: int = 0
+    base: int = 0
+    """Position of the first token."""
+    tokens: int = 0
+    rows: int = 1
+    """Rows of the step's batch."""
+    note: str = ""
+
+
+class Trace:
+    """Collects spans in a file; they are written by the hundred, and when it is closed."""
+
+    def __init__(self, path: Path, side: Side) -> None:
+        """Raises `EdgespecError` where the file cannot be written."""
+        self._side = side
+        self._lines: list[bytes] = []
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise EdgespecError(
+                f"the trace cannot be written to {path}: {error.strerror}"
+            ) from error
+
+    def add(
+        self, what: What, start: float, *, session: int = 0, round: int = 0, base: int = 0,
+        tokens: int = 0, rows: int = 1, note: str = "", end: float | None = None,
+    ) -> None:  # fmt: skip
+        """A span from `start` until `end`, or until now."""
+        end = time.monotonic() if end is None else end
+        self._lines.append(
+            msgspec.json.encode(
+                Span(self._side, what, start, end - start, session, round, base, tokens, rows, note)
+            )
+        )
+        if len(self._lines) >= 100:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._lines:
+            self._file.write(b"\n".join([*self._lines, b""]))
+            self._file.flush()
+            self._lines.clear()
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+
+
+def read_trace(path: Path) -> list[Span]:
+    """The spans of a trace file, by start. Raises `EdgespecError` naming the line that is none."""
+    spans = []
+    try:
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            try:
+                spans.append(msgspec.json.decode(line, type=Span))
+            except msgspec.MsgspecError as error:
+                raise EdgespecError(f"{path}, line {number} is no span: {error}") from error
+    except OSError as error:
+        raise EdgespecError(f"{path} cannot be read: {error.strerror}") from error
+    return sorted(spans, key=lambda span: span.start)
