@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.confidence import confidence
+from edgespec.confidence import UNCALIBRATED, confidence
 from edgespec.manifest import Calibration
 from edgespec.sampling import Sampling, choose, guess
 from engines.base import Choices, Engine, Row, final_choices
@@ -136,10 +136,6 @@ def listen(
         layer: Guesses(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         for layer, parts in heard.items()
     }
-
-
-UNCALIBRATED = Calibration(agreement=0.0, slope=1.0, offset=0.0, error=0.0, tokens=0)
-"""The model's own probabilities."""
 
 
 def _judge(

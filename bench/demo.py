@@ -10,7 +10,6 @@ from rich.table import Table
 from bench.builtin import builtin_bundle
 from bench.processes import cloud, cores, edge
 from edge_runtime.terminal import ACCEPTED, WRITTEN
-from edgespec.config import NO_DRAFTER
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
@@ -25,10 +24,6 @@ PROMPTS = (
     "Write a short Python function that adds two numbers.",
     "What should a robot do before it opens a door?",
 )
-
-LENGTH = 2
-"""Tokens drafted a round. In lock-step the device's time adds to the cloud's, so that short drafts
-win, and exit heads, which nothing uses yet, would only cost."""
 
 
 def demo(max_tokens: int) -> None:
@@ -50,9 +45,9 @@ def demo(max_tokens: int) -> None:
         for prompt in PROMPTS:
             console.print(f"[bold]{prompt}[/]")
             sys.stdout.flush()
-            options = [*limit, "--draft-length", str(LENGTH), *colours]
+            options = [*limit, *colours]
             drafted.append(edge(bundle.folder, endpoint, prompt, options, show=True))
-            plain.append(edge(bundle.folder, endpoint, prompt, [*limit, "--drafter", NO_DRAFTER]))
+            plain.append(edge(bundle.folder, endpoint, prompt, [*limit, "--mode", "cloud"]))
             console.print()
     identical = _confirmed(bundle, max_tokens, [drafted, plain])
     console.print(_table(drafted, plain, identical))

@@ -25,9 +25,8 @@ from bench.demo import PROMPTS, speed
 from bench.processes import cloud, cores, edge
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
-from edge_runtime.drafters import ModelDrafter
 from edge_runtime.loop import EdgeLoop, greet
-from edgespec.config import NO_DRAFTER, CloudSettings, EdgeSettings, Request
+from edgespec.config import CloudSettings, EdgeSettings, Request, Tactics
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
@@ -35,6 +34,7 @@ from edgespec.protocol import VERSION, Hello
 from edgespec.sampling import Sampling
 from edgespec.transport import DealerLink, RouterHub
 from engines.base import Engine, Row, final_choices
+from engines.drafting import ModelDrafter
 from engines.machine import describe
 from engines.ort import OrtSettings, load_draft, load_target
 from engines.toy import ToyEngine
@@ -123,7 +123,9 @@ def overhead(steps: dict[str, Any]) -> dict[str, Any]:
     os.sched_setaffinity(0, {cores()[0]})
     try:
         endpoint = here.recv()
-        settings = EdgeSettings(connect=endpoint, draft_length=DRAFT_LENGTH)
+        settings = EdgeSettings(
+            connect=endpoint, tactics=Tactics("none"), draft_length=DRAFT_LENGTH
+        )
         link = DealerLink(endpoint)
         hello = Hello(VERSION, "toy", "toy", "bench")
         loop = EdgeLoop(
@@ -149,8 +151,8 @@ def overhead(steps: dict[str, Any]) -> dict[str, Any]:
 def answers(bundle: Bundle, drafter: str) -> dict[str, Any]:
     """Tokens a second of real processes, each on one core, with and without drafting in turns."""
     ways: dict[str, Sequence[str]] = {
-        "drafting": ("--drafter", drafter, "--draft-length", str(DRAFT_LENGTH)),
-        "plain": ("--drafter", NO_DRAFTER),
+        "drafting": ("--drafter", drafter),
+        "plain": ("--mode", "cloud"),
     }
     runs: dict[str, list[Any]] = {name: [] for name in ways}
     with (

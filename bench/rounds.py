@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edge_runtime.drafters import NgramDrafter
 from edgespec.sampling import Sampling, common_prefix
+from engines.drafting import NgramDrafter, draft
 
 LENGTHS = range(1, 9)
 """Draft lengths that are reported."""
@@ -61,17 +61,17 @@ def ngram_matches(prompt: Sequence[int], answer: Sequence[int]) -> list[bool]:
     """Whether prompt lookup names each token of the answer; False also where it names none."""
     drafter, text = NgramDrafter(), [*prompt, *answer]
     return [
-        drafter.draft(text[:position], 1, Sampling()) == [text[position]]
+        draft(drafter, text[:position], 1, Sampling()) == [text[position]]
         for position in range(len(prompt), len(text))
     ]
 
 
 def ngram_accepted(prompt: Sequence[int], answer: Sequence[int], length: int) -> list[int]:
-    """`accepted` for prompt lookup, which copies on in a draft and looks up again in a round."""
+    """`accepted` for prompt lookup, which looks up again after each of its own guesses."""
     drafter, text, rounds = NgramDrafter(), [*prompt, *answer], []
     position = len(prompt)
     while position < len(text):
-        draft = drafter.draft(text[:position], length, Sampling())
-        rounds.append(common_prefix(draft, text[position:]))
+        drafted = draft(drafter, text[:position], length, Sampling())
+        rounds.append(common_prefix(drafted, text[position:]))
         position += rounds[-1] + 1
     return rounds

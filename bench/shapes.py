@@ -33,11 +33,11 @@ from calibration.layers import leave_out
 from calibration.packed import write_checkpoint
 from calibration.target import prepare, same_settings
 from calibration.training import Schedule
-from edge_runtime.drafters import NgramDrafter
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
 from edgespec.text import Codec
+from engines import drafting
 from engines.base import Engine, Row, final_choices
 from engines.machine import describe
 from engines.ort import OrtSettings, device_settings, load_draft, load_target
@@ -260,10 +260,10 @@ def accepted_mean(rounds: Sequence[int]) -> float:
 
 def _with_ngram(answer: Answer, right: list[bool], sure: np.ndarray[Any, Any]) -> list[bool]:
     """Where prompt lookup names a token and the draft is unsure, lookup's token is taken."""
-    drafter, text = NgramDrafter(), [*answer.prompt, *answer.tokens]
+    drafter, text = drafting.NgramDrafter(), [*answer.prompt, *answer.tokens]
     flags = []
     for i, position in enumerate(range(len(answer.prompt), len(text))):
-        found = drafter.draft(text[:position], 1, Sampling()) if sure[i] < UNSURE else []
+        found = drafting.draft(drafter, text[:position], 1, Sampling()) if sure[i] < UNSURE else []
         flags.append(found == [text[position]] if found else right[i])
     return flags
 

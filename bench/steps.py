@@ -6,9 +6,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-from edge_runtime.drafters import NgramDrafter
 from edgespec.sampling import Sampling
 from engines.base import Engine, Row, final_choices
+from engines.drafting import NgramDrafter
 
 PAST = 200
 """Cached positions; fewer where the context is shorter."""
@@ -32,7 +32,7 @@ def lookup_step() -> Step:
 
     def step() -> object:
         text.append(len(text) % 50)
-        return drafter.draft(text, 1, Sampling())
+        return drafter.guess([text], Sampling())
 
     step()  # the prompt is indexed once
     return step

@@ -2,12 +2,64 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
-from edgespec.protocol import Verdict
+from cloud_runtime.decision import AHEAD, Outlook
+from cloud_runtime.paths import Path, Paths
+from edgespec.confidence import Trust
+from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
 from edgespec.session import Session
 from engines.base import Row
+
+LATE = 2.0
+"""Drafting intervals after which an id that has not come is no longer waited for."""
+
+
+class Rhythm:
+    """When a device's ids come: measured from packets, without comparing clocks."""
+
+    WEIGHT = 0.25
+
+    def __init__(self) -> None:
+        self.interval = 0.0
+        """Seconds between drafted ids; 0: unknown."""
+        self.reaction = 0.0
+        """Seconds from a verdict's leaving to the first id drafted after it; 0: unknown."""
+        self.last = 0.0
+        """When ids last came."""
+        self._sent: deque[tuple[int, float]] = deque(maxlen=64)
+        self._before = 0
+
+    def sent(self, length: int, now: float) -> None:
+        """A verdict left that makes `length` tokens committed."""
+        self._sent.append((length, now))
+
+    def came(self, draft: Draft, now: float) -> None:
+        fresh, self._before = draft.round != self._before, draft.round
+        if fresh and not draft.parent:
+            for length, left in self._sent:
+                if length == draft.base:
+                    self.reaction = self._blend(self.reaction, now - left)
+        elif draft.tokens and now - self.last < 1.0:
+            self.interval = self._blend(self.interval, (now - self.last) / len(draft.tokens))
+        self.last = now
+
+    def coming(self, path: Path | None, now: float) -> list[float]:
+        """Seconds from now until each further id of the path (None: of a new one)."""
+        if path is not None:
+            first = self.last + self.interval
+            known = self.interval > 0
+        else:
+            first = (self._sent[-1][1] if self._sent else now) + self.reaction
+            known = self.reaction > 0
+        if not known or now > first + LATE * self.interval:
+            return []
+        return [max(0.0, first - now) + i * self.interval for i in range(AHEAD)]
+
+    def _blend(self, old: float, new: float) -> float:
+        return new if not old else old + self.WEIGHT * (new - old)
 
 
 @dataclass
@@ -18,39 +70,128 @@ class Seat:
     session: int
     state: Session
     sampling: Sampling
-    drafting: bool
+    terms: Terms
     slot: int | None
     heard: float
     """When the device last spoke of this session."""
     ready_since: float
-    """When the work that it now waits for arrived; the oldest goes first."""
+    """When it could last have been served; the oldest goes first."""
     cached: int = 0
-    round: int = 0
-    """Of the last verdict."""
-    draft: list[int] | None = field(default_factory=list)
-    """What the next verdict is about; None while the device has not sent it. The opening round has
-    the empty draft."""
-    draft_round: int = 0
-    in_flight: bool = False
+    asked: bool = False
+    """A draft has come that no verdict has answered, perhaps an empty one."""
+    in_flight: Path | None = None
+    """What the batch in flight verifies of it; `running` says whether there is one."""
+    verifying: int = 0
+    running: bool = False
     verdict: Verdict | None = None
     """The last one, for a device that missed it."""
+    besides: Path | None = None
+    """What the cloud has drafted itself."""
+    beside_trust: Trust = field(default_factory=Trust)
+
+    def __post_init__(self) -> None:
+        self.paths = Paths(self.state.tokens)
+        self.rhythm = Rhythm()
+
+    @property
+    def length(self) -> int:
+        return len(self.state.tokens)
+
+    @property
+    def text(self) -> list[int]:
+        """The committed text and the best path behind it: what the draft beside goes on from."""
+        path = self.best()
+        return [*self.state.tokens, *(path.ahead(self.length) if path is not None else [])]
 
     @property
     def ready(self) -> bool:
         """Whether the target could do something for it now."""
-        return not self.in_flight and not self.state.finish and self.draft is not None
+        if self.running or self.state.finish:
+            return False
+        return self.terms.decoding or not self.terms.drafting or self.asked or not self.opened
 
-    def row(self, chunk: int, *, hints: bool) -> Row:
-        """Its next row: a chunk of what is not cached, or the rest of it and the draft behind."""
-        assert self.slot is not None
-        assert self.draft is not None
-        pending = self.state.tokens[self.cached : self.cached + chunk]
-        if self.cached + len(pending) < len(self.state.tokens):
-            return Row(self.slot, self.cached, pending, 0)
-        return Row(
-            self.slot,
-            self.cached,
-            [*pending, *self.draft],
-            len(self.draft) + 1,
-            hints and bool(self.draft),
+    @property
+    def opened(self) -> bool:
+        """Whether the opening round, which needs no draft, is over."""
+        return self.verdict is not None
+
+    def prefilling(self, chunk: int) -> bool:
+        return self.length - self.cached > chunk
+
+    def best(self) -> Path | None:
+        """The path to go on along: the device's, unless what was drafted here goes further on it,
+        or the device's has nothing beyond the committed text."""
+        path = self.paths.best() if self.terms.drafting else None
+        beside = self.besides
+        if beside is None or beside.end <= self.length:
+            return path
+        if path is None:
+            return beside
+        theirs, ours = path.ahead(self.length), beside.ahead(self.length)
+        return beside if ours[: len(theirs)] == theirs else path
+
+    def drafted(self, token: int, sure: float) -> None:
+        """The draft beside the target names what follows the best path."""
+        path = self.best()
+        if path is None or path is not self.besides:
+            ids = path.ahead(self.length) if path is not None else []
+            sures = path.sures_ahead(self.length) if path is not None else []
+            path = self.besides = Path(0, self.length, ids, sures)
+        path.tokens.append(token)
+        path.sures.append(sure)
+
+    def outlook(self, now: float, beside_step: float, *, company: bool) -> Outlook:
+        """What `decide` needs to know. `beside_step` is 0 where the cloud has no draft."""
+        path = self.best()
+        own = path is not None and path is self.besides
+        here = path.sures_ahead(self.length) if path is not None else []
+        trust = self.beside_trust if own else self.paths.trust
+        coming: list[float] = []
+        if self.terms.drafting and not own and self.opened:
+            coming = self.rhythm.coming(path, now)
+        may = self.terms.beside and self.opened
+        return Outlook(
+            here=[trust.probability(sure) for sure in here],
+            coming=coming,
+            coming_sure=self.paths.trust.acceptance,
+            beside=beside_step if may else 0.0,
+            beside_sure=self.beside_trust.acceptance,
+            company=company,
         )
+
+    def row(self, chunk: int, count: int, *, hints: bool) -> Row:
+        """Its next row: a chunk of what is not cached, or the rest of it and `count` drafted ids
+        behind. Marks the seat as running."""
+        assert self.slot is not None
+        self.running = True
+        pending = self.state.tokens[self.cached : self.cached + chunk]
+        if self.cached + len(pending) < self.length:
+            self.in_flight, self.verifying = None, 0
+            return Row(self.slot, self.cached, pending, 0)
+        self.in_flight, self.verifying = (self.best(), count) if count else (None, 0)
+        ids = self.draft
+        return Row(
+            self.slot, self.cached, [*pending, *ids], len(ids) + 1, hints and self.terms.hints
+        )
+
+    @property
+    def draft(self) -> list[int]:
+        """The ids that the batch in flight verifies."""
+        path = self.in_flight
+        return path.ahead(self.length)[: self.verifying] if path is not None else []
+
+    def settle(self) -> None:
+        """After tokens were committed: every path is compared with them."""
+        self.paths.settle()
+        path = self.besides
+        if path is None:
+            return
+        while path.agreed < min(path.end, self.length):
+            right = path.tokens[path.agreed - path.start] == self.state.tokens[path.agreed]
+            self.beside_trust.learn(path.sures[path.agreed - path.start], right=right)
+            if not right:
+                self.besides = None
+                return
+            path.agreed += 1
+        if path.end < self.length:
+            self.besides = None

@@ -7,9 +7,12 @@ turns the target's choices into verdicts. Its loop (`cloud_runtime.server`) only
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from cloud_runtime.scheduler import Batch, pick
+import msgspec
+
+from cloud_runtime.costs import StepCosts
+from cloud_runtime.scheduler import Batch, DraftStep, Wait, pick
 from cloud_runtime.seats import Seat
 from cloud_runtime.verifier import hint, verdict
 from edgespec.config import CloudSettings
@@ -29,6 +32,7 @@ from edgespec.protocol import (
     Ping,
     Pong,
     Resume,
+    Serve,
     Verdict,
     Welcome,
     unpack,
@@ -53,10 +57,28 @@ class Identity:
     exits: tuple[int, ...]
 
 
+@dataclass
+class Speeds:
+    """Measured times, in seconds; they follow the machine while it runs."""
+
+    costs: StepCosts = field(default_factory=StepCosts)
+    beside: float = 0.0
+    """A step of the draft beside the target; 0: there is none."""
+    hints: float = 0.0
+    """What exit heads add to a step."""
+
+
 class Service:
     """The sessions of one target. `engine` lends slots and is asked for its sizes, never run."""
 
-    def __init__(self, identity: Identity, engine: Engine, settings: CloudSettings) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        engine: Engine,
+        settings: CloudSettings,
+        speeds: Speeds | None = None,
+    ) -> None:
+        self.speeds = speeds or Speeds()
         self._identity = identity
         self._engine = engine
         self._settings = settings
@@ -90,7 +112,7 @@ class Service:
             return [Error("hello", "say hello first", getattr(message, "session", 0), True)]
         if isinstance(message, Open):
             return self._open(peer, message, now)
-        if isinstance(message, Draft | Resume | Close):
+        if isinstance(message, Draft | Serve | Resume | Close):
             return self._continue(peer, message, now)
         return [Error("invalid", f"a device does not send {type(message).__name__}")]
 
@@ -120,6 +142,7 @@ class Service:
             if not fine:
                 return Error(code, sentence)
         self._peers[peer] = hello.device
+        costs = self.speeds.costs
         if len(self._peers) > PEERS:
             del self._peers[next(iter(self._peers))]
         return Welcome(
@@ -128,7 +151,11 @@ class Service:
             tokenizer=mine.tokenizer,
             context=self._engine.context,
             max_draft=self._settings.max_draft,
-            exits=list(mine.exits),
+            exits=list(mine.exits) if self._settings.hints else [],
+            step_ms=1e3 * costs.step(1),
+            token_ms=1e3 * (costs.step(2) - costs.step(1)),
+            draft_ms=1e3 * self.speeds.beside,
+            hint_ms=1e3 * self.speeds.hints,
         )
 
     def _open(self, peer: bytes, message: Open, now: float) -> list[Message]:
@@ -136,6 +163,7 @@ class Service:
         if seat is not None:
             if common_prefix(message.tokens, seat.state.tokens) < len(message.tokens):
                 return [self._invalid(message, "that session is another's")]
+            seat.terms = message.terms
             return self._standing(seat, peer, len(message.tokens), now)
         reason = self._unfit(message)
         if reason:
@@ -148,9 +176,7 @@ class Service:
         state = Session(
             message.tokens, message.prompt_length, message.max_tokens, frozenset(message.end_ids)
         )
-        seat = Seat(
-            peer, message.session, state, message.sampling, message.drafting, None, now, now
-        )
+        seat = Seat(peer, message.session, state, message.sampling, message.terms, None, now, now)
         if not state.finish:
             seat.slot = self._engine.open()
             self._slots += 1
@@ -175,10 +201,12 @@ class Service:
             return f"token {max(message.tokens)} of a vocabulary of {self._engine.vocabulary}"
         return ""
 
-    def _continue(self, peer: bytes, message: Draft | Resume | Close, now: float) -> list[Message]:
+    def _continue(
+        self, peer: bytes, message: Draft | Serve | Resume | Close, now: float
+    ) -> list[Message]:
         seat = self._seats.get(message.session)
         if seat is None:
-            if isinstance(message, Close):
+            if isinstance(message, Close | Serve):
                 return []
             return [Error("session", "no such session here", message.session, True)]
         if isinstance(message, Close):
@@ -187,27 +215,28 @@ class Service:
         if isinstance(message, Resume):
             return self._standing(seat, peer, message.base, now)
         seat.peer, seat.heard = peer, now
-        tokens = seat.state.tokens
-        if message.base > len(tokens):
-            return [self._invalid(message, f"base {message.base}, committed are {len(tokens)}")]
-        if message.round <= seat.round and seat.verdict is not None:
-            return [seat.verdict]
-        if message.base < len(tokens):
-            return self._standing(seat, peer, message.base, now)
-        if seat.draft is None and not seat.state.finish:
-            seat.draft = self._usable(message.tokens, len(tokens))
-            seat.draft_round = message.round
-            seat.ready_since = now
-        return []
+        if isinstance(message, Serve):
+            seat.terms = message.terms
+            return []
+        return self._draft(seat, message, now)
 
-    def _usable(self, draft: Sequence[int], base: int) -> list[int]:
-        """The part of a draft that the target could confirm: its ids, its context, its limit."""
-        most = min(self._settings.max_draft, self._engine.context - base)
-        usable = list(draft[: max(0, most)])
-        for place, token in enumerate(usable):
-            if token >= self._engine.vocabulary:
-                return usable[:place]
-        return usable
+    def _draft(self, seat: Seat, draft: Draft, now: float) -> list[Message]:
+        known = next(
+            (place for place, token in enumerate(draft.tokens) if token >= self._engine.vocabulary),
+            len(draft.tokens),
+        )
+        draft = msgspec.structs.replace(
+            draft, tokens=draft.tokens[:known], sures=draft.sures[:known]
+        )
+        if len(draft.sures) not in (0, known):
+            return [self._invalid(draft, f"{len(draft.sures)} probabilities for {known} ids")]
+        path = seat.paths.add(draft)
+        seat.rhythm.came(draft, now)
+        if path is not None and not path.dead and path.end >= seat.length and not seat.asked:
+            seat.asked = True
+            if not seat.terms.decoding:
+                seat.ready_since = now
+        return []
 
     def _standing(self, seat: Seat, peer: bytes, base: int, now: float) -> list[Message]:
         """Where a session stands, for a device that lost track: all tokens from `base` on."""
@@ -215,15 +244,32 @@ class Service:
         tokens = seat.state.tokens
         if base > len(tokens):
             return [Error("session", "the device is ahead of this session", seat.session, True)]
-        return [Verdict(seat.session, seat.round, base, 0, tokens[base:], seat.state.finish)]
+        return [Verdict(seat.session, 0, base, 0, 0, tokens[base:], seat.state.finish)]
 
     @staticmethod
     def _invalid(message: Open | Draft, reason: str) -> Error:
         return Error("invalid", reason[:1000], message.session)
 
-    def next_batch(self) -> Batch | None:
-        """The rows to run now; they are in flight until they are committed or abandoned."""
-        return pick(self._seats.values(), self._settings)
+    def next(self, now: float) -> Batch | DraftStep | Wait:
+        """What to run now. Rows are in flight until they are committed or abandoned."""
+        speeds = self.speeds
+        return pick(self._seats.values(), self._settings, speeds.costs, speeds.beside, now)
+
+    def drafted(self, step: DraftStep, guesses: Sequence[tuple[int, float] | None]) -> None:
+        """What the draft beside the target names for each seat of a step, and how sure it is; None
+        where it has nothing to say, and is not asked again."""
+        for seat, guess in zip(step.seats, guesses, strict=True):
+            if guess is None:
+                seat.terms = msgspec.structs.replace(seat.terms, beside=False)
+            else:
+                seat.drafted(*guess)
+
+    def learn(self, work: Batch | DraftStep, seconds: float) -> None:
+        """How long a step took. Long rows (prompts) say nothing about verifying."""
+        if isinstance(work, DraftStep):
+            self.speeds.beside += 0.1 * (seconds - self.speeds.beside)
+        elif all(len(row.tokens) <= 1 + self._settings.max_draft for row in work.rows):
+            self.speeds.costs.learn(len(work.rows), work.tokens, seconds)
 
     def hints(self, batch: Batch, layer: int, choices: Sequence[Choices | None]) -> Outgoing:
         """What an exit head says about the drafts of a batch."""
@@ -237,7 +283,7 @@ class Service:
         """Turns the target's choices into committed tokens and verdicts."""
         outgoing: Outgoing = []
         for seat, row, choice in zip(batch.seats, batch.rows, choices, strict=True):
-            seat.in_flight = False
+            seat.running = False
             seat.cached = row.start + len(row.tokens)
             if choice is not None and not choice.finite:
                 error = Error("internal", "the target's logits are not finite", seat.session)
@@ -253,7 +299,7 @@ class Service:
         """The target failed on a batch: its sessions end with an error."""
         outgoing: Outgoing = []
         for seat in batch.seats:
-            seat.in_flight = False
+            seat.running = False
             self._forget(seat)
             outgoing.append((seat.peer, Error("internal", reason[:1000], seat.session)))
         return outgoing
@@ -264,7 +310,7 @@ class Service:
         silent = [
             seat
             for seat in self._seats.values()
-            if now - seat.heard > self._settings.idle_timeout and not seat.in_flight
+            if now - seat.heard > self._settings.idle_timeout and not seat.running
         ]
         finished = [seat for seat in self._seats.values() if seat.slot is None]
         for seat in [*silent, *finished[: max(0, len(finished) - FINISHED)]]:
@@ -279,7 +325,7 @@ class Service:
     def _forget(self, seat: Seat) -> None:
         if self._seats.get(seat.session) is seat:
             del self._seats[seat.session]
-        if not seat.in_flight:
+        if not seat.running:
             self._free(seat)
 
     def _free(self, seat: Seat) -> None:

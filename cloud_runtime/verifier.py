@@ -10,34 +10,41 @@ from engines.base import Choices
 
 def hint(seat: Seat, layer: int, choice: Choices, vocabulary: int) -> Hint:
     """An exit head's tokens at the draft's positions and the one after, from its top candidates."""
-    base = len(seat.state.tokens)
     tokens = [
-        guess(ids, logits, seat.sampling, base + number, vocabulary)
+        guess(ids, logits, seat.sampling, seat.length + number, vocabulary)
         for number, (ids, logits) in enumerate(zip(choice.top_ids, choice.top_logits, strict=True))
     ]
-    return Hint(seat.session, seat.draft_round, base, layer, tokens)
+    return Hint(seat.session, _round(seat), seat.length, layer, tokens)
 
 
 def verdict(seat: Seat, choice: Choices, now: float) -> Verdict:
-    """Verifies the seat's draft against the target's choices and commits what follows."""
-    assert seat.draft is not None
-    base = len(seat.state.tokens)
-    accepted, tokens = verify(seat.draft, _tokens(seat, choice))
+    """Verifies the drafted ids of the seat's row and commits what follows."""
+    base, draft, number = seat.length, seat.draft, _round(seat)
+    accepted, tokens = verify(draft, _tokens(seat, choice))
     taken = seat.state.commit(tokens)
     accepted = min(accepted, len(taken))
     seat.cached = base + accepted
-    seat.round = seat.draft_round if seat.drafting else seat.round + 1
-    seat.draft = None if seat.drafting else []
+    seat.settle()
+    seat.rhythm.sent(seat.length, now)
+    path = seat.paths.best()
+    seat.asked = path is not None and path.end > seat.length
     seat.ready_since = now
-    seat.verdict = Verdict(seat.session, seat.round, base, accepted, taken, seat.state.finish)
+    seat.verdict = Verdict(
+        seat.session, number, base, len(draft), accepted, taken, seat.state.finish
+    )
     return seat.verdict
+
+
+def _round(seat: Seat) -> int:
+    """Of the device's draft that is being verified; 0 for none, or one that was drafted here."""
+    return seat.in_flight.round if seat.in_flight is not None else 0
 
 
 def _tokens(seat: Seat, choice: Choices) -> list[int]:
     """The target's tokens at the draft's positions and the one after."""
     if seat.sampling.greedy:
         return [int(token) for token in choice.argmax]
-    base = len(seat.state.tokens)
     return [
-        choose(logits, seat.sampling, base + number) for number, logits in enumerate(choice.logits)
+        choose(logits, seat.sampling, seat.length + number)
+        for number, logits in enumerate(choice.logits)
     ]

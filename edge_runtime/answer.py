@@ -1,4 +1,4 @@
-"""The device's side of one answer: pure state, told what came, saying what to send.
+"""The device's side of one answer: pure state, told what came, saying what to draft and to send.
 
 Nothing here waits, draws or reads a clock. A message that is stale, repeated or about another
 session changes nothing.
@@ -6,24 +6,47 @@ session changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from edgespec.config import Request
+from edge_runtime.modes import Meter
+from edge_runtime.policy import choose
+from edge_runtime.tree import Hit, Path, Tree
+from edgespec.config import EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError, UsageError
-from edgespec.protocol import Close, Draft, Error, Hint, Message, Open, Resume, Verdict, Welcome
+from edgespec.protocol import (
+    Close,
+    Draft,
+    Error,
+    Hint,
+    Open,
+    Resume,
+    Serve,
+    Terms,
+    Verdict,
+    Welcome,
+)
 from edgespec.sampling import agreeing
 from edgespec.session import Session
 from edgespec.telemetry import AnswerStats, HintCount
+from engines.drafting import Guess
+
+AHEAD = 24
+"""Ids that a path may have beyond the committed text."""
+HINT_RIGHT = 0.5
+"""How often an exit head is right where the bundle does not say."""
 
 
 class Answer:
-    """One session, in lock-step: a draft goes out, a verdict comes back."""
+    """One session: its committed text, the tree drafted beyond it, and what the cloud knows."""
 
     def __init__(
         self, session: int, request: Request, welcome: Welcome, end_ids: Sequence[int],
-        *, drafting: bool,
+        settings: EdgeSettings, terms: Terms, meter: Meter, exits: Mapping[int, float],
     ) -> None:  # fmt: skip
-        """Raises `UsageError` for a prompt that the target's context cannot hold."""
+        """`exits` tells, by layer, how often an exit head is right.
+
+        Raises `UsageError` for a prompt that the target's context cannot hold.
+        """
         length = len(request.prompt)
         if not length:
             raise UsageError("the prompt is empty; give at least one token of text")
@@ -33,80 +56,149 @@ class Answer:
                 "shorten the prompt"
             )
         self.session_id = session
-        self.drafting = drafting
         self.stats = AnswerStats(prompt_tokens=length)
+        self.terms = terms
         self._request = request
+        self._tactics: Tactics = settings.tactics
+        self._draft_length = min(settings.draft_length, welcome.max_draft)
+        self._ahead = min(AHEAD, welcome.max_draft)
+        self._meter = meter
+        self._exits = exits
         self._hints: dict[int, list[int]] = {}
-        self._round = 0
-        self._outstanding: Message | None = None
+        self._outstanding: Draft | None = None
+        """The last draft sent since the last verdict."""
+        self._asking = False
+        """Whether a `Resume` is on its way."""
         self.state = Session(
             list(request.prompt),
             length,
             min(request.max_tokens, welcome.context - length),
             frozenset(end_ids),
         )
+        self.tree = Tree(self.state.tokens)
 
     @property
     def done(self) -> bool:
         return bool(self.state.finish)
 
-    @property
-    def may_draft(self) -> bool:
-        """Whether the cloud waits for a draft."""
-        return self.drafting and self._outstanding is None and not self.done
-
     def open(self) -> Open:
         """Starts the session, or starts it again from what is committed, here or elsewhere."""
-        self._hints.clear()
-        self._outstanding = Open(
+        self._forget()
+        return Open(
             session=self.session_id,
             prompt_length=self.state.prompt_length,
             max_tokens=self.state.max_tokens,
             sampling=self._request.sampling,
             end_ids=sorted(self.state.end_ids),
-            drafting=self.drafting,
+            terms=self.terms,
             tokens=list(self.state.tokens),
         )
-        return self._outstanding
 
-    def draft(self, tokens: Sequence[int]) -> Draft:
-        """A round. The last token that may be committed is the target's, so one fewer is sent."""
-        tokens = tokens[: self.wanted(len(tokens))]
-        self._round += 1
+    def serve(self, terms: Terms) -> Serve:
+        """Other terms from now on."""
+        self._forget()
+        self.terms = terms
+        return Serve(self.session_id, terms)
+
+    def _forget(self) -> None:
         self._hints.clear()
-        self.stats.rounds += 1
-        self.stats.drafted += len(tokens)
-        self._outstanding = Draft(
-            self.session_id, self._round, len(self.state.tokens), list(tokens)
-        )
-        return self._outstanding
+        self._outstanding = None
+        self.tree.restart()
 
-    def wanted(self, draft_length: int) -> int:
-        """Tokens worth drafting now."""
-        return min(draft_length, max(0, self.state.remaining - 1))
+    def steps(self, count: int) -> list[Path]:
+        """The paths that the draft should make longer now, at most `count`; none while nothing is
+        worth drafting, or in lock-step nothing is allowed."""
+        if not self.terms.drafting or self.done:
+            return []
+        # The last token that may be committed is the target's.
+        most = min(self._ahead, self.state.remaining - 1)
+        if not self._tactics.streaming:
+            return self._in_lockstep(min(most, self._draft_length))[:count]
+        branches = self._tactics.branches
+        pace = self._meter.pace
+        chosen = choose(self.tree, pace, most=most, count=count, branches=branches)
+        return [path if place is None else self.tree.fork(path, place) for _, path, place in chosen]
+
+    def _in_lockstep(self, most: int) -> list[Path]:
+        main = self.tree.main
+        if self._outstanding is None:
+            paths = [main]
+        elif self._tactics.pre_draft == "exits":
+            paths = [path for path in self.tree.paths if path.via == "hint"]
+            most += len(main.ahead) + 1
+        else:
+            paths = []
+        return [path for path in paths if not path.stuck and len(path.ahead) < most]
+
+    def grow(self, paths: Sequence[Path], guesses: Sequence[Guess | None]) -> None:
+        for path, guess in zip(paths, guesses, strict=True):
+            self.tree.grow(path, guess)
+
+    def pending(self, *, idle: bool) -> int:
+        """Drafted ids that the cloud could be sent. `idle`: there is nothing more to draft."""
+        if not self.terms.drafting or self.done:
+            return 0
+        unsent = 0
+        if self._tactics.streaming:
+            end = len(self.state.tokens)
+            unsent = sum(end + len(path.ahead) - path.sent for path in self.tree.unsent())
+        # A cloud that waits must be asked, if need be with an empty draft.
+        return unsent or int(idle and not self.terms.decoding and self._outstanding is None)
+
+    def packets(self) -> list[Draft]:
+        """Everything drafted that the cloud lacks; in lock-step a round, which may be empty."""
+        paths = self.tree.unsent() if self._tactics.streaming else []
+        packets = [self.tree.packet(self.session_id, path) for path in paths or [self.tree.main]]
+        self._outstanding = packets[-1]
+        self.stats.drafted += sum(len(packet.tokens) for packet in packets)
+        return packets
 
     def on_hint(self, hint: Hint) -> None:
-        if hint.session == self.session_id and hint.base == len(self.state.tokens):
-            self._hints[hint.layer] = hint.tokens
+        if hint.session != self.session_id or hint.base != len(self.state.tokens):
+            return
+        self._hints[hint.layer] = hint.tokens
+        if self.terms.hints and self._tactics.pre_draft != "none":
+            right = self._exits.get(hint.layer, HINT_RIGHT)
+            self.tree.hinted(hint.round, hint.base, hint.tokens, right)
 
     def on_verdict(self, verdict: Verdict) -> tuple[int, list[int]]:
         """Accepted length and tokens that the verdict adds; (0, []) for one that adds nothing.
 
-        The caller commits them one by one, since a stop string may end the answer among them.
+        The caller commits them one by one, since a stop string may end the answer among them, and
+        then calls `settle`.
         """
         base = len(self.state.tokens)
         if self.done or verdict.session != self.session_id or verdict.base > base:
             return 0, []
+        self._asking = False
         fresh = verdict.tokens[base - verdict.base :]
         if not fresh:
             return 0, []
-        accepted = 0
+        accepted = max(0, verdict.accepted - (base - verdict.base)) if verdict.round else 0
         if verdict.base == base:
-            accepted = verdict.accepted
             self._count_hints(verdict)
-        self._outstanding = None
+        self.stats.rounds += 1
+        self.stats.verified += verdict.verified
+        self.stats.confirmed += verdict.accepted
         self.stats.accepted += accepted
         return accepted, fresh
+
+    def settle(self, fresh: Sequence[int]) -> Hit | None:
+        """After `fresh` tokens were committed: what they leave of the tree. None: not drafting."""
+        drafting = self.terms.drafting and not self.done
+        self._hints.clear()
+        self._outstanding = None
+        if drafting:
+            main = self.tree.main
+            for drafted, sure, token in zip(main.ahead, main.sures, fresh, strict=False):
+                self._meter.trust.learn(sure, right=drafted == token)
+                if drafted != token:
+                    break
+        hit = self.tree.commit()
+        if not drafting:
+            return None
+        self.stats.hits[hit] = self.stats.hits.get(hit, 0) + 1
+        return hit
 
     def missed(self, verdict: Verdict) -> bool:
         """Whether the verdict stands on tokens that never arrived here."""
@@ -126,21 +218,20 @@ class Answer:
             f"the cloud refused: {error.message}", code=error.code, retryable=error.retryable
         )
 
-    def resume(self) -> Resume:
-        """After silence: asks for what was committed since."""
+    def resume(self, *, silence: bool = False) -> Resume | None:
+        """Asks for what was committed since: after silence, or once where a verdict is missing."""
+        if self._asking and not silence:
+            return None
+        self._asking = True
         self.stats.resumed += 1
         return Resume(self.session_id, len(self.state.tokens))
 
-    def repeat(self, verdict: Verdict) -> Message | None:
-        """What must be sent again, given a verdict that brought nothing new: a reply to `resume`,
-        or to an `open` of a session that the cloud still has."""
+    def repeat(self, verdict: Verdict) -> Draft | None:
+        """The draft that must be sent again, given a verdict that brought nothing new: a reply to
+        `resume`, or to an `open` of a session that the cloud still has."""
         if verdict.session != self.session_id or verdict.base != len(self.state.tokens):
             return None
-        if isinstance(self._outstanding, Draft) and verdict.round < self._outstanding.round:
-            return self._outstanding
-        if isinstance(self._outstanding, Open) and self.state.answer:
-            self._outstanding = None  # the cloud waits for a draft
-        return None
+        return self._outstanding
 
     def close(self) -> Close:
         return Close(self.session_id)
@@ -150,4 +241,3 @@ class Answer:
             count = self.stats.hints.setdefault(layer, HintCount())
             count.total += min(len(tokens), len(verdict.tokens))
             count.right += agreeing(tokens, verdict.tokens)
-        self._hints.clear()

@@ -1,31 +1,41 @@
-"""The device's loop: draft, send, wait, commit. In lock-step: the wait is idle."""
+"""The device's loop: take what has come, draft one step, send. It waits only with nothing to do."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from edge_runtime.answer import Answer
-from edge_runtime.drafters import Drafter
-from edgespec.config import EdgeSettings, Request
+from edge_runtime.modes import Modes
+from edgespec.config import NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import LinkError
 from edgespec.manifest import Bundle
 from edgespec.protocol import (
     VERSION,
     AnyMessage,
+    Draft,
     Error,
     Hello,
     Hint,
     Ping,
+    Pong,
     Verdict,
     Welcome,
 )
 from edgespec.text import TextStream
+from edgespec.trace import Trace, What
 from edgespec.transport import Link
+from engines.drafting import Drafter
 
 Clock = Callable[[], float]
+PACK_SECONDS, PACK_IDS = 0.002, 16
+"""Drafted ids wait for company so long, and are sent at once when they are so many."""
+PING_SECONDS = 1.0
+"""How often the round trip is measured."""
+STALL = 1.0
+"""Seconds of silence that the report names."""
 
 
 class Piece(NamedTuple):
@@ -66,6 +76,12 @@ def hello_for(bundle: Bundle, device: str) -> Hello:
     return Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, device)
 
 
+def exit_agreements(bundle: Bundle) -> dict[int, float]:
+    """How often each exit head is right, by layer, where it has been measured."""
+    segments = bundle.manifest.target.segments
+    return {s.end: s.calibration.agreement for s in segments if s.exit and s.calibration}
+
+
 class EdgeLoop:
     """Writes answers over one link with one drafter."""
 
@@ -78,23 +94,32 @@ class EdgeLoop:
         end_ids: list[int],
         settings: EdgeSettings,
         *,
-        drafting: bool = True,
+        exits: Mapping[int, float] | None = None,
+        explain: Callable[[str], None] | None = None,
+        trace: Trace | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        """`exits`: how often each exit head is right, by layer. `explain` is told every change of
+        mode, and why."""
         self._link = link
         self._drafter = drafter
         self._hello = hello
         self._welcome = welcome
         self._end_ids = end_ids
         self._settings = settings
-        self._drafting = drafting
+        self._exits = exits or {}
+        self._explain = explain
+        self._trace = trace
         self._clock = clock
+        self._pings: dict[int, float] = {}
+        self.modes = Modes(settings, welcome, drafts=drafter.name != NO_DRAFTER)
 
     def start(self, request: Request) -> Answer:
         """The state of a new answer. Raises `UsageError` where the prompt does not fit."""
         return Answer(
-            secrets.randbits(62), request, self._welcome, self._end_ids, drafting=self._drafting
-        )
+            secrets.randbits(62), request, self._welcome, self._end_ids, self._settings,
+            self.modes.terms, self.modes.meter, self._exits,
+        )  # fmt: skip
 
     def write(
         self, answer: Answer, request: Request, text: TextStream | None = None
@@ -103,39 +128,23 @@ class EdgeLoop:
 
         Raises `LinkError` when the cloud refuses, or is silent for `give_up` seconds.
         """
-        began = heard = spoke = self._clock()
+        began = self._spoke = self._clock()
+        self._silent, self._last_verdict = 0.0, 0.0
+        self._unsent_since: float | None = None
         up, down = self._link.bytes_up, self._link.bytes_down
         stats = answer.stats
         self._drafter.reset()
+        self._say(f"{self.modes.name}: {self.modes.reason}")
         self._link.send(answer.open())
+        self._ping()
         try:
             while not answer.done:
-                if answer.may_draft:
-                    self._draft(answer, request)
-                    spoke = self._clock()
-                before = self._clock()
-                messages = self._link.receive(self._settings.patience)
-                now = self._clock()
-                stats.waiting_seconds += now - before
-                if now - spoke >= self._settings.patience:
-                    self._link.send(Ping(0))  # one that only reads would seem gone
-                    spoke = now
-                if messages:
-                    heard = now
-                elif now - heard >= self._settings.give_up:
-                    raise LinkError(
-                        f"{self._settings.connect} has been silent for {now - heard:.0f} s; "
-                        f"the answer stands at {len(answer.state.answer)} tokens",
-                        retryable=True,
-                    )
-                else:
-                    self._link.send(answer.resume())
-                for message in messages:
-                    for piece in self._take(answer, message, text):
-                        stats.tokens += 1
-                        if stats.tokens == 1:
-                            stats.first_token_seconds = now - began
-                        yield piece
+                busy = self._draft(answer, request)
+                for piece in self._listen(answer, text, busy=busy):
+                    stats.tokens += 1
+                    if stats.tokens == 1:
+                        stats.first_token_seconds = self._clock() - began
+                    yield piece
         finally:
             self._link.send(answer.close())
             stats.seconds = self._clock() - began
@@ -143,18 +152,85 @@ class EdgeLoop:
             stats.bytes_down += self._link.bytes_down - down
             stats.finish = answer.state.finish
             stats.token_ids = answer.state.answer
+            stats.mode = self.modes.name
+            self._say(f"{self.modes.name} to the end: {self.modes.figures}")
 
-    def _draft(self, answer: Answer, request: Request) -> None:
+    def _draft(self, answer: Answer, request: Request) -> bool:
+        """One step of the draft, and what is due to be sent; whether there may be another step."""
+        began = self._clock()
+        paths = answer.steps(self._drafter.batch)
+        if paths:
+            texts = [answer.tree.text(path) for path in paths]
+            answer.grow(paths, self._drafter.guess(texts, request.sampling))
+            now = self._clock()
+            answer.stats.drafting_seconds += now - began
+            self.modes.meter.drafted(now - began, len(paths))
+            for path in paths if self._trace else ():
+                self._note("draft", answer, began, now, round=path.round, base=len(path.ahead))
+        pending = answer.pending(idle=not paths)
+        if pending:
+            since = self._unsent_since = self._unsent_since or began
+            if not paths or pending >= PACK_IDS or self._clock() - since >= PACK_SECONDS:
+                self._unsent_since = None
+                for packet in answer.packets():
+                    self._send(answer, packet)
+        return bool(paths)
+
+    def _send(self, answer: Answer, packet: Draft) -> None:
+        self._link.send(packet)
+        self._spoke = now = self._clock()
+        if self._trace:
+            self._note(
+                "send", answer, now, now, round=packet.round, base=packet.base,
+                tokens=len(packet.tokens),
+            )  # fmt: skip
+
+    def _listen(self, answer: Answer, text: TextStream | None, *, busy: bool) -> Iterator[Piece]:
+        """Takes what has come; with nothing to draft, waits for it."""
+        patience = self._settings.patience
         before = self._clock()
-        count = min(answer.wanted(self._settings.draft_length), self._welcome.max_draft)
-        drafted = self._drafter.draft(answer.state.tokens, count, request.sampling) if count else []
-        answer.stats.drafting_seconds += self._clock() - before
-        self._link.send(answer.draft(drafted))
+        messages = self._link.receive(0.0 if busy else patience)
+        now = self._clock()
+        waited = min(max(now - before, 0.0), patience)  # whatever the clock does
+        if not busy:
+            answer.stats.waiting_seconds += waited
+            if self._trace:
+                self._note("wait", answer, before, now)
+        if messages:
+            if self._silent + waited >= STALL:
+                answer.stats.stalls.append(self._silent + waited)
+            self._silent = 0.0
+        else:
+            self._silent += waited
+            self._check_silence(answer, busy=busy)
+        if now - self._spoke >= min(patience, PING_SECONDS) or now < self._spoke:
+            self._ping()  # one that only reads would seem gone
+        for message in messages:
+            yield from self._take(answer, message, text)
+        if messages and self.modes.reconsider():
+            self._say(f"{self.modes.name}: {self.modes.reason}")
+            self._link.send(answer.serve(self.modes.terms))
+            if self._trace:
+                self._note("mode", answer, now, now, note=self.modes.name)
+
+    def _check_silence(self, answer: Answer, *, busy: bool) -> None:
+        if self._silent >= self._settings.give_up:
+            raise LinkError(
+                f"{self._settings.connect} has been silent for {self._silent:.0f} s; "
+                f"the answer stands at {len(answer.state.answer)} tokens",
+                retryable=True,
+            )
+        if not busy and (resume := answer.resume(silence=True)) is not None:
+            self._link.send(resume)
 
     def _take(
         self, answer: Answer, message: AnyMessage, text: TextStream | None
     ) -> Iterator[Piece]:
-        if isinstance(message, Hint):
+        if isinstance(message, Pong):
+            left = self._pings.pop(message.nonce, None)
+            if left is not None:
+                self.modes.meter.tripped(self._clock() - left)
+        elif isinstance(message, Hint):
             answer.on_hint(message)
         elif isinstance(message, Error):
             if (opening := answer.on_error(message)) is not None:
@@ -162,16 +238,52 @@ class EdgeLoop:
                     self._link.send(self._hello)
                 self._link.send(opening)
         elif isinstance(message, Verdict) and answer.missed(message):
-            self._link.send(answer.resume())
+            if (resume := answer.resume()) is not None:
+                self._link.send(resume)
         elif isinstance(message, Verdict):
-            accepted, tokens = answer.on_verdict(message)
-            if not tokens and (again := answer.repeat(message)) is not None:
+            yield from self._verdict(answer, message, text)
+
+    def _verdict(
+        self, answer: Answer, verdict: Verdict, text: TextStream | None
+    ) -> Iterator[Piece]:
+        accepted, tokens = answer.on_verdict(verdict)
+        if not tokens:
+            if (again := answer.repeat(verdict)) is not None:
                 self._link.send(again)
-            for number, token in enumerate(tokens):
-                if answer.done:
-                    return
-                answer.state.commit([token])
-                yield Piece(token, _words(answer, token, text), number < accepted)
+            return
+        before = len(answer.state.tokens)
+        pieces = []
+        for number, token in enumerate(tokens):
+            answer.state.commit([token])
+            pieces.append(Piece(token, _words(answer, token, text), number < accepted))
+            if answer.done:
+                break
+        hit = answer.settle(answer.state.tokens[before:])
+        self.modes.verdict(verdict, len(pieces))
+        now = self._clock()
+        if self._last_verdict:
+            self.modes.meter.stepped(now - self._last_verdict)
+        self._last_verdict = now
+        if self._trace:
+            self._note(
+                "receive", answer, now, now, round=verdict.round, base=verdict.base,
+                tokens=len(tokens), note=hit or "",
+            )  # fmt: skip
+        yield from pieces
+
+    def _ping(self) -> None:
+        nonce = secrets.randbits(62)
+        self._spoke = self._clock()
+        self._pings = {nonce: self._spoke}
+        self._link.send(Ping(nonce))
+
+    def _say(self, sentence: str) -> None:
+        if self._explain:
+            self._explain(sentence)
+
+    def _note(self, what: What, answer: Answer, start: float, end: float, **about: Any) -> None:
+        assert self._trace is not None
+        self._trace.add(what, start, end, session=answer.session_id, **about)
 
 
 def _words(answer: Answer, token: int, text: TextStream | None) -> str:

@@ -11,13 +11,15 @@ from rich.console import Console
 from rich.text import Text
 
 from edge_runtime.drafters import open_drafter
-from edge_runtime.loop import EdgeLoop, greet, hello_for
+from edge_runtime.loop import EdgeLoop, exit_agreements, greet, hello_for
 from edgespec.config import NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
 from edgespec.text import Codec, TextStream
+from edgespec.trace import Trace
 from edgespec.transport import DealerLink
+from engines.drafting import Drafter, NoDrafter
 
 ACCEPTED, WRITTEN = "green", "yellow"
 
@@ -37,6 +39,8 @@ class TextSettings:
     """Colour accepted and corrected tokens."""
     json: bool = False
     """Figures as one JSON line."""
+    explain: bool = False
+    """Say which mode answers are written in, and why."""
 
     @property
     def conversation(self) -> bool:
@@ -53,7 +57,8 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     prompts = _prompts(codec, text)
     if not text.conversation:  # whatever is wrong with a prompt shows before anything is loaded
         prompts = iter([next(prompts)])
-    drafter = open_drafter(bundle, settings.drafter, settings.threads)
+    drafter = _drafter(bundle, settings)
+    trace = Trace(settings.trace, "device") if settings.trace else None
     link = DealerLink(settings.connect, settings.server_key)
     try:
         hello = hello_for(bundle, f"{socket.gethostname()} {drafter.name}"[:200])
@@ -65,12 +70,29 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
             welcome,
             bundle.manifest.text.end_ids,
             settings,
-            drafting=drafter.name != NO_DRAFTER,
+            exits=exit_agreements(bundle),
+            explain=_explain if text.explain else None,
+            trace=trace,
         )
         for prompt, heard in prompts:
             heard.append(_answer(loop, codec, prompt, text))
     finally:
         link.close()
+        if trace:
+            trace.close()
+
+
+def _drafter(bundle: Bundle, settings: EdgeSettings) -> Drafter:
+    """What this mode drafts with here. Raises `UsageError` where the two do not fit."""
+    if settings.mode in ("cloud", "cloud-draft"):
+        return NoDrafter()
+    if settings.mode == "edge" and settings.drafter == NO_DRAFTER:
+        raise UsageError("--mode edge means that this device drafts; it cannot with --drafter none")
+    return open_drafter(bundle, settings.drafter, settings.threads)
+
+
+def _explain(sentence: str) -> None:
+    print(f"mode {sentence}", file=sys.stderr, flush=True)
 
 
 def _prompts(codec: Codec, text: TextSettings) -> Iterator[tuple[list[int], list[str]]]:

@@ -13,12 +13,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from edgespec import __version__
-from edgespec.config import LOOPBACK, CloudSettings, EdgeSettings
+from edgespec.config import LOOPBACK, CloudSettings, EdgeSettings, Mode, PreDraft, Tactics
 from edgespec.errors import EdgespecError, UsageError
 
 CLOUD, EDGE = CloudSettings(), EdgeSettings()
@@ -238,9 +238,16 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     "--hints/--no-hints",
     default=CLOUD.hints,
     show_default=True,
-    help="Run the exit heads and tell devices what they say.",
+    help="Run the exit heads for devices that ask for hints.",
+)
+@click.option(
+    "--draft",
+    default="",
+    metavar="PROFILE",
+    help="Also load this draft here, to draft beside the target where that is faster.",
 )
 @click.option("--threads", type=THREADS, default=0, help="[default: every core]")
+@click.option("--trace", type=FOLDER, metavar="FILE", help="Write who was busy when, JSON lines.")
 @click.option(
     "--idle-timeout",
     type=SECONDS,
@@ -288,12 +295,45 @@ def cloud_run(bundle: Path, **options: Any) -> None:
     help="Who drafts; none is plain cloud decoding. [default: the bundle's draft]",
 )
 @click.option(
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    default=EDGE.mode,
+    show_default=True,
+    help="Who drafts: this device, the cloud beside its target, nobody, or whoever it pays for.",
+)
+@click.option(
+    "--pre-draft",
+    type=click.Choice(get_args(PreDraft)),
+    default=EDGE.tactics.pre_draft,
+    show_default=True,
+    help="What to draft while a verdict is out: tree streams on; exits (in lock-step, for what "
+    "each exit head predicts) and none are there to compare.",
+)
+@click.option(
+    "--branches/--no-branches",
+    default=EDGE.tactics.branches,
+    show_default=True,
+    help="With tree: also draft for tokens that the target may name instead.",
+)
+@click.option(
+    "--hints/--no-hints",
+    default=None,
+    help="Ask for hints of exit heads. [default: where they cost the cloud little]",
+)
+@click.option(
+    "--cloud-waits/--cloud-goes-on",
+    default=None,
+    help="Whether the target rests until a draft has come. [default: in lock-step only]",
+)
+@click.option(
     "--draft-length",
     type=click.IntRange(1, 64),
     default=EDGE.draft_length,
     show_default=True,
-    help="Tokens drafted a round.",
+    help="Tokens drafted a round, in lock-step.",
 )
+@click.option("--explain", is_flag=True, help="Say which mode is used, and why.")
+@click.option("--trace", type=FOLDER, metavar="FILE", help="Write who was busy when, JSON lines.")
 @click.option("--threads", type=THREADS, default=0, help="[default: what the profile says]")
 @click.option(
     "--connect-timeout",
@@ -321,12 +361,18 @@ def edge_run(bundle: Path, **options: Any) -> None:
         stops=options["stops"],
         show_drafts=options["show_drafts"],
         json=options["as_json"],
+        explain=options["explain"],
     )
     settings = EdgeSettings(
         connect=options["connect"],
         server_key=options["server_key"],
         drafter=options["drafter"],
+        mode=options["mode"],
+        tactics=Tactics(
+            options["pre_draft"], options["branches"], options["hints"], options["cloud_waits"]
+        ),
         draft_length=options["draft_length"],
+        trace=options["trace"],
         threads=options["threads"],
         connect_timeout=options["connect_timeout"],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edgespec.sampling import Sampling
 
@@ -34,7 +35,9 @@ class CloudSettings:
     max_draft: int = 32
     """Draft tokens of one round; the rest is ignored."""
     hints: bool = True
-    """Run the exit heads for sessions that draft."""
+    """Run the exit heads for sessions that ask for them."""
+    draft: str = ""
+    """Profile of the bundle's draft that also runs here, beside the target; empty: none."""
     idle_timeout: float = 60.0
     """Seconds without a word from its device after which a session is closed. A device that comes
     back opens it again from what it holds, so this costs time only."""
@@ -42,6 +45,31 @@ class CloudSettings:
     """Seconds that SIGTERM leaves to answers in flight."""
     threads: int = 0
     """Of the target; 0: every core this process may use."""
+    trace: Path | None = None
+    """File for the trace of this process."""
+
+
+Mode = Literal["auto", "edge", "cloud-draft", "cloud"]
+PreDraft = Literal["tree", "exits", "none"]
+
+
+@dataclass(frozen=True)
+class Tactics:
+    """What each side does while it would wait. Whatever is chosen, the text is the same."""
+
+    pre_draft: PreDraft = "tree"
+    """What the device drafts while a verdict is out. `tree`: on and on, sent as it comes. `exits`:
+    in lock-step, for each exit's prediction (arXiv 2505.21594). `none`: nothing, in lock-step."""
+    branches: bool = True
+    """With `tree`: also for outcomes other than full acceptance."""
+    hints: bool | None = None
+    """Ask for hints; None: where the cloud says that exit heads cost little, and for `exits`."""
+    cloud_waits: bool | None = None
+    """The target does nothing until a draft is here; None: in lock-step only."""
+
+    @property
+    def streaming(self) -> bool:
+        return self.pre_draft == "tree"
 
 
 @dataclass(frozen=True)
@@ -51,8 +79,11 @@ class EdgeSettings:
     """The cloud's public CurveZMQ key; needed beyond loopback."""
     drafter: str = ""
     """A profile of the bundle, `ngram`, or `none`; empty: the bundle's only or first draft."""
+    mode: Mode = "auto"
+    """Who drafts: the device, the cloud beside its target, nobody, or whoever it pays for."""
+    tactics: Tactics = Tactics()
     draft_length: int = 4
-    """Tokens drafted a round."""
+    """Tokens drafted a round in lock-step; streaming has no rounds to fill."""
     threads: int = 0
     """Of the draft; 0: what its profile says."""
     connect_timeout: float = 10.0
@@ -61,6 +92,8 @@ class EdgeSettings:
     """Seconds of silence after which the device asks where the answer stands."""
     give_up: float = 60.0
     """Seconds of silence after which it stops."""
+    trace: Path | None = None
+    """File for the trace of this process."""
 
 
 @dataclass(frozen=True)

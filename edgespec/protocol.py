@@ -2,23 +2,28 @@
 
 A packet is one ZeroMQ multipart message: a msgpack header, which is an array whose first element
 names the message, and for `Open` one raw buffer of little-endian uint32 token ids. Text never
-crosses; ids do. Every packet of a session names the session, its round and the base position (the
-number of committed tokens that it stands on), so what is stale or repeated is recognised.
+crosses; ids do. Every packet of a session names the session, its round and the base position (where
+its first token stands), so what is stale or repeated is recognised.
 
     device                     cloud
     Hello            ->                     versions and fingerprints are compared
                      <-        Welcome
     Open + prompt    ->                     prefill
-                     <-        Verdict      round 0: the target's first token
-    Draft            ->                     one round
+    Draft*           ->                     whenever tokens are drafted; nobody waits
                      <-        Hint*        an exit head's guess, while the target still runs
-                     <-        Verdict
+                     <-        Verdict*     after every step of the target
+    Serve            ->                     other terms from now on
     Resume           ->                     after silence: where are we?
                      <-        Verdict      everything committed from the named base on
     Close            ->
     Ping             ->        Pong
                      <-        Drain        no new sessions here
                      <-        Error        typed; `retryable` says whether the same may work later
+
+A **round** is one run of drafted ids. Its first packet names the round that it branches off and
+the position where; later packets make it longer. So the device streams a tree of ids: a branch
+holds what to go on with if the target rejects its parent there and names the branch's first token
+instead. The cloud keeps the branches, and goes on along one as soon as its own verdict names it.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from edgespec.errors import ProtocolError
 from edgespec.sampling import Sampling
 from edgespec.session import Finish
 
-VERSION = 1
+VERSION = 2
 MAX_PACKET = 1 << 20
 """Bytes; a larger packet is dropped by the socket. Holds a prompt of 262 000 tokens."""
 MAX_DRAFT = 64
@@ -43,6 +48,7 @@ Position = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Tokens = Annotated[list[Token], msgspec.Meta(max_length=MAX_DRAFT + 1)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 
 ErrorCode = Literal[
     "malformed",  # bytes that are no message
@@ -81,6 +87,27 @@ class Welcome(Message, frozen=True, tag="welcome"):
     max_draft: Position
     exits: list[Position]
     """Layers that are followed by an exit head."""
+    step_ms: Milliseconds
+    """A step of the target for one session and one token, measured when the cloud started."""
+    token_ms: Milliseconds
+    """What each further token adds to it."""
+    draft_ms: Milliseconds
+    """A step of the draft beside the target; 0 where the cloud has none."""
+    hint_ms: Milliseconds
+    """What exit heads add to a step of the target."""
+
+
+class Terms(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How a session is served. Any change of terms gives the same text."""
+
+    drafting: bool = True
+    """The device drafts."""
+    beside: bool = False
+    """The cloud may draft beside the target, if it has a draft."""
+    decoding: bool = True
+    """The target goes on by itself while nothing has come. False: lock-step."""
+    hints: bool = False
+    """Exit heads run for this session."""
 
 
 class Open(Message, frozen=True, tag="open"):
@@ -91,21 +118,30 @@ class Open(Message, frozen=True, tag="open"):
     max_tokens: Position
     sampling: Sampling
     end_ids: Annotated[list[Token], msgspec.Meta(max_length=64)]
-    drafting: bool
-    """False: the target decodes by itself and streams."""
+    terms: Terms
     tokens: Annotated[list[Token], msgspec.Meta(max_length=0)] = []
     """Empty in the header; `pack` and `unpack` carry it in the buffer."""
 
 
 class Draft(Message, frozen=True, tag="draft"):
+    """Ids from position `base` on. No ids: the device has none, and asks for the target's token."""
+
     session: Identifier
     round: Position
+    """From 1."""
+    parent: Position
+    """The round that this one shares the positions before its first with; 0: the committed text."""
     base: Position
     tokens: Tokens
+    sures: Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT + 1)] = b""
+    """For each id the probability, in 1/255, that it is the target's, if those before it are."""
 
 
 class Hint(Message, frozen=True, tag="hint"):
-    """The tokens that an exit head would choose at `base`, `base + 1`, …, draft accepted or not."""
+    """The tokens that an exit head would choose at `base`, `base + 1`, …, draft accepted or not.
+
+    `base` is the number of committed tokens, and `round` the draft that is being verified.
+    """
 
     session: Identifier
     round: Position
@@ -115,14 +151,22 @@ class Hint(Message, frozen=True, tag="hint"):
 
 
 class Verdict(Message, frozen=True, tag="verdict"):
-    """Committed tokens from `base` on: `accepted` of the draft, then the target's own."""
+    """Committed tokens from `base` on: `accepted` of a draft, then the target's own."""
 
     session: Identifier
     round: Position
+    """Of the draft; 0: none of the device's."""
     base: Position
+    verified: Position
+    """Draft tokens that the step looked at."""
     accepted: Position
     tokens: Annotated[list[Token], msgspec.Meta(max_length=1 << 17)]
     finish: Finish = ""
+
+
+class Serve(Message, frozen=True, tag="serve"):
+    session: Identifier
+    terms: Terms
 
 
 class Resume(Message, frozen=True, tag="resume"):
@@ -155,7 +199,19 @@ class Error(Message, frozen=True, tag="error"):
 
 
 AnyMessage = (
-    Hello | Welcome | Open | Draft | Hint | Verdict | Resume | Close | Ping | Pong | Drain | Error
+    Hello
+    | Welcome
+    | Open
+    | Draft
+    | Serve
+    | Hint
+    | Verdict
+    | Resume
+    | Close
+    | Ping
+    | Pong
+    | Drain
+    | Error
 )
 Packet = list[bytes]
 _encoder = msgspec.msgpack.Encoder()

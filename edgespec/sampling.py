@@ -118,6 +118,42 @@ def choose(logits: Logits, sampling: Sampling, position: int) -> int:
     return int(ids[np.argmax(_perturbed(logits, ids, sampling, position))])
 
 
+class Ranked(NamedTuple):
+    """The rule's choice and its runner-up, weighed by their scores.
+
+    A score is a logit, under sampling with its noise, `temperature * g`, added. What top-k and
+    top-p leave out is weighed too, since another model's cut lies elsewhere.
+    """
+
+    token: int
+    other: int
+    """The best score after the choice's; -1 where nothing else is."""
+    odds: float
+    """Log-odds of the choice against all others by the softmax of scores; infinite without any."""
+    share: float
+    """Of the others' weight, what the runner-up has; 0 where there is none."""
+
+
+def rank(
+    logits: Logits, sampling: Sampling, position: int, top: npt.NDArray[np.int64] | None = None
+) -> Ranked:
+    """`choose`, with the runner-up among `top`, ids in any order (all without). `logits` is
+    [vocabulary]. Ties go to the lowest id."""
+    token = choose(logits, sampling, position)
+    ids = np.arange(logits.shape[0]) if top is None else np.sort(top)
+    ids = np.append(ids[ids != token], token)
+    scores: Logits = logits[ids].astype(np.float64)
+    if not sampling.greedy:
+        scores = sampling.temperature * _perturbed(logits, ids, sampling, position)
+    own, others = float(scores[-1]), scores[:-1]
+    if not others.size or others.max() == -np.inf:
+        return Ranked(token, -1, np.inf, 0.0)
+    second = int(np.argmax(others))
+    weight = float(np.exp(others - others[second]).sum())
+    odds = own - float(others[second]) - float(np.log(weight))
+    return Ranked(token, int(ids[second]), odds, 1.0 / weight)
+
+
 def _perturbed(
     logits: Logits, ids: npt.NDArray[np.int64], sampling: Sampling, position: int
 ) -> Logits:
@@ -174,14 +210,30 @@ def verify(draft: Sequence[int], target: Sequence[int]) -> Verification:
     return Verification(accepted, [int(token) for token in target[: accepted + 1]])
 
 
+_NEAR = 32
+"""Texts of one answer, if they differ at all, mostly do so in their last tokens."""
+
+
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two sequences begin with alike."""
-    length = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        length += 1
-    return length
+    a, b = _listed(one), _listed(other)
+    end = min(len(a), len(b))
+    same = max(0, end - _NEAR)
+    if a[:same] != b[:same]:  # compared in C, and in halves
+        same, end = 0, same
+    elif a[same:end] == b[same:end]:
+        return end
+    while end - same > 1:  # they differ in [same, end)
+        middle = (same + end) // 2
+        if a[same:middle] == b[same:middle]:
+            same = middle
+        else:
+            end = middle
+    return same
+
+
+def _listed(tokens: Sequence[int]) -> list[int]:
+    return tokens if isinstance(tokens, list) else list(tokens)
 
 
 def agreeing(guesses: Sequence[int], tokens: Sequence[int]) -> int:

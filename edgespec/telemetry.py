@@ -24,8 +24,15 @@ class AnswerStats(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     first_token_seconds: float = 0.0
     rounds: int = 0
+    """Verdicts that brought tokens: steps of the target."""
     drafted: int = 0
+    """Ids that the device sent."""
+    verified: int = 0
+    """Drafted ids, the device's and the cloud's own, that the target looked at."""
+    confirmed: int = 0
+    """Of those, the target's."""
     accepted: int = 0
+    """Of those, drafted by the device."""
     drafting_seconds: float = 0.0
     waiting_seconds: float = 0.0
     bytes_up: int = 0
@@ -33,6 +40,13 @@ class AnswerStats(msgspec.Struct, kw_only=True):
     resumed: int = 0
     """Times that silence or a lost session had to be mended."""
     finish: str = ""
+    hits: dict[str, int] = msgspec.field(default_factory=dict)
+    """Verdicts after which the device could go on with what it had: by full acceptance, by a
+    branch, by one that a hint had opened; or not: a miss."""
+    mode: str = ""
+    """In which the answer ended."""
+    stalls: list[float] = msgspec.field(default_factory=list)
+    """Silences of a second or more, in seconds."""
     hints: dict[int, HintCount] = msgspec.field(default_factory=dict)
     """By layer."""
     token_ids: list[int] = msgspec.field(default_factory=list)
@@ -65,9 +79,15 @@ class AnswerStats(msgspec.Struct, kw_only=True):
         ]
         if self.rounds:
             lines.append(
-                f"{self.rounds} rounds, {self.accepted} of {self.drafted} drafted tokens accepted "
-                f"({self.accepted_per_round:.2f} a round)"
+                f"{self.rounds} rounds ({self.rounds / max(self.tokens, 1):.2f} target steps a "
+                f"token), {self.accepted} of {self.drafted} drafted tokens accepted "
+                f"({self.accepted_per_round:.2f} a round); {self.verified} verified, "
+                f"{self.verified - self.confirmed} of them thrown away"
             )
+        if self.hits:
+            total = sum(self.hits.values())
+            shares = ", ".join(f"{kind} {n / total:.0%}" for kind, n in sorted(self.hits.items()))
+            lines.append(f"verdicts found drafts ready: {shares}")
         lines.append(
             f"{self.bytes_up} bytes up, {self.bytes_down} down; "
             f"{self.drafting_seconds:.2f} s drafting, {self.waiting_seconds:.2f} s waiting"
@@ -76,6 +96,10 @@ class AnswerStats(msgspec.Struct, kw_only=True):
             lines.append(
                 f"exit after layer {layer}: {count.right} of {count.total} hints right "
                 f"({count.accuracy:.0%})"
+            )
+        if self.stalls:
+            lines.append(
+                f"the link was silent {len(self.stalls)} times, {max(self.stalls):.1f} s at most"
             )
         if self.resumed:
             lines.append(f"resumed {self.resumed} times")

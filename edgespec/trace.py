@@ -6,7 +6,6 @@ and cloud lie on one axis there. A span of no length is an event, such as a pack
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -58,16 +57,12 @@ class Trace:
             ) from error
 
     def add(
-        self, what: What, start: float, *, session: int = 0, round: int = 0, base: int = 0,
-        tokens: int = 0, rows: int = 1, note: str = "", end: float | None = None,
+        self, what: What, start: float, end: float, *, session: int = 0, round: int = 0,
+        base: int = 0, tokens: int = 0, rows: int = 1, note: str = "",
     ) -> None:  # fmt: skip
-        """A span from `start` until `end`, or until now."""
-        end = time.monotonic() if end is None else end
-        self._lines.append(
-            msgspec.json.encode(
-                Span(self._side, what, start, end - start, session, round, base, tokens, rows, note)
-            )
-        )
+        """A span from `start` until `end`; an event where they are the same."""
+        span = Span(self._side, what, start, end - start, session, round, base, tokens, rows, note)
+        self._lines.append(msgspec.json.encode(span))
         if len(self._lines) >= 100:
             self.flush()
 

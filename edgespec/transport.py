@@ -6,6 +6,7 @@ Loops take a `Link` or a `Hub`, so tests hand them one that lives in the process
 from __future__ import annotations
 
 import ipaddress
+import math
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -149,7 +150,9 @@ class RouterHub:
 
 def _drain(socket: zmq.Socket[bytes], timeout: float) -> list[Packet]:
     packets: list[Packet] = []
-    if not socket.poll(max(0, round(timeout * 1000))):
+    if not socket.poll(
+        max(0, math.ceil(timeout * 1000))
+    ):  # never early, or a short wait would spin
         return packets
     while len(packets) < QUEUE:
         try:

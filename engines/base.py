@@ -79,6 +79,13 @@ class Engine(Protocol):
     def truncate(self, slot: int, length: int) -> None:
         """Forgets everything from position `length` on. Costs nothing."""
 
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copies cached positions `[start, end)` of one slot into another, which then holds `end`.
+
+        A branch of a text is begun so. `target` holds at least `start` positions and `source` at
+        least `end`; anything else is a `ValueError`. Not while a batch runs.
+        """
+
     def cached(self, slot: int) -> int:
         """Positions of the slot that hold keys and values."""
 

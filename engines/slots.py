@@ -116,6 +116,22 @@ class SlotCache:
         pool.occupants.append(slot)
         self._place[slot] = (pool, index)
 
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copies positions `[start, end)` between slots; `target` then holds `end` positions.
+
+        Raises `ValueError` where `target` holds fewer than `start` or `source` fewer than `end`.
+        """
+        if not 0 <= start <= self.length[target] or not start <= end <= self.length[source]:
+            raise ValueError(
+                f"[{start}, {end}) cannot be copied from a slot of {self.length[source]} positions "
+                f"to one of {self.length[target]}"
+            )
+        if source != target and start < end:
+            self.length[target] = start
+            self.reserve(target, end)
+            self._copy(self._place[source], self._place[target], end, start)
+        self.length[target] = end
+
     def _vacate(self, slot: int) -> None:
         """Takes the slot out of its pool; the pool's last one moves into the gap."""
         pool, index = self._place.pop(slot)
@@ -145,10 +161,12 @@ class SlotCache:
         pool.arrays = grown
         pool.generation += 1
 
-    def _copy(self, source: tuple[Pool, int], target: tuple[Pool, int], length: int) -> None:
+    def _copy(
+        self, source: tuple[Pool, int], target: tuple[Pool, int], end: int, start: int = 0
+    ) -> None:
         for tensor in self._tensors:
             (a, i), (b, j) = source, target
-            b.arrays[tensor.name][j, :, :length] = a.arrays[tensor.name][i, :, :length]
+            b.arrays[tensor.name][j, :, start:end] = a.arrays[tensor.name][i, :, start:end]
 
 
 class SlotEngine:
@@ -165,6 +183,9 @@ class SlotEngine:
 
     def truncate(self, slot: int, length: int) -> None:
         self._cache.length[slot] = min(length, self._cache.length[slot])
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        self._cache.copy(source, target, start, end)
 
     def cached(self, slot: int) -> int:
         return self._cache.length[slot]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloud_runtime.server import CloudLoop
-from cloud_runtime.service import Identity, Service
+from cloud_runtime.service import Identity, Service, Speeds
 from edge_runtime.loop import EdgeLoop, greet
 from edgespec.config import CloudSettings, EdgeSettings, Request
 from edgespec.loopback import LoopbackHub
@@ -19,6 +19,7 @@ from edgespec.manifest import Bundle
 from edgespec.protocol import VERSION, Hello
 from engines.alone import write_alone
 from engines.base import Engine
+from engines.drafting import Guess
 
 HELLO = Hello(VERSION, "target", "tokenizer", "a device")
 
@@ -35,8 +36,14 @@ class Hostile:
     def reset(self):
         pass
 
-    def draft(self, tokens, count, sampling):
-        return [self._random.choice(self._ids) for _ in range(count + 3)]
+    batch = 1
+
+    def guess(self, texts, sampling):
+        choice = self._random.choice
+        return [
+            Guess(choice(self._ids), self._random.uniform(0.01, 0.99), choice(self._ids), 0.3)
+            for _ in texts
+        ]
 
 
 @dataclass
@@ -46,6 +53,8 @@ class House:
     engine: Engine
     end_ids: tuple[int, ...] = ()
     settings: CloudSettings = field(default_factory=CloudSettings)
+    beside: object = None
+    """A drafter in the cloud."""
 
     def __post_init__(self):
         self.hub = LoopbackHub()
@@ -55,20 +64,26 @@ class House:
         """A cloud without memory of sessions, on the same hub."""
         ticks = itertools.count()
         identity = Identity("target", "tokenizer", (1, 2))
-        self.service = Service(identity, self.engine, self.settings)
+        speeds = Speeds(beside=5e-3 if self.beside else 0.0)
+        self.service = Service(identity, self.engine, self.settings, speeds)
         self.cloud = CloudLoop(
-            self.hub, self.service, self.engine, self.settings, clock=lambda: next(ticks) * 1e-3
+            self.hub,
+            self.service,
+            self.engine,
+            self.settings,
+            clock=lambda: next(ticks) * 1e-3,
+            drafter=self.beside,
         )
         self.hub.pump = lambda: self.cloud.turn(0.0)
 
     def hostile(self):
         return Hostile(self.engine.vocabulary)
 
-    def device(self, drafter, *, draft_length=4, drafting=True, **settings):
+    def device(self, drafter, **settings):
         link = self.hub.connect()
-        edge = EdgeSettings(draft_length=draft_length, **settings)
+        edge = EdgeSettings(**settings)
         welcome = greet(link, HELLO, edge)
-        return EdgeLoop(link, drafter, HELLO, welcome, list(self.end_ids), edge, drafting=drafting)
+        return EdgeLoop(link, drafter, HELLO, welcome, list(self.end_ids), edge)
 
     def answer(self, drafter, request: Request, *, text=None, **options):
         loop = self.device(drafter, **options)

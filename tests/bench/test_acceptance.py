@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from bench.answers import Answer, listen, write
 from bench.rounds import LENGTHS, accepted, ngram_accepted, ngram_matches
-from edge_runtime.drafters import ModelDrafter
 from edgespec.cli import main
 from edgespec.sampling import Sampling
+from engines import drafting
 from engines.alone import write_alone
 from engines.ort import OrtSettings, load_draft, load_target
 
@@ -79,10 +79,10 @@ def test_rounds_of_a_teacher_forced_draft_are_those_of_a_real_one(tiny_bundle, t
     tokens = write_alone(target, prompt, 150, sampling)
     draft = load_draft(tiny_bundle, "cpu-int8", OrtSettings(slots=2, min_tokens=2))
     (guesses,) = listen(draft, draft.open(), Answer(0, 0, prompt, tokens, sampling), {}).values()
-    drafter = ModelDrafter(draft, "cpu-int8")
+    drafter = drafting.ModelDrafter(draft, "cpu-int8")
     rounds, done = [], 0
     while done < len(tokens):
-        said = drafter.draft(prompt + tokens[:done], 4, sampling)
+        said = drafting.draft(drafter, prompt + tokens[:done], 4, sampling)
         right = 0
         while right < 4 and done + right < len(tokens) and said[right] == tokens[done + right]:
             right += 1

@@ -1,61 +1,30 @@
+"""Which drafter a name opens."""
+
 import pytest
 
-from edge_runtime.drafters import ModelDrafter, NgramDrafter
-from edgespec.sampling import Sampling, choose
-from engines.base import Row, final_choices
-from engines.toy import ToyEngine
+from edge_runtime.drafters import open_drafter
+from edgespec.errors import UsageError
+from edgespec.sampling import Sampling
+from engines.drafting import NgramDrafter, NoDrafter
 
 
-def alone(tokens, count, sampling, engine):
-    slot, text = engine.open(), list(tokens)
-    while len(text) < len(tokens) + count:
-        start = engine.cached(slot)
-        (choices,) = final_choices(engine, [Row(slot, start, text[start:])])
-        text.append(choose(choices.logits[0], sampling, len(text)))
-    return text[len(tokens) :]
+def test_a_profile_is_a_model_that_keeps_branches(tiny_bundle):
+    for name, opened in (("cpu-int8", "cpu-int8"), ("", "cpu-fp32")):
+        drafter = open_drafter(tiny_bundle, name, threads=1)
+        assert drafter.name == opened
+        main, branch = list(range(40, 60)), list(range(40, 55))
+        first, _, again = (drafter.guess([text], Sampling())[0] for text in (main, branch, main))
+        assert 0 < first.sure < 1 and first.other != first.token
+        assert again.token == first.token
+        both = drafter.guess([main, branch], Sampling())
+        assert both[0].token == first.token
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=3)], ids=["greedy", "sampled"])
-def test_a_model_drafts_what_it_would_write_whatever_was_rejected_before(sampling):
-    drafter = ModelDrafter(ToyEngine(), "toy")
-    texts = [[1], [1, 2, 3], [1, 2, 3, 9, 9], [1, 2, 3, 9, 9, 4], list(range(1, 40)) * 3]
-    for text in texts:
-        for count in (1, 4, 3):
-            expected = alone(text, count, sampling, ToyEngine())
-            assert drafter.draft(text, count, sampling) == expected
-    drafter.reset()
-    assert drafter.draft([5, 5], 3, sampling) == alone([5, 5], 3, sampling, ToyEngine())
+def test_lookup_and_nobody_need_no_model(tiny_bundle):
+    assert isinstance(open_drafter(tiny_bundle, "ngram", threads=1), NgramDrafter)
+    assert isinstance(open_drafter(tiny_bundle, "none", threads=1), NoDrafter)
 
 
-def test_a_model_stops_at_its_context():
-    drafter = ModelDrafter(ToyEngine(context=10), "toy")
-    assert len(drafter.draft([1] * 8, 5, Sampling())) == 3
-    assert len(drafter.draft([1] * 10, 5, Sampling())) == 1
-    assert drafter.draft([1] * 11, 5, Sampling()) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "count", "drafted"),
-    [
-        ([1, 2, 3, 4, 1, 2], 2, [3, 4]),
-        ([1, 2, 3, 9, 1, 2, 4, 1, 2], 1, [4]),
-        ([5, 1, 2, 3, 6, 1, 2, 4, 5, 1, 2], 1, [3]),
-        ([7, 8, 7, 8], 5, [7, 8, 7, 8, 7]),
-        ([1, 2, 3], 4, []),
-        ([1], 4, []),
-    ],
-)
-def test_prompt_lookup_takes_the_longest_then_latest_ending(text, count, drafted):
-    assert NgramDrafter().draft(text, count, Sampling()) == drafted
-
-
-def test_prompt_lookup_learns_as_the_text_grows():
-    drafter = NgramDrafter()
-    text = [1, 2, 3, 4]
-    assert drafter.draft(text, 2, Sampling()) == []
-    text += [5, 1, 2]
-    assert (
-        drafter.draft(text, 3, Sampling()) == [3, 4, 5] == NgramDrafter().draft(text, 3, Sampling())
-    )
-    drafter.reset()
-    assert drafter.draft([1, 2], 2, Sampling()) == []
+def test_a_name_that_is_none_is_refused_with_those_that_are(tiny_bundle):
+    with pytest.raises(UsageError, match="choose one of: cpu-fp32, cpu-int8, ngram, none"):
+        open_drafter(tiny_bundle, "gpu", threads=1)

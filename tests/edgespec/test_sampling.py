@@ -15,6 +15,7 @@ from edgespec.sampling import (
     guess,
     gumbel_noise,
     keep,
+    rank,
     verify,
 )
 
@@ -179,3 +180,60 @@ def test_a_near_copy_of_the_target_draws_nearly_the_same_tokens():
 def test_parameters_out_of_range_are_named(sampling, name):
     with pytest.raises(UsageError, match=name):
         sampling.check()
+
+
+RULES = [
+    Sampling(temperature, top_p, top_k, seed=9)
+    for temperature in (0.0, 0.01, 0.7, 1.0, 3.0)
+    for top_p, top_k in ((1.0, 0), (0.9, 0), (1.0, 1), (1.0, 7), (0.5, 20))
+]
+
+
+@pytest.mark.parametrize("sampling", RULES, ids=str)
+@pytest.mark.parametrize("spread", [0.0, 1.0, 6.0])
+def test_rank_is_the_choice_and_the_next_best_score(spread, sampling):
+    generator = np.random.default_rng(2)
+    for position in range(25):
+        logits = np.round(generator.standard_normal(60) * spread).astype(np.float32)  # many ties
+        scores = logits.astype(np.float64)
+        if not sampling.greedy:
+            noise = gumbel_noise(sampling.seed, position, np.arange(60), 60)
+            scores = logits / np.float64(sampling.temperature) + noise
+            scores *= sampling.temperature
+        first = choose(logits, sampling, position)
+        others = [token for token in range(60) if token != first]
+        second = min(others, key=lambda token: (-scores[token], token))
+        token, other, odds, share = rank(logits, sampling, position)
+        assert (token, other) == (first, second)
+        weights = np.exp(scores - scores.max())
+        rest = weights[others].sum()
+        assert share == pytest.approx(weights[second] / rest)
+        if weights[first] > 1e-200 and rest > 1e-200:
+            assert odds == pytest.approx(np.log(weights[first] / rest))
+
+
+def test_rank_weighs_only_the_candidates_that_it_is_given():
+    logits = np.array([0.0, 5.0, 4.0, 3.0])
+    assert rank(logits, Sampling(), 0, np.array([3, 0])) == (
+        1,
+        3,
+        pytest.approx(5 - math.log(math.exp(3) + 1)),
+        pytest.approx(math.exp(3) / (math.exp(3) + 1)),
+    )
+
+
+def test_rank_of_a_single_token_has_no_runner_up():
+    for sampling in (Sampling(), Sampling(0.7, 0.9)):
+        assert rank(np.array([2.0]), sampling, 3) == (0, -1, math.inf, 0.0)
+        assert rank(np.array([2.0, -np.inf]), sampling, 3) == (0, -1, math.inf, 0.0)
+
+
+def test_common_prefixes_are_those_of_a_walk():
+    pick = np.random.default_rng(0)
+    for length in (0, 1, 2, 31, 32, 33, 64, 100, 1000):
+        one = pick.integers(0, 9, length).tolist()
+        assert common_prefix(one, tuple(one)) == length
+        for at in {0, 1, length // 2, length - 40, length - 2, length - 1} & set(range(length)):
+            other = [*one[:at], 10, *one[at + 1 :], 7]
+            assert common_prefix(one, other) == common_prefix(other, one) == at
+            assert common_prefix(one[:at], other) == at

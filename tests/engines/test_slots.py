@@ -132,3 +132,53 @@ def test_prompt_chunks_run_apart_from_short_rows():
     store, (a, b) = filled(2)
     rows = [Row(a, 10, [1] * 60, 0), Row(b, 10, [1, 2])]
     assert shapes(plan(rows, store, 2)) == [(256, 1, (1,), 2), (256, 0, (0,), 60)]
+
+
+def numbered(store, slot, length, offset):
+    store.reserve(slot, length)
+    pool, index = store.place(slot)
+    for array in pool.arrays.values():
+        array[index, :, :length] = (offset + np.arange(length) % 100)[:, None]
+    store.length[slot] = length
+
+
+@pytest.mark.parametrize("length", [40, 300], ids=["one pool", "two pools"])
+def test_a_branch_is_copied_where_it_differs(length):
+    store = cache()
+    source, target, other = (store.open() for _ in range(3))
+    numbered(store, source, length, 1000)
+    numbered(store, target, 30, 200)
+    numbered(store, other, 7, 600)
+    store.copy(source, target, 20, length - 5)
+    assert store.length == {source: length, target: length - 5, other: 7}
+    for slot, bounds in ((source, [(0, length, 1000)]), (other, [(0, 7, 600)]),
+                         (target, [(0, 20, 200), (20, length - 5, 1000)])):  # fmt: skip
+        pool, index = store.place(slot)
+        for array in pool.arrays.values():
+            for start, end, offset in bounds:
+                expected = offset + np.arange(start, end) % 100
+                assert (array[index, :, start:end] == expected[:, None]).all()
+
+
+def test_a_branch_may_begin_in_an_empty_slot_and_may_be_nothing():
+    store = cache()
+    source, target = store.open(), store.open()
+    write(store, source, 10, 3)
+    store.copy(source, target, 0, 10)
+    assert holds(store, target, 10, 3)
+    store.copy(source, target, 4, 4)
+    assert store.length[target] == 4
+    store.copy(source, source, 6, 8)
+    assert holds(store, source, 8, 3)
+    store.copy(source, store.open(), 0, 0)
+
+
+@pytest.mark.parametrize(("start", "end"), [(6, 8), (0, 11), (3, 2), (-1, 2)])
+def test_a_copy_of_what_is_not_there_is_refused(start, end):
+    store = cache()
+    source, target = store.open(), store.open()
+    write(store, source, 10, 1)
+    write(store, target, 5, 2)
+    with pytest.raises(ValueError, match="cannot be copied"):
+        store.copy(source, target, start, end)
+    assert holds(store, target, 5, 2)

@@ -8,13 +8,13 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models
 
-from edge_runtime.drafters import ModelDrafter
 from edgespec.config import Request
 from edgespec.errors import CheckpointError
 from edgespec.manifest import SCHEMA, Bundle
 from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
 from engines.base import Row, final_choices
+from engines.drafting import ModelDrafter
 from engines.ort import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings, export
 

@@ -13,13 +13,13 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from edge_runtime.drafters import ModelDrafter
 from edgespec.config import Request
 from edgespec.errors import CheckpointError, UsageError
 from edgespec.manifest import Bundle
 from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
 from edgespec.tokenizer import fingerprint
+from engines import drafting
 from engines.base import Choices, Row, final_choices
 from engines.ort import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings, export
@@ -187,13 +187,13 @@ def test_answers_with_a_trimmed_draft(target: Path, draft: Path, house: Any) -> 
         Sampling(1.5, 1.0, 200, 5),
         Sampling(5.0, 0.99, 150, 6),
     ):
-        drafter = ModelDrafter(engine, "trimmed")
+        drafter = drafting.ModelDrafter(engine, "trimmed")
         request = Request((5, 6, 7), 30, sampling)
         answer = home.answer(drafter, request)
         assert answer.stats.token_ids == home.alone(request)
         drafter.reset()
-        assert set(drafter.draft([5, 6, 7, 8], 20, sampling)) <= kept
-        drafter._engine.close(drafter._slot)
+        assert set(drafting.draft(drafter, [5, 6, 7, 8], 20, sampling)) <= kept
+        drafter.close()
 
 
 def test_a_trimmed_target_is_refused(draft: Path) -> None:

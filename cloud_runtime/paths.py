@@ -1,0 +1,111 @@
+"""What a device has drafted for a session: a tree of ids, as paths that outlive verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgespec.confidence import Trust
+from edgespec.protocol import Draft
+
+KEPT = 32
+"""Paths of a session; the oldest goes first."""
+
+
+@dataclass
+class Path:
+    """One line of the tree: ids from position `start` on, and how sure the draft is of each."""
+
+    round: int
+    start: int
+    tokens: list[int]
+    sures: list[float]
+    agreed: int = field(init=False)
+    """Up to this position it is the committed text."""
+    dead: bool = field(default=False, init=False)
+    """The committed text differs from it at `agreed`."""
+
+    def __post_init__(self) -> None:
+        self.agreed = self.start
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+    def ahead(self, position: int) -> list[int]:
+        """Its ids from `position` on."""
+        return self.tokens[position - self.start :]
+
+    def sures_ahead(self, position: int) -> list[float]:
+        return self.sures[position - self.start :]
+
+
+class Paths:
+    """The paths of one session. `committed` is the session's own list, which grows."""
+
+    def __init__(self, committed: Sequence[int]) -> None:
+        self._committed = committed
+        self._paths: dict[int, Path] = {}
+        self.trust = Trust()
+
+    def add(self, draft: Draft) -> Path | None:
+        """Takes the ids of a packet; the path that grew, None if the packet adds nothing.
+
+        A packet that leaves a gap, or whose parent was never here, was overtaken or its forerunner
+        lost: it is dropped, since the device will start another round before long.
+        """
+        sures = [sure / 255 for sure in draft.sures] or [0.5] * len(draft.tokens)
+        path = self._paths.get(draft.round)
+        if path is None:
+            path = self._begin(draft, sures)
+        elif path.start <= draft.base <= path.end:
+            known = path.end - draft.base
+            path.tokens += draft.tokens[known:]
+            path.sures += sures[known:]
+        else:
+            return None
+        if path is not None:
+            self._compare(path)
+        return path
+
+    def _begin(self, draft: Draft, sures: list[float]) -> Path | None:
+        start, tokens = draft.base, list(draft.tokens)
+        if draft.parent:
+            parent = self._paths.get(draft.parent)
+            if parent is None or draft.base > parent.end or draft.base < parent.start:
+                return None
+            if draft.base > parent.agreed:
+                if parent.dead:
+                    return None
+                start = parent.agreed
+                shared = slice(start - parent.start, draft.base - parent.start)
+                tokens = parent.tokens[shared] + tokens
+                sures = parent.sures[shared] + sures
+        elif draft.base > len(self._committed):
+            return None
+        path = self._paths[draft.round] = Path(draft.round, start, tokens, sures)
+        if len(self._paths) > KEPT:
+            del self._paths[next(iter(self._paths))]
+        return path
+
+    def settle(self) -> None:
+        """Compares what is new in the committed text with every path."""
+        for path in self._paths.values():
+            self._compare(path)
+
+    def _compare(self, path: Path) -> None:
+        while not path.dead and path.agreed < min(path.end, len(self._committed)):
+            place = path.agreed - path.start
+            path.dead = path.tokens[place] != self._committed[path.agreed]
+            self.trust.learn(path.sures[place], right=not path.dead)
+            path.agreed += not path.dead
+
+    def best(self) -> Path | None:
+        """The path to verify: of those that go on from the committed text, the oldest with ids
+        beyond it; one without, if there is no other. A branch is younger than what it leaves."""
+        length = len(self._committed)
+        alive = [path for path in self._paths.values() if not path.dead and path.end >= length]
+        return min(alive, key=lambda path: (path.end == length, path.round), default=None)
+
+    def clear(self) -> None:
+        self._paths.clear()

@@ -1,0 +1,146 @@
+"""Who drafts, and why: chosen from measured times, with hysteresis, and able to say so. Pure.
+
+Modes are what a session gets: `edge`, the device drafts; `cloud-draft`, the cloud drafts beside its
+target; `cloud`, nobody does. `auto` lets the cloud draft wherever nothing better has come (it knows
+its own times), and decides whether the device drafts as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from edge_runtime.policy import Pace
+from edgespec.confidence import Trust
+from edgespec.config import EdgeSettings
+from edgespec.protocol import Terms, Verdict, Welcome
+
+ON, OFF = 0.05, 0.025
+"""Chance of overtaking the cloud at which the device begins to draft, and below which it stops."""
+LEAST_SHARE = 0.02
+"""Share of the tokens that the device must have drafted, lest it stop."""
+TRIAL = 96
+"""Tokens over which that share is measured."""
+PAUSE = 256
+"""Tokens after which a device that stopped tries again; doubled each time that it stops again."""
+LONGEST_PAUSE = 4096
+CHEAP = 0.03
+"""Share of a target step that exit heads may cost to be asked for unasked."""
+SMOOTH = 0.2
+
+
+@dataclass
+class Meter:
+    """What the device measures, over all its answers. Times in seconds."""
+
+    step: float
+    draft: float = 0.0
+    trips: list[float] = field(default_factory=list)
+    """The last round trips."""
+    trust: Trust = field(default_factory=Trust)
+
+    @property
+    def pace(self) -> Pace:
+        return Pace(min(self.trips, default=0.0), self.step, self.draft, self.trust.acceptance)
+
+    def tripped(self, seconds: float) -> None:
+        if 0 <= seconds < 60.0:  # a clock that jumped
+            self.trips = [*self.trips[-7:], seconds]
+
+    def drafted(self, seconds: float, steps: int) -> None:
+        self.draft = _smooth(self.draft, seconds / steps)
+
+    def stepped(self, seconds: float) -> None:
+        if 0 <= seconds < 10.0:
+            self.step = _smooth(self.step, seconds)
+
+
+class Modes:
+    """The terms that the device wants, from what it measures."""
+
+    def __init__(self, settings: EdgeSettings, welcome: Welcome, *, drafts: bool) -> None:
+        """`drafts`: whether the device has anything to draft with."""
+        self.meter = Meter(step=welcome.step_ms / 1e3)
+        self._mode = settings.mode
+        self._tactics = settings.tactics
+        self._welcome = welcome
+        self._drafts = drafts
+        self._on = drafts and settings.mode in ("auto", "edge")
+        self._tokens = self._won = 0
+        self._pause = PAUSE
+        self._resting = 0
+        self.reason = "asked for" if settings.mode != "auto" else "to begin with"
+
+    @property
+    def terms(self) -> Terms:
+        tactics = self._tactics
+        waits = tactics.cloud_waits
+        if waits is None:
+            waits = not tactics.streaming
+        hints = tactics.hints
+        if hints is None:
+            cheap = self._welcome.hint_ms <= CHEAP * self._welcome.step_ms
+            hints = tactics.pre_draft == "exits" or (tactics.streaming and cheap)
+        return Terms(
+            drafting=self._on,
+            beside=self._mode in ("auto", "cloud-draft") and self._welcome.draft_ms > 0,
+            decoding=not (self._on and waits),
+            hints=bool(self._on and hints and self._welcome.exits),
+        )
+
+    @property
+    def name(self) -> str:
+        """The mode in which answers are written now."""
+        beside = self._mode in ("auto", "cloud-draft") and self._welcome.draft_ms > 0
+        if self._on:
+            return "edge, with cloud-draft where nothing has come" if beside else "edge"
+        return "cloud-draft" if beside else "cloud"
+
+    def verdict(self, verdict: Verdict, fresh: int) -> None:
+        """Counts `fresh` committed tokens, and those of them that the device had drafted."""
+        self._tokens += fresh
+        self._resting += fresh
+        self._won += min(verdict.accepted, fresh) if verdict.round else 0
+
+    def reconsider(self) -> bool:
+        """Whether the mode has changed; `reason` then says why."""
+        if self._mode != "auto" or not self._drafts or not self._tactics.streaming:
+            return False
+        pace = self.meter.pace
+        if not self._on:
+            if self._resting >= self._pause and pace.overtaking > ON:
+                return self._turn(on=True, reason=f"another try; {self.figures}")
+            return False
+        if self.meter.trips and self.meter.draft and pace.overtaking < OFF:
+            reason = f"a draft overtakes the cloud with probability {pace.overtaking:.3f}"
+            return self._turn(on=False, reason=f"{reason}; {self.figures}")
+        if self._tokens < TRIAL:
+            return False
+        share = self._won / self._tokens
+        self._tokens = self._won = 0
+        if share >= LEAST_SHARE:
+            self._pause = PAUSE
+            return False
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        return self._turn(
+            on=False,
+            reason=f"of the last {TRIAL} tokens {share:.0%} were the device's; {self.figures}",
+        )
+
+    @property
+    def figures(self) -> str:
+        """The measured times, for people."""
+        pace = self.meter.pace
+        beside = f", beside it {self._welcome.draft_ms:.1f} ms" if self._welcome.draft_ms else ""
+        return (
+            f"round trip {1e3 * pace.round_trip:.1f} ms, target step {1e3 * pace.step:.1f} ms, "
+            f"draft step {1e3 * pace.draft:.1f} ms{beside}, agreement {pace.acceptance:.2f}"
+        )
+
+    def _turn(self, *, on: bool, reason: str) -> bool:
+        self._on, self.reason = on, reason
+        self._tokens = self._won = self._resting = 0
+        return True
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if not old else old + SMOOTH * (new - old)

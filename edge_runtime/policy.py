@@ -1,0 +1,84 @@
+"""What to draft next: the step that is likeliest to save the cloud one. Pure.
+
+A step names one more id of a path, so it is worth the chance that all of the path is right. A path
+can only save a step of the target once it is ahead of it: while an id travels, the cloud goes on by
+itself. Until then each further id of a path must come true before any of it counts, so the worth of
+what lies closer is that of what it leads to:
+
+    worth = chance of the path * acceptance ** max(0, lead - ids ahead)
+    lead  = round trip / (target step - draft step)
+
+The rule sees nothing of the id that is drawn next, so it cannot tilt the text.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from edge_runtime.tree import Path, Tree
+
+FLOOR = 0.03
+"""Worth below which a step is not drafted: the target would need 30 of them to save one of its."""
+FAR = 1e6
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Measured times in seconds, and how often the draft is right."""
+
+    round_trip: float
+    step: float
+    """The target's, as verdicts come."""
+    draft: float
+    acceptance: float
+
+    @property
+    def lead(self) -> float:
+        """Ids that the cloud commits by itself before a fresh path can overtake it."""
+        if self.round_trip <= 0:
+            return 0.0
+        gained = self.step - self.draft
+        return min(self.round_trip / gained, FAR) if gained > 0 else FAR
+
+    @property
+    def overtaking(self) -> float:
+        """Chance that a fresh path gets ahead of the cloud."""
+        return float(self.acceptance ** (1 + min(self.lead, 100.0)))
+
+
+class Choice(NamedTuple):
+    """A path to make longer, after its runner-up at `place` was taken if that is not None."""
+
+    worth: float
+    path: Path
+    place: int | None
+
+
+def choose(
+    tree: Tree, pace: Pace, *, most: int, count: int = 1, branches: bool = True
+) -> list[Choice]:
+    """The `count` best steps, best first; none where nothing is worth one. `most` is the number of
+    ids that a path may have ahead."""
+    steps = _steps(tree, pace, most, branches)
+    best = heapq.nlargest(count, steps, key=lambda choice: choice.worth)
+    return [choice for choice in best if choice.worth >= FLOOR]
+
+
+def _steps(tree: Tree, pace: Pace, most: int, branches: bool) -> Iterator[Choice]:
+    lead, acceptance = pace.lead, pace.acceptance
+    for path in tree.paths:
+        ahead = len(path.ahead)
+        if not path.stuck and ahead < most:
+            yield Choice(path.chance * acceptance ** max(0.0, lead - ahead), path, None)
+    if not branches:
+        return
+    path = tree.main
+    before = itertools.accumulate(path.sures, lambda a, b: a * b, initial=1.0)
+    for place, ((other, sure), chance) in enumerate(zip(path.others, before, strict=False)):
+        if other >= 0 and place + 1 < most:
+            worth = chance * sure * acceptance ** max(0.0, lead - place - 1)
+            yield Choice(worth, path, place)

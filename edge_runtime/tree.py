@@ -1,0 +1,170 @@
+"""What the device has drafted beyond the committed text: a tree of ids, held as its paths.
+
+The main path is what the draft would write by itself. A branch leaves it where the target may name
+another token, holds that token and what would follow it. Verdicts cut the tree: paths that the
+committed text contradicts go, and one that it names becomes the main path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgespec.protocol import Draft
+from engines.drafting import Guess
+
+KEPT = 12
+"""Paths at most; the least likely branch goes first."""
+Hit = Literal["full", "branch", "hint", "miss"]
+"""What a verdict found here: the main path goes on; a branch, opened by the draft's own doubts or
+by an exit's hint, goes on; nothing does."""
+
+
+@dataclass(eq=False)
+class Path:
+    """Ids beyond the committed text, and what is known about each."""
+
+    round: int
+    parent: int
+    """The round that it branches off, 0 for the committed text."""
+    base: int
+    """Where its own first id stands."""
+    via: Hit = "full"
+    """What a verdict that goes on along it is called."""
+    ahead: list[int] = field(default_factory=list)
+    sures: list[float] = field(default_factory=list)
+    """Probability of each id if those before it are right."""
+    others: list[tuple[int, float]] = field(default_factory=list)
+    """For each id the runner-up and its probability; (-1, 0.0) where there is none to try."""
+    stuck: bool = False
+    """The draft has no guess at what follows."""
+    sent: int = 0
+    """Position up to which the cloud has its ids."""
+
+    def __post_init__(self) -> None:
+        self.sent = self.base
+
+    @property
+    def chance(self) -> float:
+        """Probability that all of it is right."""
+        return math.prod(self.sures)
+
+
+class Tree:
+    """`committed` is the session's own list, which grows."""
+
+    def __init__(self, committed: Sequence[int]) -> None:
+        self._committed = committed
+        self._length = len(committed)
+        self._rounds = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets all drafts: what the cloud still has of them is unknown."""
+        self.main = self._root()
+        self.paths = [self.main]
+
+    def _root(self) -> Path:
+        self._rounds += 1
+        return Path(self._rounds, 0, len(self._committed))
+
+    def text(self, path: Path) -> list[int]:
+        return [*self._committed, *path.ahead]
+
+    def grow(self, path: Path, guess: Guess | None) -> None:
+        if guess is None:
+            path.stuck = True
+            return
+        path.ahead.append(guess.token)
+        path.sures.append(guess.sure)
+        path.others.append((guess.other, guess.other_sure))
+
+    def fork(self, path: Path, place: int, via: Hit = "branch") -> Path:
+        """A path that names the runner-up at `place` of `path`; it is not tried again there."""
+        token, sure = path.others[place]
+        path.others[place] = (-1, 0.0)
+        return self.open(path, place, token, sure, via)
+
+    def open(self, path: Path, place: int, token: int, sure: float, via: Hit) -> Path:
+        """A path that shares `place` ids with `path` and then names `token`."""
+        self._rounds += 1
+        new = Path(
+            self._rounds,
+            path.round,
+            self._length + place,
+            via,
+            [*path.ahead[:place], token],
+            [*path.sures[:place], sure],
+            [*path.others[:place], (-1, 0.0)],
+        )
+        new.others[:place] = [(-1, 0.0)] * place
+        self.paths.append(new)
+        if len(self.paths) > KEPT:
+            branches = [p for p in self.paths if p is not self.main and p is not new]
+            self.paths.remove(min(branches, key=lambda p: p.chance))
+        return new
+
+    def hinted(self, number: int, base: int, tokens: Sequence[int], sure: float) -> Path | None:
+        """An exit head names the ids from `base` on, along round `number`; each is right with
+        probability `sure`. The path that it adds to the tree, if it differs from what is there."""
+        path = next((p for p in self.paths if p.round == number), None)
+        if path is None or base != self._length:
+            return None
+        for place, token in enumerate(tokens):
+            if place == len(path.ahead):
+                return self._towards(path, place, token, sure)
+            if path.ahead[place] != token:
+                path.sures[place] = min(path.sures[place], 1 - sure)
+                path.others[place] = (-1, 0.0)
+                return self._towards(path, place, token, sure)
+        return None
+
+    def _towards(self, path: Path, place: int, token: int, sure: float) -> Path | None:
+        start = [*path.ahead[:place], token]
+        for other in self.paths:
+            if other.ahead[: place + 1] == start:
+                other.sures[place] = max(other.sures[place], sure)
+                return None
+        return self.open(path, place, token, sure, "hint")
+
+    def commit(self) -> Hit:
+        """Cuts the tree to what the committed text, which has grown, leaves of it."""
+        fresh = list(self._committed[self._length :])
+        self._length = len(self._committed)
+        count = len(fresh)
+        alive = [p for p in self.paths if p.ahead[:count] == fresh]
+        for path in alive:
+            del path.ahead[:count], path.sures[:count], path.others[:count]
+            if path.sent == path.base:  # the cloud has never heard of it: it may start from here
+                path.parent, path.base, path.sent = 0, self._length, self._length
+        going_on = [p for p in alive if p.ahead]
+        if self.main in alive and (self.main.ahead or not going_on):
+            self.paths = alive
+            return "full" if self.main.ahead else "miss"
+        if not going_on:
+            self.restart()
+            return "miss"
+        self.main = max(going_on, key=lambda p: p.chance)
+        hit, self.main.via = self.main.via, "full"
+        self.paths = alive
+        return hit
+
+    def unsent(self) -> list[Path]:
+        """Paths with ids that the cloud does not have, parents before their branches."""
+        end = self._length
+        return sorted((p for p in self.paths if p.sent < end + len(p.ahead)), key=lambda p: p.round)
+
+    def packet(self, session: int, path: Path) -> Draft:
+        """What the cloud lacks of a path; it counts as sent."""
+        start, end = path.sent, self._length + len(path.ahead)
+        known = self._committed[start : self._length]
+        place = max(0, start - self._length)
+        tokens = [*known, *path.ahead[place:]]
+        sures = [1.0] * len(known) + path.sures[place:]
+        path.sent = end
+        return Draft(
+            session, path.round, path.parent, start, tokens,
+            bytes(round(255 * sure) for sure in sures),
+        )  # fmt: skip
