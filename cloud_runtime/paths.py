@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,9 @@ from edgespec.confidence import Trust
 from edgespec.protocol import Draft
 
 KEPT = 32
-"""Paths of a session; the oldest goes first."""
+"""Paths of a session; the least likely goes first."""
+LONGEST = 256
+"""Ids of a path beyond the committed text; a device has far fewer, and more are dropped."""
 
 
 @dataclass
@@ -20,6 +23,10 @@ class Path:
     start: int
     tokens: list[int]
     sures: list[float]
+    grown: float = 0.0
+    """When ids last came for it."""
+    own: int | None = None
+    """Where what the cloud drafted begins; None: nowhere."""
     agreed: int = field(init=False)
     """Up to this position it is the committed text."""
     dead: bool = field(default=False, init=False)
@@ -31,6 +38,10 @@ class Path:
     @property
     def end(self) -> int:
         return self.start + len(self.tokens)
+
+    def theirs(self, position: int, end: int) -> int:
+        """How many ids of `[position, end)` the device drafted."""
+        return max(0, min(end, self.end if self.own is None else self.own) - position)
 
     def ahead(self, position: int) -> list[int]:
         """Its ids from `position` on."""
@@ -65,6 +76,8 @@ class Paths:
         else:
             return None
         if path is not None:
+            room = max(0, len(self._committed) + LONGEST - path.start)
+            del path.tokens[room:], path.sures[room:]
             self._compare(path)
         return path
 
@@ -85,8 +98,14 @@ class Paths:
             return None
         path = self._paths[draft.round] = Path(draft.round, start, tokens, sures)
         if len(self._paths) > KEPT:
-            del self._paths[next(iter(self._paths))]
+            others = (p for p in self._paths.values() if p is not path)
+            del self._paths[min(others, key=self._chance).round]
         return path
+
+    def _chance(self, path: Path) -> float:
+        """Probability that what it has beyond the committed text is right."""
+        length = len(self._committed)
+        return 0.0 if path.dead or path.end < length else math.prod(path.sures_ahead(length))
 
     def settle(self) -> None:
         """Compares what is new in the committed text with every path."""

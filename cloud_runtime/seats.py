@@ -13,7 +13,7 @@ from edgespec.sampling import Sampling
 from edgespec.session import Session
 from engines.base import Row
 
-LATE = 2.0
+LATE = 1.0
 """Drafting intervals after which an id that has not come is no longer waited for."""
 
 
@@ -27,30 +27,28 @@ class Rhythm:
         """Seconds between drafted ids; 0: unknown."""
         self.reaction = 0.0
         """Seconds from a verdict's leaving to the first id drafted after it; 0: unknown."""
-        self.last = 0.0
-        """When ids last came."""
         self._sent: deque[tuple[int, float]] = deque(maxlen=64)
-        self._before = 0
 
     def sent(self, length: int, now: float) -> None:
         """A verdict left that makes `length` tokens committed."""
         self._sent.append((length, now))
 
-    def came(self, draft: Draft, now: float) -> None:
-        fresh, self._before = draft.round != self._before, draft.round
-        if fresh and not draft.parent:
+    def came(self, draft: Draft, path: Path | None, now: float) -> None:
+        """Ids came, for that path if they were of use."""
+        if path is None or not draft.tokens:
+            return
+        if path.grown:
+            self.interval = self._blend(self.interval, (now - path.grown) / len(draft.tokens))
+        elif not draft.parent:
             for length, left in self._sent:
                 if length == draft.base:
                     self.reaction = self._blend(self.reaction, now - left)
-        elif draft.tokens and now - self.last < 1.0:
-            self.interval = self._blend(self.interval, (now - self.last) / len(draft.tokens))
-        self.last = now
+        path.grown = now
 
     def coming(self, path: Path | None, now: float) -> list[float]:
         """Seconds from now until each further id of the path (None: of a new one)."""
-        if path is not None:
-            first = self.last + self.interval
-            known = self.interval > 0
+        if path is not None and path.grown:
+            first, known = path.grown + self.interval, self.interval > 0
         else:
             first = (self._sent[-1][1] if self._sent else now) + self.reaction
             known = self.reaction > 0
@@ -136,7 +134,8 @@ class Seat:
         if path is None or path is not self.besides:
             ids = path.ahead(self.length) if path is not None else []
             sures = path.sures_ahead(self.length) if path is not None else []
-            path = self.besides = Path(0, self.length, ids, sures)
+            number = path.round if path is not None and ids else 0
+            path = self.besides = Path(number, self.length, ids, sures, own=self.length + len(ids))
         path.tokens.append(token)
         path.sures.append(sure)
 

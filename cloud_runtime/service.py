@@ -88,6 +88,10 @@ class Service:
         self.draining = False
 
     @property
+    def seats(self) -> list[Seat]:
+        return list(self._seats.values())
+
+    @property
     def active(self) -> int:
         """Sessions with a slot: answers in writing, and those closed while their batch runs."""
         return self._slots
@@ -231,7 +235,7 @@ class Service:
         if len(draft.sures) not in (0, known):
             return [self._invalid(draft, f"{len(draft.sures)} probabilities for {known} ids")]
         path = seat.paths.add(draft)
-        seat.rhythm.came(draft, now)
+        seat.rhythm.came(draft, path, now)
         if path is not None and not path.dead and path.end >= seat.length and not seat.asked:
             seat.asked = True
             if not seat.terms.decoding:
@@ -244,7 +248,7 @@ class Service:
         tokens = seat.state.tokens
         if base > len(tokens):
             return [Error("session", "the device is ahead of this session", seat.session, True)]
-        return [Verdict(seat.session, 0, base, 0, 0, tokens[base:], seat.state.finish)]
+        return [Verdict(seat.session, 0, base, 0, 0, 0, tokens[base:], seat.state.finish)]
 
     @staticmethod
     def _invalid(message: Open | Draft, reason: str) -> Error:
@@ -267,7 +271,8 @@ class Service:
     def learn(self, work: Batch | DraftStep, seconds: float) -> None:
         """How long a step took. Long rows (prompts) say nothing about verifying."""
         if isinstance(work, DraftStep):
-            self.speeds.beside += 0.1 * (seconds - self.speeds.beside)
+            one = seconds / len(work.seats)  # the first of a session reads its text: not all counts
+            self.speeds.beside += 0.1 * (min(one, 2 * self.speeds.beside) - self.speeds.beside)
         elif all(len(row.tokens) <= 1 + self._settings.max_draft for row in work.rows):
             self.speeds.costs.learn(len(work.rows), work.tokens, seconds)
 

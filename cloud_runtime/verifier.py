@@ -14,30 +14,28 @@ def hint(seat: Seat, layer: int, choice: Choices, vocabulary: int) -> Hint:
         guess(ids, logits, seat.sampling, seat.length + number, vocabulary)
         for number, (ids, logits) in enumerate(zip(choice.top_ids, choice.top_logits, strict=True))
     ]
-    return Hint(seat.session, _round(seat), seat.length, layer, tokens)
+    number = seat.in_flight.round if seat.in_flight is not None else 0
+    return Hint(seat.session, number, seat.length, layer, tokens)
 
 
 def verdict(seat: Seat, choice: Choices, now: float) -> Verdict:
     """Verifies the drafted ids of the seat's row and commits what follows."""
-    base, draft, number = seat.length, seat.draft, _round(seat)
-    accepted, tokens = verify(draft, _tokens(seat, choice))
+    base, draft, path = seat.length, seat.draft, seat.in_flight
+    confirmed, tokens = verify(draft, _tokens(seat, choice))
     taken = seat.state.commit(tokens)
-    accepted = min(accepted, len(taken))
-    seat.cached = base + accepted
+    confirmed = min(confirmed, len(taken))
+    seat.cached = base + confirmed
+    number = path.round if path is not None and path.theirs(base, base + len(draft)) else 0
+    accepted = path.theirs(base, base + confirmed) if path is not None else 0
     seat.settle()
     seat.rhythm.sent(seat.length, now)
     path = seat.paths.best()
     seat.asked = path is not None and path.end > seat.length
     seat.ready_since = now
     seat.verdict = Verdict(
-        seat.session, number, base, len(draft), accepted, taken, seat.state.finish
+        seat.session, number, base, len(draft), confirmed, accepted, taken, seat.state.finish
     )
     return seat.verdict
-
-
-def _round(seat: Seat) -> int:
-    """Of the device's draft that is being verified; 0 for none, or one that was drafted here."""
-    return seat.in_flight.round if seat.in_flight is not None else 0
 
 
 def _tokens(seat: Seat, choice: Choices) -> list[int]:

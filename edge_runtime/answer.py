@@ -75,7 +75,7 @@ class Answer:
             min(request.max_tokens, welcome.context - length),
             frozenset(end_ids),
         )
-        self.tree = Tree(self.state.tokens)
+        self.tree = Tree(self.state.tokens, meter.trust)
 
     @property
     def done(self) -> bool:
@@ -105,18 +105,17 @@ class Answer:
         self._outstanding = None
         self.tree.restart()
 
-    def steps(self, count: int) -> list[Path]:
-        """The paths that the draft should make longer now, at most `count`; none while nothing is
+    def steps(self) -> list[Path]:
+        """The paths that the draft should make longer now, in one step; none while nothing is
         worth drafting, or in lock-step nothing is allowed."""
         if not self.terms.drafting or self.done:
             return []
         # The last token that may be committed is the target's.
         most = min(self._ahead, self.state.remaining - 1)
         if not self._tactics.streaming:
-            return self._in_lockstep(min(most, self._draft_length))[:count]
+            return self._in_lockstep(min(most, self._draft_length))[:1]
         branches = self._tactics.branches
-        pace = self._meter.pace
-        chosen = choose(self.tree, pace, most=most, count=count, branches=branches)
+        chosen = choose(self.tree, self._meter.pace, most=most, branches=branches)
         return [path if place is None else self.tree.fork(path, place) for _, path, place in chosen]
 
     def _in_lockstep(self, most: int) -> list[Path]:
@@ -174,26 +173,20 @@ class Answer:
         fresh = verdict.tokens[base - verdict.base :]
         if not fresh:
             return 0, []
-        accepted = max(0, verdict.accepted - (base - verdict.base)) if verdict.round else 0
+        accepted = max(0, verdict.accepted - (base - verdict.base))
         if verdict.base == base:
             self._count_hints(verdict)
         self.stats.rounds += 1
         self.stats.verified += verdict.verified
-        self.stats.confirmed += verdict.accepted
+        self.stats.confirmed += verdict.confirmed
         self.stats.accepted += accepted
         return accepted, fresh
 
-    def settle(self, fresh: Sequence[int]) -> Hit | None:
-        """After `fresh` tokens were committed: what they leave of the tree. None: not drafting."""
+    def settle(self) -> Hit | None:
+        """After tokens were committed: what they leave of the tree. None: not drafting."""
         drafting = self.terms.drafting and not self.done
         self._hints.clear()
         self._outstanding = None
-        if drafting:
-            main = self.tree.main
-            for drafted, sure, token in zip(main.ahead, main.sures, fresh, strict=False):
-                self._meter.trust.learn(sure, right=drafted == token)
-                if drafted != token:
-                    break
         hit = self.tree.commit()
         if not drafting:
             return None
@@ -231,6 +224,10 @@ class Answer:
         `resume`, or to an `open` of a session that the cloud still has."""
         if verdict.session != self.session_id or verdict.base != len(self.state.tokens):
             return None
+        if self._outstanding and self._tactics.streaming and not self.terms.decoding:
+            # What it leans on may be lost as well, and the cloud waits: a round from nothing.
+            self.tree.restart()
+            self._outstanding = self.tree.packet(self.session_id, self.tree.main)
         return self._outstanding
 
     def close(self) -> Close:

@@ -71,6 +71,16 @@ def greet(
     )
 
 
+def round_trip(link: Link, settings: EdgeSettings, clock: Clock = time.monotonic) -> float:
+    """Seconds of a ping, while nobody has anything else to do; at most the patience."""
+    began = clock()
+    link.send(Ping(0))
+    while 0 <= clock() - began < settings.patience:
+        if any(isinstance(m, Pong) for m in link.receive(settings.patience)):
+            break
+    return max(0.0, clock() - began)
+
+
 def hello_for(bundle: Bundle, device: str) -> Hello:
     manifest = bundle.manifest
     return Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, device)
@@ -112,7 +122,10 @@ class EdgeLoop:
         self._trace = trace
         self._clock = clock
         self._pings: dict[int, float] = {}
-        self.modes = Modes(settings, welcome, drafts=drafter.name != NO_DRAFTER)
+        self.modes = Modes(
+            settings, welcome, drafts=drafter.name != NO_DRAFTER, batch=drafter.batch
+        )
+        self.modes.meter.tripped(round_trip(link, settings, clock))
 
     def start(self, request: Request) -> Answer:
         """The state of a new answer. Raises `UsageError` where the prompt does not fit."""
@@ -131,6 +144,7 @@ class EdgeLoop:
         began = self._spoke = self._clock()
         self._silent, self._last_verdict = 0.0, 0.0
         self._unsent_since: float | None = None
+        self._read = False
         up, down = self._link.bytes_up, self._link.bytes_down
         stats = answer.stats
         self._drafter.reset()
@@ -158,13 +172,15 @@ class EdgeLoop:
     def _draft(self, answer: Answer, request: Request) -> bool:
         """One step of the draft, and what is due to be sent; whether there may be another step."""
         began = self._clock()
-        paths = answer.steps(self._drafter.batch)
+        paths = answer.steps()
         if paths:
             texts = [answer.tree.text(path) for path in paths]
             answer.grow(paths, self._drafter.guess(texts, request.sampling))
             now = self._clock()
             answer.stats.drafting_seconds += now - began
-            self.modes.meter.drafted(now - began, len(paths))
+            if self._read:  # the first step reads the prompt
+                self.modes.meter.drafted(now - began, len(paths))
+            self._read = True
             for path in paths if self._trace else ():
                 self._note("draft", answer, began, now, round=path.round, base=len(path.ahead))
         pending = answer.pending(idle=not paths)
@@ -251,18 +267,17 @@ class EdgeLoop:
             if (again := answer.repeat(verdict)) is not None:
                 self._link.send(again)
             return
-        before = len(answer.state.tokens)
         pieces = []
         for number, token in enumerate(tokens):
             answer.state.commit([token])
             pieces.append(Piece(token, _words(answer, token, text), number < accepted))
             if answer.done:
                 break
-        hit = answer.settle(answer.state.tokens[before:])
+        hit = answer.settle()
         self.modes.verdict(verdict, len(pieces))
         now = self._clock()
-        if self._last_verdict:
-            self.modes.meter.stepped(now - self._last_verdict)
+        if self._last_verdict and not verdict.round:
+            self.modes.meter.stepped(now - self._last_verdict, len(tokens))
         self._last_verdict = now
         if self._trace:
             self._note(

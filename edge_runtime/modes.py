@@ -7,6 +7,8 @@ its own times), and decides whether the device drafts as well.
 
 from __future__ import annotations
 
+import statistics
+from collections import deque
 from dataclasses import dataclass, field
 
 from edge_runtime.policy import Pace
@@ -26,6 +28,8 @@ LONGEST_PAUSE = 4096
 CHEAP = 0.03
 """Share of a target step that exit heads may cost to be asked for unasked."""
 SMOOTH = 0.2
+MORE = 0.4
+"""Of a draft step, what each further path adds, until that is measured."""
 
 
 @dataclass
@@ -33,33 +37,52 @@ class Meter:
     """What the device measures, over all its answers. Times in seconds."""
 
     step: float
-    draft: float = 0.0
-    trips: list[float] = field(default_factory=list)
+    """Of a token that the cloud writes by itself."""
+    batch: int = 1
+    """Paths that a draft step may make longer."""
+    drafts: dict[int, deque[float]] = field(default_factory=dict)
+    """The last draft steps, by number of paths."""
+    trips: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     """The last round trips."""
     trust: Trust = field(default_factory=Trust)
 
     @property
     def pace(self) -> Pace:
-        return Pace(min(self.trips, default=0.0), self.step, self.draft, self.trust.acceptance)
+        # The shortest trip: others met a step that was running. The median draft step: some wait
+        # for a core.
+        steps = {count: statistics.median(times) for count, times in self.drafts.items()}
+        alone = steps.get(1, 0.0)
+        together = [
+            max(1.0, steps[count] / alone) if alone and count in steps else 1 + MORE * (count - 1)
+            for count in range(1, self.batch + 1)
+        ]
+        return Pace(
+            min(self.trips, default=0.0), self.step, alone, self.trust.acceptance, tuple(together)
+        )
 
     def tripped(self, seconds: float) -> None:
         if 0 <= seconds < 60.0:  # a clock that jumped
-            self.trips = [*self.trips[-7:], seconds]
+            self.trips.append(seconds)
 
-    def drafted(self, seconds: float, steps: int) -> None:
-        self.draft = _smooth(self.draft, seconds / steps)
-
-    def stepped(self, seconds: float) -> None:
+    def drafted(self, seconds: float, paths: int) -> None:
         if 0 <= seconds < 10.0:
-            self.step = _smooth(self.step, seconds)
+            self.drafts.setdefault(paths, deque(maxlen=15)).append(seconds)
+
+    def stepped(self, seconds: float, tokens: int) -> None:
+        """A verdict came so long after the one before, with `tokens` none of which are ours."""
+        if 0 <= seconds < 10.0:
+            self.step += SMOOTH * (seconds / tokens - self.step)
 
 
 class Modes:
     """The terms that the device wants, from what it measures."""
 
-    def __init__(self, settings: EdgeSettings, welcome: Welcome, *, drafts: bool) -> None:
-        """`drafts`: whether the device has anything to draft with."""
-        self.meter = Meter(step=welcome.step_ms / 1e3)
+    def __init__(
+        self, settings: EdgeSettings, welcome: Welcome, *, drafts: bool, batch: int = 1
+    ) -> None:
+        """`drafts`: whether the device has anything to draft with; `batch`: for how many paths in
+        one step."""
+        self.meter = Meter(step=welcome.step_ms / 1e3, batch=batch)
         self._mode = settings.mode
         self._tactics = settings.tactics
         self._welcome = welcome
@@ -99,7 +122,7 @@ class Modes:
         """Counts `fresh` committed tokens, and those of them that the device had drafted."""
         self._tokens += fresh
         self._resting += fresh
-        self._won += min(verdict.accepted, fresh) if verdict.round else 0
+        self._won += min(verdict.accepted, fresh)
 
     def reconsider(self) -> bool:
         """Whether the mode has changed; `reason` then says why."""
@@ -110,7 +133,7 @@ class Modes:
             if self._resting >= self._pause and pace.overtaking > ON:
                 return self._turn(on=True, reason=f"another try; {self.figures}")
             return False
-        if self.meter.trips and self.meter.draft and pace.overtaking < OFF:
+        if self.meter.trips and self.meter.drafts and pace.overtaking < OFF:
             reason = f"a draft overtakes the cloud with probability {pace.overtaking:.3f}"
             return self._turn(on=False, reason=f"{reason}; {self.figures}")
         if self._tokens < TRIAL:
@@ -140,7 +163,3 @@ class Modes:
         self._on, self.reason = on, reason
         self._tokens = self._won = self._resting = 0
         return True
-
-
-def _smooth(old: float, new: float) -> float:
-    return new if not old else old + SMOOTH * (new - old)

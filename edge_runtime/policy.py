@@ -32,9 +32,11 @@ class Pace:
 
     round_trip: float
     step: float
-    """The target's, as verdicts come."""
+    """Of a token that the cloud writes by itself."""
     draft: float
     acceptance: float
+    together: tuple[float, ...] = (1.0,)
+    """Time of a draft step over one, two, … paths, relative to one."""
 
     @property
     def lead(self) -> float:
@@ -58,14 +60,15 @@ class Choice(NamedTuple):
     place: int | None
 
 
-def choose(
-    tree: Tree, pace: Pace, *, most: int, count: int = 1, branches: bool = True
-) -> list[Choice]:
-    """The `count` best steps, best first; none where nothing is worth one. `most` is the number of
-    ids that a path may have ahead."""
+def choose(tree: Tree, pace: Pace, *, most: int, branches: bool = True) -> list[Choice]:
+    """The best steps, best first, as many together as bring most for their time; none where
+    nothing is worth one. `most` is the number of ids that a path may have ahead."""
     steps = _steps(tree, pace, most, branches)
-    best = heapq.nlargest(count, steps, key=lambda choice: choice.worth)
-    return [choice for choice in best if choice.worth >= FLOOR]
+    best = heapq.nlargest(len(pace.together), steps, key=lambda choice: choice.worth)
+    best = [choice for choice in best if choice.worth >= FLOOR]
+    worths = itertools.accumulate(choice.worth for choice in best)
+    rates = [worth / time for worth, time in zip(worths, pace.together, strict=False)]
+    return best[: 1 + rates.index(max(rates))] if rates else []
 
 
 def _steps(tree: Tree, pace: Pace, most: int, branches: bool) -> Iterator[Choice]:

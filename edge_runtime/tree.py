@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgespec.confidence import Trust
 from edgespec.protocol import Draft
 from engines.drafting import Guess
 
@@ -36,6 +37,8 @@ class Path:
     ahead: list[int] = field(default_factory=list)
     sures: list[float] = field(default_factory=list)
     """Probability of each id if those before it are right."""
+    said: list[float] = field(default_factory=list)
+    """What the draft itself said of that."""
     others: list[tuple[int, float]] = field(default_factory=list)
     """For each id the runner-up and its probability; (-1, 0.0) where there is none to try."""
     stuck: bool = False
@@ -55,8 +58,10 @@ class Path:
 class Tree:
     """`committed` is the session's own list, which grows."""
 
-    def __init__(self, committed: Sequence[int]) -> None:
+    def __init__(self, committed: Sequence[int], trust: Trust) -> None:
+        """`trust` learns from what the tree held, and says what its probabilities are worth."""
         self._committed = committed
+        self._trust = trust
         self._length = len(committed)
         self._rounds = 0
         self.restart()
@@ -78,8 +83,12 @@ class Tree:
             path.stuck = True
             return
         path.ahead.append(guess.token)
-        path.sures.append(guess.sure)
-        path.others.append((guess.other, guess.other_sure))
+        sure = self._trust.probability(guess.sure)
+        # What the trust takes from the first guess it gives to the others, and the reverse.
+        share = min(1.0, guess.other_sure / max(1 - guess.sure, 1e-9))
+        path.sures.append(sure)
+        path.said.append(guess.sure)
+        path.others.append((guess.other, (1 - sure) * share))
 
     def fork(self, path: Path, place: int, via: Hit = "branch") -> Path:
         """A path that names the runner-up at `place` of `path`; it is not tried again there."""
@@ -97,6 +106,7 @@ class Tree:
             via,
             [*path.ahead[:place], token],
             [*path.sures[:place], sure],
+            [*path.said[:place], sure],
             [*path.others[:place], (-1, 0.0)],
         )
         new.others[:place] = [(-1, 0.0)] * place
@@ -135,8 +145,10 @@ class Tree:
         self._length = len(self._committed)
         count = len(fresh)
         alive = [p for p in self.paths if p.ahead[:count] == fresh]
+        self._learn(fresh)
         for path in alive:
-            del path.ahead[:count], path.sures[:count], path.others[:count]
+            for column in (path.ahead, path.sures, path.said, path.others):
+                del column[:count]
             if path.sent == path.base:  # the cloud has never heard of it: it may start from here
                 path.parent, path.base, path.sent = 0, self._length, self._length
         going_on = [p for p in alive if p.ahead]
@@ -151,6 +163,12 @@ class Tree:
         self.paths = alive
         return hit
 
+    def _learn(self, fresh: Sequence[int]) -> None:
+        for drafted, said, token in zip(self.main.ahead, self.main.said, fresh, strict=False):
+            self._trust.learn(said, right=drafted == token)
+            if drafted != token:
+                return
+
     def unsent(self) -> list[Path]:
         """Paths with ids that the cloud does not have, parents before their branches."""
         end = self._length
@@ -162,9 +180,10 @@ class Tree:
         known = self._committed[start : self._length]
         place = max(0, start - self._length)
         tokens = [*known, *path.ahead[place:]]
-        sures = [1.0] * len(known) + path.sures[place:]
+        sures = [1.0] * len(known) + path.said[place:]
         path.sent = end
+        parent = path.parent if start == path.base else path.round
         return Draft(
-            session, path.round, path.parent, start, tokens,
+            session, path.round, parent, start, tokens,
             bytes(round(255 * sure) for sure in sures),
         )  # fmt: skip

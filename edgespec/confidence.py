@@ -89,19 +89,21 @@ def calibration_error(confidences: Floats, right: npt.NDArray[np.bool_]) -> floa
 
 
 class Trust:
-    """How far a draft's own confidences can be believed: what came true of what they promised.
-
-    Fed with every id that is compared with the committed text, verified or not, so that a draft
-    which is not verified any more can still win its trust back.
+    """What a draft's own probabilities are worth on the text at hand: their log-odds and an offset,
+    learnt from every id that is compared with the committed text, verified or not. So a draft that
+    is not verified any more can win its trust back.
     """
 
+    RATE = 0.3
     MEMORY = 0.95
 
-    def __init__(self) -> None:
-        self._promised, self._right, self._seen = 4.0, 4.0, 8.0
+    def __init__(self, acceptance: float = 0.8) -> None:
+        """`acceptance`: what to expect before anything is known."""
+        self._offset = 0.0
+        self._right, self._seen = 4.0 * acceptance, 4.0
 
     def learn(self, sure: float, *, right: bool) -> None:
-        self._promised = self._promised * self.MEMORY + sure
+        self._offset += self.RATE * (right - self.probability(sure))
         self._right = self._right * self.MEMORY + right
         self._seen = self._seen * self.MEMORY + 1
 
@@ -111,4 +113,6 @@ class Trust:
         return self._right / self._seen
 
     def probability(self, sure: float) -> float:
-        return min(0.99, sure * self._right / max(self._promised, 1e-9))
+        """That an id is right of which the draft is so sure; in (0, 1)."""
+        sure = min(max(sure, 1e-3), 1 - 1e-3)
+        return 1 / (1 + (1 - sure) / sure * math.exp(-self._offset))

@@ -21,7 +21,7 @@ its first token stands), so what is stale or repeated is recognised.
                      <-        Error        typed; `retryable` says whether the same may work later
 
 A **round** is one run of drafted ids. Its first packet names the round that it branches off and
-the position where; later packets make it longer. So the device streams a tree of ids: a branch
+the position where; later ones name the round itself, and make it longer. So the device streams a tree of ids: a branch
 holds what to go on with if the target rejects its parent there and names the branch's first token
 instead. The cloud keeps the branches, and goes on along one as soon as its own verdict names it.
 """
@@ -130,7 +130,8 @@ class Draft(Message, frozen=True, tag="draft"):
     round: Position
     """From 1."""
     parent: Position
-    """The round that this one shares the positions before its first with; 0: the committed text."""
+    """The round that holds the id before `base`: one that this round branches off, or itself once it
+    has begun; 0: the committed text."""
     base: Position
     tokens: Tokens
     sures: Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT + 1)] = b""
@@ -151,15 +152,18 @@ class Hint(Message, frozen=True, tag="hint"):
 
 
 class Verdict(Message, frozen=True, tag="verdict"):
-    """Committed tokens from `base` on: `accepted` of a draft, then the target's own."""
+    """Committed tokens from `base` on: `confirmed` drafted ones, then the target's own."""
 
     session: Identifier
     round: Position
-    """Of the draft; 0: none of the device's."""
+    """Of the device's draft; 0: none of its ids were verified."""
     base: Position
     verified: Position
-    """Draft tokens that the step looked at."""
+    """Drafted ids that the step looked at."""
+    confirmed: Position
+    """Of those, the target's own."""
     accepted: Position
+    """Of those, the device's; the others were drafted beside the target."""
     tokens: Annotated[list[Token], msgspec.Meta(max_length=1 << 17)]
     finish: Finish = ""
 

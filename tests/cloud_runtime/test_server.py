@@ -2,9 +2,9 @@
 
 import pytest
 
-from edge_runtime.drafters import NoDrafter
 from edgespec.config import Request
 from edgespec.errors import EngineError, LinkError
+from engines.drafting import NoDrafter
 from engines.toy import ToyEngine
 
 
@@ -24,12 +24,12 @@ class Failing(ToyEngine):
 def test_the_sessions_of_a_failed_batch_end_and_the_cloud_goes_on(house):
     home = house(Failing())
     request = Request((1, 2), 20)
-    loop = home.device(NoDrafter(), drafting=False)
+    loop = home.device(NoDrafter())
     pieces = loop.write(loop.start(request), request)
     next(pieces)
     home.engine.fail = True
     with pytest.raises(LinkError, match="no memory"):
         list(pieces)
     assert home.service.active == 0
-    answer = home.answer(NoDrafter(), request, drafting=False)
+    answer = home.answer(NoDrafter(), request)
     assert answer.stats.token_ids == home.alone(request)

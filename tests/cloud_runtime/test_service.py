@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud_runtime.service import Identity, Service
+from cloud_runtime.scheduler import Batch, DraftStep, Wait
+from cloud_runtime.service import PEERS, Identity, Service, Speeds
 from edgespec.config import CloudSettings
 from edgespec.protocol import (
     VERSION,
@@ -19,23 +20,34 @@ from edgespec.protocol import (
     Ping,
     Pong,
     Resume,
+    Serve,
+    Terms,
     Verdict,
     Welcome,
     pack,
 )
 from edgespec.sampling import Sampling
+from engines.alone import write_alone
 from engines.toy import ToyEngine
 
 HELLO = Hello(VERSION, "t", "k", "robot")
 A, B = b"a", b"b"
+LOCKSTEP = Terms(decoding=False)
+PLAIN = Terms(drafting=False)
+BESIDE = Terms(drafting=False, beside=True)
 
 
 class Desk:
     """A service, its engine, and a clock that the test turns."""
 
-    def __init__(self, **settings):
+    def __init__(self, *, beside=0.0, **settings):
         self.engine = ToyEngine(context=200)
-        self.service = Service(Identity("t", "k", (1, 2)), self.engine, CloudSettings(**settings))
+        self.service = Service(
+            Identity("t", "k", (1, 2)),
+            self.engine,
+            CloudSettings(**settings),
+            Speeds(beside=beside),
+        )
         self.now = 0.0
 
     def tell(self, message, peer=A):
@@ -43,11 +55,20 @@ class Desk:
         assert all(to == peer for to, _ in replies)
         return [reply for _, reply in replies]
 
+    def batch(self):
+        batch = self.service.next(self.now)
+        assert isinstance(batch, Batch)
+        return batch
+
     def turn(self):
-        """One batch; what it sends, by peer."""
-        batch = self.service.next_batch()
-        if batch is None:
+        """One batch, if there is one; what it sends."""
+        batch = self.service.next(self.now)
+        if not isinstance(batch, Batch):
+            assert batch == Wait(None)
             return []
+        return self.run(batch)
+
+    def run(self, batch):
         sent = []
         for step in self.engine.run(batch.rows):
             if step.final:
@@ -55,6 +76,16 @@ class Desk:
             else:
                 sent += self.service.hints(batch, step.layer, step.choices)
         return sent
+
+    def verdict(self):
+        """Of one turn, for one device."""
+        (found,) = [message for _, message in self.turn() if isinstance(message, Verdict)]
+        return found
+
+
+def text(prompt=(1, 2, 3), most=20):
+    """Prompt and answer as the target writes them."""
+    return [*prompt, *write_alone(ToyEngine(context=200), prompt, most, Sampling())]
 
 
 def opening(session=1, prompt=(1, 2, 3), **changes):
@@ -64,7 +95,7 @@ def opening(session=1, prompt=(1, 2, 3), **changes):
         "max_tokens": 20,
         "sampling": Sampling(),
         "end_ids": [],
-        "drafting": True,
+        "terms": LOCKSTEP,
         "tokens": list(prompt),
     }
     return Open(**{**values, **changes})
@@ -92,8 +123,13 @@ def test_another_version_bundle_or_tokenizer_is_refused_with_a_sentence(hello, c
 
 
 def test_welcome_says_what_the_device_must_know():
-    (welcome,) = Desk().tell(HELLO)
+    (welcome,) = Desk(beside=0.004).tell(HELLO)
     assert (welcome.context, welcome.exits, welcome.max_draft) == (200, [1, 2], 32)
+    # What `StepCosts` takes for granted before anything was measured.
+    times = (welcome.step_ms, welcome.token_ms, welcome.draft_ms, welcome.hint_ms)
+    assert times == pytest.approx((23.0, 1.0, 4.0, 0.0))
+    (plain,) = Desk(hints=False).tell(HELLO)
+    assert (plain.exits, plain.draft_ms) == ([], 0.0)
 
 
 def test_nothing_before_hello():
@@ -122,45 +158,166 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(desk, message, word
 
 
 def test_a_round(desk):
-    assert desk.tell(opening()) == []
-    ((_, first),) = desk.turn()
+    assert desk.tell(opening(terms=Terms(decoding=False, hints=True))) == []
+    *hints, first = [message for _, message in desk.turn()]
+    assert [(hint.layer, hint.base, len(hint.tokens)) for hint in hints] == [(1, 3, 1), (2, 3, 1)]
     assert (first.round, first.base, first.accepted, len(first.tokens)) == (0, 3, 0, 1)
     assert desk.turn() == []
-    assert desk.tell(Draft(1, 1, 4, [7, 7])) == []
+    assert desk.tell(Draft(1, 1, 0, 4, [7, 7])) == []
     sent = [message for _, message in desk.turn()]
     assert [type(message) for message in sent] == [Hint, Hint, Verdict]
     assert [(hint.layer, hint.base, len(hint.tokens)) for hint in sent[:2]] == [
         (1, 4, 3),
         (2, 4, 3),
     ]
-    assert (sent[2].round, sent[2].base) == (1, 4)
+    assert (sent[2].round, sent[2].base, sent[2].verified) == (1, 4, 2)
     assert len(sent[2].tokens) == sent[2].accepted + 1
 
 
-def test_repeated_stale_and_early_drafts(desk):
+def test_an_empty_draft_asks_for_the_targets_token(desk):
     desk.tell(opening())
     desk.turn()
-    desk.tell(Draft(1, 1, 4, [7, 7]))
-    assert desk.tell(Draft(1, 1, 4, [9, 9])) == []
-    ((_, verdict),) = [sent for sent in desk.turn() if isinstance(sent[1], Verdict)]
-    assert desk.tell(Draft(1, 1, 4, [7, 7])) == [verdict]
-    (standing,) = desk.tell(Draft(1, 2, 3, [7]))
-    assert (standing.base, len(standing.tokens)) == (3, 1 + len(verdict.tokens))
-    (error,) = desk.tell(Draft(1, 2, 99, [7]))
-    assert error.code == "invalid"
+    desk.tell(Draft(1, 1, 0, 4, []))
+    verdict = desk.verdict()
+    assert (verdict.base, verdict.verified, len(verdict.tokens)) == (4, 0, 1)
+    assert desk.turn() == []
+
+
+def test_repeated_stale_and_early_drafts_change_nothing(desk):
+    right = text()
+    desk.tell(opening())
+    desk.turn()
+    desk.tell(Draft(1, 1, 0, 4, [right[4], 7]))
+    assert desk.tell(Draft(1, 1, 0, 4, [9, 9])) == []
+    verdict = desk.verdict()
+    assert (verdict.base, verdict.verified, verdict.accepted) == (4, 2, 1)
+    assert verdict.tokens == right[4:6] and right[5] != 7
+    for late in (
+        Draft(1, 1, 0, 4, [right[4], 7]),  # the same again
+        Draft(1, 2, 0, 3, [right[3] ^ 1]),  # stale, and wrong
+        Draft(1, 3, 0, 99, [7]),  # early: what lies between never came
+        Draft(1, 4, 77, 6, [7]),  # of a parent that never came
+        Draft(1, 1, 0, 8, [7]),  # a gap in its round
+    ):
+        assert desk.tell(late) == []
+        assert desk.turn() == []
+    assert desk.tell(Resume(1, 3))[0].tokens == right[3:6]
+
+
+def test_of_a_late_draft_only_what_lies_beyond_the_text_is_verified(desk):
+    right = text()
+    desk.tell(opening(terms=Terms()))
+    for _ in range(3):
+        desk.turn()
+    desk.tell(Draft(1, 1, 0, 3, right[3:9], bytes([250] * 6)))
+    verdict = desk.verdict()
+    assert (verdict.round, verdict.base, verdict.verified, verdict.accepted) == (1, 6, 3, 3)
+    assert verdict.tokens == right[6:10]
+
+
+def test_a_branch_is_verified_as_soon_as_a_verdict_names_it(desk):
+    right = text()
+    desk.tell(opening())
+    desk.turn()
+    wrong = (right[5] + 1) % 50
+    desk.tell(Draft(1, 1, 0, 4, [right[4], wrong, 7]))
+    desk.tell(Draft(1, 2, 1, 5, [right[5], right[6]]))
+    assert desk.verdict().tokens == right[4:6]
+    verdict = desk.verdict()
+    assert (verdict.round, verdict.base, verdict.accepted) == (2, 6, 1)
+    assert verdict.tokens == right[6:8]
+    assert desk.turn() == []
+
+
+def test_probabilities_belong_to_ids(desk):
+    desk.tell(opening())
+    desk.turn()
+    (error,) = desk.tell(Draft(1, 1, 0, 4, [7, 8, 9], b"\x01"))
+    assert (error.code, error.session) == ("invalid", 1)
+    assert "1 probabilities for 3 ids" in error.message
     assert desk.turn() == []
 
 
 def test_ids_that_the_target_lacks_end_a_draft(desk):
     desk.tell(opening())
     desk.turn()
-    desk.tell(Draft(1, 1, 4, [7, 50, 7]))
-    batch = desk.service.next_batch()
-    assert list(batch.rows[0].tokens)[1:] == [7]
+    desk.tell(Draft(1, 1, 0, 4, [7, 50, 7], b"\xff\xff\xff"))
+    assert list(desk.batch().rows[0].tokens)[1:] == [7]
+
+
+def test_the_rest_of_a_draft_that_is_too_long_waits(desk):
+    desk = Desk(max_draft=2)
+    desk.tell(HELLO)
+    right = text()
+    desk.tell(opening())
+    desk.turn()
+    desk.tell(Draft(1, 1, 0, 4, right[4:10]))
+    assert [desk.verdict().tokens for _ in range(2)] == [right[4:7], right[7:10]]
+    assert desk.turn() == []
+
+
+def test_terms_may_change_at_any_time(desk):
+    desk.tell(opening())
+    desk.turn()
+    assert desk.turn() == []
+    assert desk.tell(Serve(1, PLAIN)) == []
+    assert len(desk.verdict().tokens) == 1
+    desk.tell(Draft(1, 1, 0, 5, [7]))
+    assert desk.verdict().verified == 0, "the device does not draft any more"
+    desk.tell(Serve(1, LOCKSTEP))
+    assert desk.tell(Serve(99, PLAIN)) == []
+
+
+def test_the_draft_beside_the_target_is_asked_verified_and_let_go():
+    desk = Desk(beside=1e-4)
+    right = text()
+    desk.tell(HELLO)
+    desk.tell(opening(terms=BESIDE))
+    desk.turn()
+    drafted = 0
+    while isinstance(step := desk.service.next(desk.now), DraftStep):
+        assert step.seats[0].text == right[: 4 + drafted]
+        desk.service.drafted(step, [(right[4 + drafted], 0.9)])
+        drafted += 1
+    assert drafted > 2
+    (verdict,) = [m for _, m in desk.run(step) if isinstance(m, Verdict)]
+    assert (verdict.round, verdict.accepted) == (0, 0), "nothing of the device's"
+    assert (verdict.verified, verdict.confirmed) == (drafted, drafted)
+    assert verdict.tokens == right[4 : 5 + drafted]
+    step = desk.service.next(desk.now)
+    desk.service.drafted(step, [None])
+    assert isinstance(desk.service.next(desk.now), Batch), "it had nothing to say"
+    # One that is wrong costs nothing but time.
+    desk = Desk(beside=1e-4)
+    desk.tell(HELLO)
+    desk.tell(opening(terms=BESIDE))
+    written = []
+    while desk.service.active:
+        step = desk.service.next(desk.now)
+        if isinstance(step, DraftStep):
+            desk.service.drafted(step, [(7, 0.9)])
+        else:
+            written += [t for _, m in desk.run(step) if isinstance(m, Verdict) for t in m.tokens]
+    assert written == right[3:]
+
+
+def test_a_step_that_took_longer_is_remembered(desk):
+    desk.tell(opening(terms=PLAIN))
+    batch = desk.batch()
+    before = desk.service.speeds.costs.step(3)
+    desk.service.learn(batch, 5.0)
+    assert desk.service.speeds.costs.step(3) > 10 * before
+
+
+def test_connections_are_forgotten_when_they_are_too_many(desk):
+    for number in range(PEERS):
+        desk.tell(HELLO, number.to_bytes(4, "big"))
+    assert desk.tell(opening())[0].code == "hello"
+    assert desk.tell(opening(), (5).to_bytes(4, "big")) == []
 
 
 def test_resume_tells_everything_since(desk):
-    desk.tell(opening(drafting=False))
+    desk.tell(opening(terms=PLAIN))
     written = [message.tokens[0] for _ in range(5) for _, message in desk.turn()]
     (verdict,) = desk.tell(Resume(1, 5))
     assert (verdict.base, verdict.tokens) == (5, written[2:])
@@ -169,9 +326,9 @@ def test_resume_tells_everything_since(desk):
 
 
 def test_an_open_that_is_repeated_resumes_and_one_that_differs_is_refused(desk):
-    desk.tell(opening(drafting=False))
+    desk.tell(opening(terms=PLAIN))
     (first,) = [message.tokens[0] for _, message in desk.turn()]
-    (verdict,) = desk.tell(opening(drafting=False))
+    (verdict,) = desk.tell(opening(terms=PLAIN))
     assert verdict.tokens == [first]
     assert desk.tell(opening(prompt=(9, 9)))[0].code == "invalid"
     assert desk.service.active == 1
@@ -182,7 +339,7 @@ def test_a_long_prompt_runs_in_chunks_beside_others():
     desk.tell(HELLO)
     desk.tell(HELLO, B)
     desk.tell(opening(1, range(50)))
-    desk.tell(opening(2, (1, 2), drafting=False), B)
+    desk.tell(opening(2, (1, 2), terms=PLAIN), B)
     peers = []
     for _ in range(4):
         peers.append({to for to, _ in desk.turn()})
@@ -194,10 +351,10 @@ def test_the_longest_waiting_goes_first_and_the_budget_holds():
     for number, peer in enumerate((A, B, b"c")):
         desk.tell(HELLO, peer)
         desk.now = float(number)
-        desk.tell(opening(number, (1, 2, 3, 4), drafting=False), peer)
-    assert [len(row.tokens) for row in desk.service.next_batch().rows] == [4, 4]
-    assert [len(row.tokens) for row in desk.service.next_batch().rows] == [4]
-    assert desk.service.next_batch() is None
+        desk.tell(opening(number, (1, 2, 3, 4), terms=PLAIN), peer)
+    assert [len(row.tokens) for row in desk.batch().rows] == [4, 4]
+    assert [len(row.tokens) for row in desk.batch().rows] == [4]
+    assert desk.service.next(desk.now) == Wait(None)
 
 
 def test_full_house_is_retryable_and_a_closed_session_makes_room():
@@ -214,7 +371,7 @@ def test_a_session_closed_in_the_middle_of_a_batch_gives_its_slot_back():
     desk = Desk(max_sessions=1)
     desk.tell(HELLO)
     desk.tell(opening(1))
-    batch = desk.service.next_batch()
+    batch = desk.batch()
     desk.tell(Close(1))
     (step,) = [step for step in desk.engine.run(batch.rows) if step.final]
     desk.service.commit(batch, step.choices, 0.0)
@@ -227,9 +384,9 @@ def test_a_session_closed_in_flight_keeps_its_slot_and_a_new_one_waits():
     desk = Desk(max_sessions=2)
     desk.tell(HELLO)
     desk.tell(HELLO, B)
-    desk.tell(opening(1, drafting=False), A)
-    desk.tell(opening(2, drafting=False), B)
-    batch = desk.service.next_batch()
+    desk.tell(opening(1, terms=PLAIN), A)
+    desk.tell(opening(2, terms=PLAIN), B)
+    batch = desk.batch()
     steps = desk.engine.run(batch.rows)
     next(steps)
     desk.tell(Close(1))
@@ -246,7 +403,7 @@ def test_a_target_that_overflows_ends_that_session_alone(desk):
     desk.tell(HELLO, B)
     desk.tell(opening(1, sampling=Sampling(1.0)))
     desk.tell(opening(2, sampling=Sampling(1.0)), B)
-    batch = desk.service.next_batch()
+    batch = desk.batch()
     *_, last = desk.engine.run(batch.rows)
     for values in (last.choices[0].logits, last.choices[0].top_logits):
         values[:] = np.nan
@@ -258,7 +415,7 @@ def test_a_target_that_overflows_ends_that_session_alone(desk):
 
 
 def test_a_device_that_only_reads_stays_alive_by_pinging(desk):
-    desk.tell(opening(1, drafting=False))
+    desk.tell(opening(1, terms=PLAIN))
     desk.now = 500.0
     desk.tell(Ping(1))
     desk.now = 520.0
@@ -281,7 +438,7 @@ def test_silent_sessions_are_closed_and_finished_ones_can_still_be_asked():
 
 
 def test_draining_refuses_new_sessions_and_finishes_old_ones(desk):
-    desk.tell(opening(1, drafting=False, max_tokens=3))
+    desk.tell(opening(1, terms=PLAIN, max_tokens=3))
     assert desk.service.drain() == [(A, Drain())]
     assert desk.tell(opening(2))[0].retryable
     for _ in range(3):
@@ -291,7 +448,7 @@ def test_draining_refuses_new_sessions_and_finishes_old_ones(desk):
 
 def test_a_failing_target_ends_its_sessions_with_an_error(desk):
     desk.tell(opening(1))
-    batch = desk.service.next_batch()
+    batch = desk.batch()
     ((peer, error),) = desk.service.abandon(batch, "no memory")
     assert (peer, error.code, error.session) == (A, "internal", 1)
     assert desk.service.active == 0
@@ -299,10 +456,10 @@ def test_a_failing_target_ends_its_sessions_with_an_error(desk):
 
 
 def test_garbage_from_one_device_never_touches_anothers_text():
-    def text(noise):
+    def written(noise):
         desk = Desk()
         desk.tell(HELLO, B)
-        desk.tell(opening(7, drafting=False), B)
+        desk.tell(opening(7, terms=PLAIN), B)
         chance = random.Random(3)
         tokens = []
         while desk.service.active:
@@ -314,13 +471,12 @@ def test_garbage_from_one_device_never_touches_anothers_text():
             tokens += [t for to, m in desk.turn() if to == B for t in m.tokens]
         return tokens
 
-    assert text(noise=True) == text(noise=False)
-    assert len(text(noise=True)) == 20
+    assert written(noise=True) == written(noise=False) == text((1, 2, 3))[3:]
 
 
 def garbage(chance):
     """Packets that are no message, or messages about a session that is not the sender's."""
-    message = chance.choice([Draft(8, 1, 3, [1]), Resume(8, 2), opening(9), Close(9), Ping(1)])
+    message = chance.choice([Draft(8, 1, 0, 3, [1]), Resume(8, 2), opening(9), Close(9), Ping(1)])
     frames = pack(message)
     kind = chance.randrange(4)
     if kind == 0:

@@ -19,6 +19,8 @@ from edgespec.protocol import (
     Ping,
     Pong,
     Resume,
+    Serve,
+    Terms,
     Verdict,
     Welcome,
     pack,
@@ -27,13 +29,16 @@ from edgespec.protocol import (
 from edgespec.sampling import Sampling
 
 MESSAGES = [
-    Hello(1, "target", "tokenizer", "robot-7 cpu-int8"),
-    Welcome(1, "target", "tokenizer", 8192, 32, [10, 20]),
-    Open(2**60, 2, 10, Sampling(0.7, 0.9, 40, 5), [2, 0], True, [1, 2, 3, 49151]),
-    Draft(2**60, 3, 100, [1, 2, 3]),
-    Draft(2**60, 3, 100, []),
+    Hello(2, "target", "tokenizer", "robot-7 cpu-int8"),
+    Welcome(2, "target", "tokenizer", 8192, 32, [10, 20], 22.5, 1.5, 4.0, 0.7),
+    Open(2**60, 2, 10, Sampling(0.7, 0.9, 40, 5), [2, 0], Terms(beside=True), [1, 2, 3, 49151]),
+    Draft(2**60, 3, 0, 100, [1, 2, 3], b"\xff\x80\0"),
+    Draft(2**60, 4, 3, 102, [1, 2, 3]),
+    Draft(2**60, 3, 0, 100, []),
+    Serve(2**60, Terms(drafting=False, hints=True)),
+    Serve(2**60, Terms(decoding=False)),
     Hint(2**60, 3, 100, 20, [1, 2, 3, 4]),
-    Verdict(2**60, 3, 100, 2, [1, 2, 9], "end"),
+    Verdict(2**60, 3, 100, 4, 2, 1, [1, 2, 9], "end"),
     Resume(2**60, 100),
     Close(2**60),
     Ping(5),
@@ -52,8 +57,22 @@ def test_every_message_of_the_union_is_tested():
     assert {type(m) for m in MESSAGES} == set(AnyMessage.__args__)
 
 
-def test_a_draft_of_eight_tokens_is_well_under_100_bytes():
-    assert sum(map(len, pack(Draft(2**62, 100, 4000, [49151] * 8)))) < 60
+def test_a_draft_of_eight_tokens_with_probabilities_is_well_under_100_bytes():
+    draft = Draft(2**62, 1000, 999, 4000, [49151] * 8, bytes(range(200, 208)))
+    assert sum(map(len, pack(draft))) < 75
+
+
+def test_whatever_the_terms_they_arrive_as_they_were():
+    flags = (False, True)
+    every = [Terms(a, b, c, d) for a in flags for b in flags for c in flags for d in flags]
+    assert [unpack(pack(Serve(1, terms))).terms for terms in every] == every
+
+
+def header(*fields):
+    return [msgspec.msgpack.encode(fields)]
+
+
+WELCOME = ("welcome", 2, "t", "k", 100, 32, [1])
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
@@ -78,16 +97,40 @@ def test_truncated_and_extended_packets_are_refused(message):
         [msgspec.msgpack.encode(["ping", "one"])],
         [msgspec.msgpack.encode(["ping", -1])],
         [msgspec.msgpack.encode(["ping", 1, 2])],
-        [msgspec.msgpack.encode(["draft", 1, 1, 1, [1] * (MAX_DRAFT + 2)])],
-        [msgspec.msgpack.encode(["draft", 1, 1, 1, [1.5]])],
-        [msgspec.msgpack.encode(["draft", 1, 1, 1, [-1]])],
+        header("draft", 1, 1, 0, 1, [1] * (MAX_DRAFT + 2), b""),
+        header("draft", 1, 1, 0, 1, [1], b"x" * (MAX_DRAFT + 2)),
+        header("draft", 1, 1, 0, 1, [1.5], b""),
+        header("draft", 1, 1, 0, 1, [-1], b""),
+        header("draft", 1, 1, 0, 1, [1 << 31], b""),
+        header("draft", 1, 1, -1, 1, [1], b""),
+        header("draft", 1, 1, 0, 1, [1], "x"),
+        header("draft", 1, 1, 0, 1),
+        header("verdict", 1, 1, 4, -1, 0, 0, [1], ""),
+        header("verdict", 1, 1, 4, 0, 0, 0, [1], "bored"),
+        header("serve", 1, [1, 0, 1, 0]),
+        header("serve", 1, [True, False, True, False, True]),
+        header("serve", 1, True),
+        *(
+            header(*WELCOME, *times)
+            for times in (
+                (1.0, 1.0, 1.0),
+                (-1.0, 1.0, 1.0, 1.0),
+                (1.0, -1e-9, 1.0, 1.0),
+                (1.0, 1.0, float("nan"), 1.0),
+                (1.0, 1.0, 1.0, -1.0),
+                (1.0, 1.0, 1.0, float("nan")),
+                (1.0, 1.0, 1.0, float("inf")),
+                (1.0, 1.0, 1.0, 1e9),
+                (1.0, 1.0, 1.0, "1"),
+            )
+        ),
         [msgspec.msgpack.encode(["error", "made-up", "x"])],
         [b"\x91" * 5000],
         [pack(MESSAGES[2])[0]],
         [pack(MESSAGES[2])[0], b""],
         [pack(MESSAGES[2])[0], b"123"],
         [pack(MESSAGES[2])[0], b"\xff\xff\xff\xff"],
-        [msgspec.msgpack.encode(["open", 1, 1, 1, [0, 1, 0, 0], [], True, [7]]), b"\0\0\0\0"],
+        [msgspec.msgpack.encode(["open", 1, 1, 1, [0, 1, 0, 0], [], [], [7]]), b"\0\0\0\0"],
     ],
 )
 def test_wrong_packets_are_refused(packet):

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from bench.builtin import builtin_bundle, pair_folder, weights_file
-from edge_runtime.drafters import ModelDrafter
 from edgespec.cli import main
 from edgespec.config import Request
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
+from engines.drafting import ModelDrafter
 from engines.ort import OrtSettings, load_draft, load_target
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 import transformers
 
-from bench.builtin import weights_file
-from edge_runtime.drafters import ModelDrafter, NgramDrafter, NoDrafter
-from edgespec.config import Request
+from bench.builtin import PROFILE, builtin_bundle, weights_file
+from edgespec.config import Request, Tactics
 from edgespec.errors import EdgespecError
 from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
 from edgespec.text import Codec, TextStream
 from engines.alone import write_alone
+from engines.drafting import ModelDrafter, NgramDrafter, NoDrafter
 from engines.exactness import measure_bundle, report_cases
 from engines.ort import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings, export
 from export.checkpoint import open_checkpoint
+from tests.trouble import WAYS, Fickle, Trouble
 
 try:
     WEIGHTS = str(weights_file())
@@ -91,18 +94,19 @@ def test_every_way_of_computing_a_token_gives_the_same_bits(tmp_path, bundle, pr
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 def test_the_answer_is_the_targets_own(house, target, codec, drafts, sampling):
+    """Every drafter, streaming and at each length of a round."""
     home = house(target, end_ids=(2,))
     request = Request(chat(codec, QUESTIONS[0]), 20, sampling)
     expected = write_alone(target, request.prompt, 20, sampling, (2,))
-    runs = [("cpu-int8", length) for length in range(1, 9)]
-    runs += [(name, length) for name in ("cpu-int4", "ngram", "hostile") for length in (3, 8)]
-    for name, length in [*runs, ("none", 1)]:
+    runs = [("cpu-int8", length) for length in (0, 1, 2, 3, 5, 8)]
+    runs += [(name, length) for name in ("cpu-int4", "ngram", "hostile") for length in (0, 6)]
+    for name, length in [*runs, ("none", 0)]:
         drafter = {"ngram": NgramDrafter, "hostile": home.hostile, "none": NoDrafter}.get(name)
         answer = home.answer(
             drafter() if drafter else drafts[name],
             request,
-            draft_length=length,
-            drafting=name != "none",
+            tactics=Tactics("none" if length else "tree"),
+            draft_length=length or 1,
         )
         assert answer.stats.token_ids == expected, (name, length)
 
@@ -116,11 +120,12 @@ def test_a_stop_string_ends_the_answer_wherever_rounds_fall(house, target, codec
     words = text.split()
     stop = f"{words[6][1:]} {words[7]} {words[8][:2]}"
     ending = next(n for n in range(24) if stop in codec.decode(tokens[: n + 1]))
-    for length in range(1, 9):
+    for length in (0, 1, 2, 3, 4, 6, 8):
         answer = home.answer(
             drafts["cpu-int8"],
             Request(prompt, 24, stops=("never", stop)),
-            draft_length=length,
+            tactics=Tactics("none" if length else "tree"),
+            draft_length=length or 1,
             text=TextStream(codec, prompt, ("never", stop)),
         )
         assert answer.text == text[: text.index(stop)]
@@ -136,9 +141,63 @@ def test_four_devices_at_once(house, target, codec, drafts):
         for number in range(4)
     ]
     expected = [write_alone(target, r.prompt, 24, r.sampling, (2,)) for r in requests]
-    loops = [home.device(d, drafting=d.name != "none") for d in drafters]
+    loops = [home.device(drafter) for drafter in drafters]
     answers = home.together(loops, requests)
     assert [answer.stats.token_ids for answer in answers] == expected
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The built-in pair, with a draft for the device and one for the cloud."""
+    bundle = builtin_bundle()
+
+    def drafter(slots):
+        engine = load_draft(bundle, PROFILE, OrtSettings(threads=2, slots=slots, min_tokens=1))
+        return ModelDrafter(engine, PROFILE, bundle.draft(PROFILE).calibration, slots=slots)
+
+    return load_target(bundle, OrtSettings(threads=2)), drafter(4), drafter(2)
+
+
+def written(pair, codec, texts, question, sampling):
+    """The target's own 24 tokens, each written once."""
+    key = question, sampling
+    if key not in texts:
+        prompt = chat(codec, QUESTIONS[question])
+        texts[key] = write_alone(pair[0], prompt, 24, sampling, (2,))
+    return texts[key]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return {}
+
+
+@pytest.mark.parametrize("sampling", [SAMPLINGS[0], SAMPLINGS[3]], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_and_a_link_in_trouble_give_the_targets_text(
+    house, pair, codec, texts, way, sampling
+):
+    """As it should be; then with packets that are late, lost, doubled and out of order, terms that
+    change in the middle of the answer, and clouds that lose their memory."""
+    target, drafter, beside = pair
+    for seed in range(3):
+        chance = random.Random(f"{way} {sampling} {seed}")
+        home = house(target, end_ids=(2,), beside=beside)
+        question = chance.randrange(3)
+        request = Request(chat(codec, QUESTIONS[question]), 24, sampling)
+        loop = home.device(drafter, **WAYS[way], give_up=1e9)
+        answer = loop.start(request)
+        if seed:
+            Trouble(loop._link, chance)
+            if seed == 2 and loop.modes.terms.decoding:
+                loop.modes = Fickle(loop.modes, chance)
+        pieces = loop.write(answer, request)
+        for _ in pieces:
+            pass
+        expected = written(pair, codec, texts, question, sampling)
+        assert answer.stats.token_ids == expected, (question, seed)
+        while home.service.active:  # a link in trouble may keep the device's last word
+            home.service._forget(home.service.seats[0])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,233 @@
+"""One answer on the device, told what came: what is new, what was missed, what is said again."""
+
+import msgspec
+import pytest
+
+from edge_runtime.answer import Answer
+from edge_runtime.modes import Meter
+from edgespec.config import EdgeSettings, Request, Tactics
+from edgespec.errors import LinkError, UsageError
+from edgespec.protocol import VERSION, Close, Error, Hint, Open, Resume, Terms, Verdict, Welcome
+from engines.drafting import Guess
+
+WELCOME = Welcome(VERSION, "t", "k", 40, 32, [1, 2], 30.0, 2.0, 0.0, 0.0)
+STREAM, LOCKSTEP = Tactics(), Tactics("none")
+PROMPT = (1, 2, 3)
+
+
+def begin(terms=None, tactics=STREAM, prompt=PROMPT, most=20, exits=(), **settings):
+    terms = terms or Terms(decoding=tactics.streaming)
+    edge = EdgeSettings(tactics=tactics, **settings)
+    answer = Answer(9, Request(prompt, most), WELCOME, [0], edge, terms, Meter(0.03), dict(exits))
+    assert isinstance(answer.open(), Open)
+    return answer
+
+
+def draft(answer, *tokens):
+    """One id a step, along the main path; the packets that are due then."""
+    for token in tokens:
+        path = answer.tree.main
+        answer.grow([path], [Guess(token, 0.9)])
+    return answer.packets()
+
+
+def verdict(base, *tokens, round_=0, verified=0, accepted=0, **more):
+    return Verdict(9, round_, base, verified, accepted, accepted, list(tokens), **more)
+
+
+def hear(answer, message):
+    """Commits what a verdict brings, as the loop does."""
+    accepted, tokens = answer.on_verdict(message)
+    answer.state.commit(tokens)
+    hit = answer.settle() if tokens else None
+    return accepted, tokens, hit
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"), [((), "prompt is empty"), ((1,) * 40, "the target's context is 40")]
+)
+def test_a_prompt_that_does_not_fit_is_refused(prompt, words):
+    with pytest.raises(UsageError, match=words):
+        begin(prompt=prompt)
+
+
+def test_the_context_bounds_the_answer():
+    assert begin(most=1000).open().max_tokens == 37
+
+
+def test_a_verdict_brings_its_tokens_and_what_of_them_was_drafted_here():
+    answer = begin()
+    (packet,) = draft(answer, 20, 21, 22)
+    assert (packet.round, packet.base, packet.tokens) == (1, 3, [20, 21, 22])
+    message = verdict(3, 20, 21, round_=1, verified=2, accepted=2)
+    assert hear(answer, message) == (2, [20, 21], "full")
+    assert answer.tree.main.ahead == [22]
+    assert hear(answer, verdict(5, 99)) == (0, [99], "miss")
+    stats = answer.stats
+    assert (stats.rounds, stats.drafted, stats.verified) == (2, 3, 2)
+    assert (stats.confirmed, stats.accepted, stats.hits) == (2, 2, {"full": 1, "miss": 1})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        verdict(3, 20, 21),  # repeated
+        verdict(4, 21),  # its end
+        verdict(3),  # of no tokens
+        msgspec.structs.replace(verdict(5, 22), session=8),  # another's
+        verdict(6, 23),  # its forerunner is missing
+    ],
+)
+def test_what_is_stale_repeated_or_anothers_changes_nothing(message):
+    answer = begin()
+    draft(answer, 20, 21, 22)
+    hear(answer, verdict(3, 20, 21, round_=1, accepted=1))
+    before = answer.stats.as_json()
+    assert answer.on_verdict(message) == (0, [])
+    assert answer.state.tokens == [1, 2, 3, 20, 21]
+    assert answer.tree.main.ahead == [22]
+    assert answer.stats.as_json() == before
+
+
+def test_a_verdict_that_overlaps_counts_only_what_is_new():
+    answer = begin()
+    hear(answer, verdict(3, 20, 21))
+    replay = verdict(3, 20, 21, 22, 23, round_=1, verified=3, accepted=3)
+    assert hear(answer, replay)[:2] == (1, [22, 23])
+
+
+def test_a_missing_verdict_is_asked_for_once():
+    answer = begin()
+    assert answer.missed(verdict(5, 22))
+    assert not answer.missed(verdict(3, 22)) and not answer.missed(verdict(2, 22, 23))
+    assert not answer.missed(msgspec.structs.replace(verdict(5, 22), session=8))
+    assert answer.resume() == Resume(9, 3)
+    assert answer.resume() is None, "it is on its way"
+    assert answer.resume(silence=True) == Resume(9, 3), "it may have been lost"
+    hear(answer, verdict(3, 20, 21, 22))
+    assert answer.resume() == Resume(9, 6)
+    assert answer.stats.resumed == 3
+
+
+def test_in_lockstep_a_draft_goes_out_and_is_waited_for():
+    answer = begin(tactics=LOCKSTEP, draft_length=2)
+    main = answer.tree.main
+    assert answer.steps() == [main]
+    assert answer.pending(idle=False) == 0
+    answer.grow([main], [Guess(20, 0.9)])
+    assert answer.steps() == [main]
+    answer.grow([main], [Guess(21, 0.9)])
+    assert answer.steps() == [], "two are enough"
+    assert answer.pending(idle=True)
+    (packet,) = answer.packets()
+    assert packet.tokens == [20, 21]
+    assert answer.steps() == [] and not answer.pending(idle=True)
+    # Nothing new came: it must have been lost, and goes out as it was.
+    assert answer.repeat(verdict(3)) == packet
+    assert answer.repeat(verdict(2)) is None and answer.repeat(verdict(4)) is None
+    assert answer.repeat(msgspec.structs.replace(verdict(3), session=8)) is None
+    hear(answer, verdict(3, 20, 21, 22))
+    assert answer.repeat(verdict(6)) is None, "nothing is out"
+    assert answer.steps() == [answer.tree.main]
+
+
+def test_in_lockstep_an_empty_draft_asks_for_a_token():
+    answer = begin(tactics=LOCKSTEP)
+    answer.grow([answer.tree.main], [None])
+    assert answer.steps() == [] and answer.pending(idle=True) == 1
+    (packet,) = answer.packets()
+    assert (packet.base, packet.tokens) == (3, [])
+    assert not answer.pending(idle=True)
+
+
+def test_a_stream_to_a_cloud_that_waits_begins_anew_where_something_was_lost():
+    """What the last packet leans on may be lost too: to repeat it would wait for ever."""
+    answer = begin(Terms(decoding=False))
+    draft(answer, 20)
+    (last,) = draft(answer, 21)
+    assert (last.parent, last.base) == (1, 4)
+    again = answer.repeat(verdict(3))
+    assert (again.parent, again.base, again.tokens) == (0, 3, [])
+    assert again.round > last.round
+    assert answer.tree.main.ahead == []
+    assert draft(answer, 30)[0].round == again.round, "and goes on from there"
+
+
+def test_a_stream_to_a_cloud_that_goes_on_keeps_its_tree():
+    answer = begin(Terms())
+    (last,) = draft(answer, 20)
+    assert answer.repeat(verdict(3)) == last
+    assert answer.tree.main.ahead == [20]
+    assert answer.pending(idle=True) == 0, "it need not be asked"
+
+
+def test_what_streams_is_sent_once_and_nothing_after_the_end():
+    answer = begin(most=4)
+    path = answer.tree.main
+    assert answer.steps() == [path]
+    answer.grow([path], [Guess(20, 0.9)])
+    assert answer.pending(idle=False) == 1
+    answer.packets()
+    assert answer.pending(idle=False) == 0
+    for token in (21, 22):
+        answer.grow(answer.steps(), [Guess(token, 0.9)])
+    assert answer.steps() == [], "the last of four tokens is the target's"
+    hear(answer, verdict(3, 20, 21, 22, 23))
+    assert answer.done
+    assert answer.pending(idle=True) == 0 and answer.steps() == []
+    assert answer.on_verdict(verdict(7, 24)) == (0, [])
+
+
+def test_nobody_drafts_who_is_told_not_to():
+    answer = begin(Terms(drafting=False))
+    assert answer.steps() == [] and answer.pending(idle=True) == 0
+    assert hear(answer, verdict(3, 20)) == (0, [20], None)
+    assert answer.stats.hits == {}
+
+
+def test_other_terms_and_another_server_begin_a_new_tree():
+    answer = begin()
+    draft(answer, 20, 21)
+    hear(answer, verdict(3, 20))
+    serve = answer.serve(Terms(drafting=False))
+    assert (serve.session, serve.terms) == (9, Terms(drafting=False))
+    assert answer.terms == serve.terms and answer.tree.main.ahead == []
+    again = answer.open()
+    assert (again.prompt_length, again.tokens, again.terms) == (3, [1, 2, 3, 20], serve.terms)
+
+
+def test_errors_that_can_be_mended_and_those_that_cannot():
+    answer = begin()
+    hear(answer, verdict(3, 20))
+    assert answer.on_error(Error("session", "gone", 8)) is None, "another's"
+    for code in ("session", "hello"):
+        assert answer.on_error(Error(code, "gone", 9)).tokens == [1, 2, 3, 20]
+    assert answer.stats.resumed == 2
+    for error in (Error("busy", "full", 9, True), Error("malformed", "x"), Error("hello", "x")):
+        with pytest.raises(LinkError, match=error.message) as caught:
+            answer.on_error(error)
+        assert (caught.value.code, caught.value.retryable) == (error.code, error.retryable)
+
+
+def test_hints_open_paths_and_are_counted():
+    answer = begin(Terms(hints=True), exits={1: 0.9}.items())
+    draft(answer, 20, 21)
+    answer.on_hint(Hint(8, 1, 3, 1, [30]))
+    answer.on_hint(Hint(9, 1, 2, 1, [30]))
+    assert len(answer.tree.paths) == 1, "another's, and a stale one"
+    answer.on_hint(Hint(9, 1, 3, 1, [20, 31]))
+    (path,) = [path for path in answer.tree.paths if path.via == "hint"]
+    assert path.ahead == [20, 31] and path.sures[1] == 0.9
+    answer.grow([path], [Guess(32, 0.9)])
+    assert hear(answer, verdict(3, 20, 31, round_=1, accepted=1))[2] == "hint"
+    assert answer.tree.main.ahead == [32]
+    assert (answer.stats.hints[1].right, answer.stats.hints[1].total) == (2, 2)
+    # Without terms for them they are only counted.
+    answer = begin(Terms())
+    draft(answer, 20, 21)
+    answer.on_hint(Hint(9, 1, 3, 1, [30]))
+    assert len(answer.tree.paths) == 1
+
+
+def test_the_end():
+    assert begin().close() == Close(9)

@@ -1,0 +1,192 @@
+"""Who drafts: chosen from measured times, with hysteresis, and able to say why."""
+
+import pytest
+
+from edge_runtime.modes import LONGEST_PAUSE, PAUSE, TRIAL, Meter, Modes
+from edgespec.config import EdgeSettings, Tactics
+from edgespec.protocol import VERSION, Terms, Verdict, Welcome
+
+
+def welcome(*, draft_ms=0.0, hint_ms=0.0, exits=(1, 2)):
+    return Welcome(VERSION, "t", "k", 512, 32, list(exits), 30.0, 2.0, draft_ms, hint_ms)
+
+
+def modes(*, drafts=True, cloud=None, **settings):
+    made = Modes(EdgeSettings(**settings), cloud or welcome(), drafts=drafts)
+    link(made, 0.005)
+    for _ in range(20):
+        made.meter.drafted(0.010, 1)
+    return made
+
+
+def link(made, round_trip):
+    for _ in range(8):
+        made.meter.tripped(round_trip)
+
+
+def hear(made, tokens, accepted):
+    """A verdict of so many tokens; whether the mode has changed."""
+    made.verdict(Verdict(1, 1, 0, accepted, accepted, accepted, [7] * tokens), tokens)
+    return made.reconsider()
+
+
+def until_it_changes(made, accepted, most=3 * LONGEST_PAUSE):
+    """Tokens, one by one, until the mode changes."""
+    for tokens in range(1, most):
+        if hear(made, 1, accepted):
+            return tokens
+    raise AssertionError(f"no change within {most} tokens")
+
+
+def test_a_useful_draft_stays():
+    made = modes()
+    for _ in range(20 * TRIAL):
+        assert not hear(made, 1, 1)
+    # One of its tokens in twenty is enough.
+    for number in range(20 * TRIAL):
+        assert not hear(made, 1, int(number % 20 == 0))
+    assert made.terms.drafting
+
+
+def test_a_useless_draft_stops_after_a_trial_and_tries_again_after_a_pause_that_doubles():
+    made = modes()
+    assert until_it_changes(made, 0) == TRIAL
+    assert not made.terms.drafting and made.name == "cloud"
+    assert f"of the last {TRIAL} tokens 0% were the device's" in made.reason
+    pauses = []
+    for _ in range(3):
+        pauses.append(until_it_changes(made, 0))
+        assert made.terms.drafting and "another try" in made.reason
+        assert until_it_changes(made, 0) == TRIAL
+    assert pauses[0] >= PAUSE
+    assert pauses == [pauses[0], 2 * pauses[0], 4 * pauses[0]]
+    for _ in range(8):
+        assert until_it_changes(made, 0) <= LONGEST_PAUSE
+    # A try that goes well makes the next pause short again.
+    while not made.terms.drafting:
+        hear(made, 1, 0)
+    for _ in range(TRIAL):
+        assert not hear(made, 1, 1)
+    until_it_changes(made, 0)
+    assert until_it_changes(made, 0) == pauses[0]
+
+
+def test_a_long_round_trip_stops_it_and_a_short_one_brings_it_back():
+    made = modes()
+    assert not hear(made, 1, 1)
+    for _ in range(40):
+        made.meter.trust.learn(0.5, right=False)
+    link(made, 0.5)  # 25 tokens of the cloud's own, at 20 ms gained each
+    assert hear(made, 1, 1)
+    assert not made.terms.drafting
+    assert "overtakes the cloud with probability 0.0" in made.reason
+    assert "round trip 500.0 ms, target step 30.0 ms, draft step 10.0 ms" in made.reason
+    for _ in range(3 * PAUSE):
+        assert not hear(made, 1, 0), "the link is as it was"
+    for _ in range(200):
+        made.meter.trust.learn(0.9, right=True)
+    link(made, 0.005)
+    assert hear(made, 1, 0)
+    assert made.terms.drafting and "another try" in made.reason
+
+
+def test_between_the_two_bounds_nothing_changes():
+    """0.7 ** (1 + lead) is 0.025 at a lead of 9.3 and 0.05 at one of 7.4: 20 ms each."""
+    made = modes()
+    for number in range(2000):
+        made.meter.trust.learn(0.7, right=number % 10 < 7)
+    acceptance = made.meter.pace.acceptance
+    lead = next(n / 10 for n in range(1000) if acceptance ** (1 + n / 10) < 0.035)
+    link(made, 0.020 * lead)
+    assert not hear(made, 1, 1)
+    assert made.terms.drafting
+    link(made, 1.0)
+    assert hear(made, 1, 1)
+    link(made, 0.020 * lead)
+    for _ in range(3 * PAUSE):
+        assert not hear(made, 1, 1)
+    assert not made.terms.drafting
+
+
+@pytest.mark.parametrize("mode", ["edge", "cloud", "cloud-draft"])
+def test_what_was_asked_for_stays(mode):
+    made = modes(mode=mode)
+    link(made, 5.0)
+    for _ in range(5 * TRIAL):
+        assert not hear(made, 1, 0)
+    assert made.terms.drafting == (mode == "edge")
+    assert made.reason == "asked for"
+
+
+@pytest.mark.parametrize("pre_draft", ["none", "exits"])
+def test_lockstep_stays(pre_draft):
+    made = modes(tactics=Tactics(pre_draft))
+    for _ in range(5 * TRIAL):
+        assert not hear(made, 1, 0)
+
+
+BESIDE = welcome(draft_ms=4.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cloud", "drafts", "terms", "name"),
+    [
+        ({}, welcome(), True, Terms(hints=True), "edge"),
+        ({}, welcome(hint_ms=0.8), True, Terms(hints=True), "edge"),
+        ({}, welcome(hint_ms=3.0), True, Terms(), "edge"),
+        ({}, welcome(exits=()), True, Terms(), "edge"),
+        ({}, welcome(), False, Terms(drafting=False), "cloud"),
+        ({}, BESIDE, False, Terms(drafting=False, beside=True), "cloud-draft"),
+        ({"mode": "edge"}, BESIDE, True, Terms(hints=True), "edge"),
+        ({"mode": "cloud"}, BESIDE, True, Terms(drafting=False), "cloud"),
+        ({"mode": "cloud-draft"}, BESIDE, True, Terms(False, beside=True), "cloud-draft"),
+        ({"mode": "cloud-draft"}, welcome(), True, Terms(drafting=False), "cloud"),
+        (
+            {},
+            BESIDE,
+            True,
+            Terms(beside=True, hints=True),
+            "edge, with cloud-draft where nothing has come",
+        ),
+        ({"tactics": Tactics(hints=False)}, welcome(), True, Terms(), "edge"),
+        ({"tactics": Tactics(hints=True)}, welcome(hint_ms=9.0), True, Terms(hints=True), "edge"),
+        ({"tactics": Tactics(cloud_waits=True)}, welcome(exits=()), True, Terms(decoding=False),
+         "edge"),
+        ({"tactics": Tactics("none")}, welcome(), True, Terms(decoding=False), "edge"),
+        ({"tactics": Tactics("none", cloud_waits=False)}, welcome(), True, Terms(), "edge"),
+        (
+            {"tactics": Tactics("exits")},
+            welcome(hint_ms=9.0),
+            True,
+            Terms(decoding=False, hints=True),
+            "edge",
+        ),
+        # Nobody is waited for who does not draft.
+        ({"tactics": Tactics("none")}, welcome(), False, Terms(drafting=False), "cloud"),
+    ],
+)  # fmt: skip
+def test_terms(settings, cloud, drafts, terms, name):
+    made = modes(drafts=drafts, cloud=cloud, **settings)
+    assert (made.terms, made.name) == (terms, name)
+
+
+def test_figures_name_what_was_measured():
+    made = modes(cloud=BESIDE)
+    made.meter.tripped(0.0123)
+    figures = made.figures
+    assert "round trip 5.0 ms" in figures, "the shortest"
+    assert "target step 30.0 ms" in figures and "draft step 10.0 ms" in figures
+    assert "beside it 4.0 ms" in figures and "agreement 0." in figures
+
+
+def test_a_clock_that_jumps_is_no_measurement():
+    meter = Meter(step=0.030)
+    for seconds in (-3600.0, 3600.0):
+        meter.tripped(seconds)
+        meter.drafted(seconds, 1)
+        meter.stepped(seconds, 1)
+    pace = meter.pace
+    assert (pace.round_trip, pace.step, pace.draft) == (0.0, 0.030, 0.0)
+    for _ in range(60):
+        meter.stepped(0.100, 2)
+    assert meter.pace.step == pytest.approx(0.050, rel=0.01)
