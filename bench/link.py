@@ -130,6 +130,8 @@ class _Cell:
 
     answers: list[AnswerStats] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    busy: float = 0.0
+    """Seconds of processor time of the device."""
 
 
 def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
@@ -154,12 +156,14 @@ def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
             with emulated_link(endpoint, cores()[0]) as link:
                 device = Device(opened, link, settings, Trace(traces[1], "device"))
                 cells = _measure(device, methods, requests, settings)
+                times = device.times()
                 device.close()
         spans = [span for path in traces for span in read_trace(path)]
     figures = _figures(cells, methods, settings) | {
         "pair": f"{opened.manifest.target.origin.name} with {profile} {settings.draft}".strip(),
         "machine": describe().as_dict(),
         "link_accuracy": accurate,
+        "times": times,
         "prompts": len(requests),
     }
     _report(figures, spans, settings, as_json=as_json)
@@ -211,11 +215,13 @@ class Device:
         self._dealer = DealerLink(link.endpoint)
         self._drafter = open_drafter(bundle, "", 1)
         self._exits = exit_agreements(bundle)
+        self._loops: dict[str, EdgeLoop] = {}
 
     def at(self, shape: LinkShape, methods: dict[str, Method]) -> dict[str, EdgeLoop]:
         """Loops over a link of that shape, which know nothing of it yet."""
         self._link.shape(shape)
-        return {name: self._loop(method) for name, method in methods.items()}
+        self._loops = {name: self._loop(method) for name, method in methods.items()}
+        return self._loops
 
     def _loop(self, method: Method) -> EdgeLoop:
         settings = EdgeSettings(
@@ -234,6 +240,19 @@ class Device:
             exits=self._exits,
             trace=self._trace,
         )
+
+    def times(self) -> dict[str, Any]:
+        """Step times in milliseconds, as the cloud measured its own and the device its own."""
+        loop = self._loops[OURS] if OURS in self._loops else next(iter(self._loops.values()))
+        welcome, pace = loop.welcome, loop.modes.meter.pace
+        return {
+            "target_ms": welcome.step_ms,
+            "token_ms": welcome.token_ms,
+            "beside_ms": welcome.draft_ms,
+            "hint_ms": welcome.hint_ms,
+            "draft_ms": 1e3 * pace.draft,
+            "batch": list(pace.together),
+        }
 
     def close(self) -> None:
         self._dealer.close()
@@ -261,9 +280,11 @@ def _measure(
                 turn = number % len(names)
                 texts = set()
                 for name in names[turn:] + names[:turn]:
+                    cell, before = cells[rtt, name], time.process_time()
                     stats, gaps = answer(loops[name], request)
-                    cells[rtt, name].answers.append(stats)
-                    cells[rtt, name].gaps += gaps
+                    cell.busy += time.process_time() - before
+                    cell.answers.append(stats)
+                    cell.gaps += gaps
                     texts.add(tuple(stats.token_ids))
                     advance(1, f"{rtt:g} ms, {name}")
                 if len(texts) > 1:
@@ -331,7 +352,8 @@ def _details(cell: _Cell) -> dict[str, Any]:
         "thrown_away_per_token": each("verified") - each("confirmed"),
         "bytes_up_per_token": each("bytes_up"),
         "bytes_down_per_token": each("bytes_down"),
-        "drafting_share": sum(s.drafting_seconds for s in cell.answers)
+        "device_busy": cell.busy / sum(s.seconds for s in cell.answers),
+        "loop_share": sum(s.loop_seconds for s in cell.answers)
         / sum(s.seconds for s in cell.answers),
         "hits": hits,
     }

@@ -219,16 +219,13 @@ class Answer:
         self.stats.resumed += 1
         return Resume(self.session_id, len(self.state.tokens))
 
-    def repeat(self, verdict: Verdict) -> Draft | None:
-        """The draft that must be sent again, given a verdict that brought nothing new: a reply to
-        `resume`, or to an `open` of a session that the cloud still has."""
-        if verdict.session != self.session_id or verdict.base != len(self.state.tokens):
-            return None
-        if self._outstanding and self._tactics.streaming and not self.terms.decoding:
-            # What it leans on may be lost as well, and the cloud waits: a round from nothing.
-            self.tree.restart()
-            self._outstanding = self.tree.packet(self.session_id, self.tree.main)
-        return self._outstanding
+    def stands(self, verdict: Verdict) -> None:
+        """A verdict brought nothing new: a reply to `resume`, or to an `open` of a session that the
+        cloud still has. A cloud that waits has then not understood what was sent: it was lost, or
+        went on from something that was. So drafting begins anew."""
+        here = verdict.session == self.session_id and verdict.base == len(self.state.tokens)
+        if here and not self.terms.decoding:
+            self._forget()
 
     def close(self) -> Close:
         return Close(self.session_id)

@@ -114,7 +114,7 @@ class EdgeLoop:
         self._link = link
         self._drafter = drafter
         self._hello = hello
-        self._welcome = welcome
+        self.welcome = welcome
         self._end_ids = end_ids
         self._settings = settings
         self._exits = exits or {}
@@ -130,7 +130,7 @@ class EdgeLoop:
     def start(self, request: Request) -> Answer:
         """The state of a new answer. Raises `UsageError` where the prompt does not fit."""
         return Answer(
-            secrets.randbits(62), request, self._welcome, self._end_ids, self._settings,
+            secrets.randbits(62), request, self.welcome, self._end_ids, self._settings,
             self.modes.terms, self.modes.meter, self._exits,
         )  # fmt: skip
 
@@ -264,8 +264,7 @@ class EdgeLoop:
     ) -> Iterator[Piece]:
         accepted, tokens = answer.on_verdict(verdict)
         if not tokens:
-            if (again := answer.repeat(verdict)) is not None:
-                self._link.send(again)
+            answer.stands(verdict)
             return
         pieces = []
         for number, token in enumerate(tokens):

@@ -63,6 +63,11 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     try:
         hello = hello_for(bundle, f"{socket.gethostname()} {drafter.name}"[:200])
         welcome = greet(link, hello, settings)
+        if settings.mode == "cloud-draft" and not welcome.draft_ms:
+            raise UsageError(
+                f"the cloud at {settings.connect} has no draft beside its target; start it with "
+                "'edgespec cloud-run --draft PROFILE', or choose another --mode"
+            )
         loop = EdgeLoop(
             link,
             drafter,

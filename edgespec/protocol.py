@@ -21,9 +21,10 @@ its first token stands), so what is stale or repeated is recognised.
                      <-        Error        typed; `retryable` says whether the same may work later
 
 A **round** is one run of drafted ids. Its first packet names the round that it branches off and
-the position where; later ones name the round itself, and make it longer. So the device streams a tree of ids: a branch
-holds what to go on with if the target rejects its parent there and names the branch's first token
-instead. The cloud keeps the branches, and goes on along one as soon as its own verdict names it.
+the position where; later ones name the round itself, and make it longer. So the device streams a
+tree of ids: a branch holds what to go on with if the target rejects its parent there and names the
+branch's first token instead. The cloud keeps the branches, and goes on along one as soon as its own
+verdict names it.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Draft(Message, frozen=True, tag="draft"):
     round: Position
     """From 1."""
     parent: Position
-    """The round that holds the id before `base`: one that this round branches off, or itself once it
+    """The round that holds the id before `base`: the one that this branches off, or itself once it
     has begun; 0: the committed text."""
     base: Position
     tokens: Tokens

@@ -58,6 +58,11 @@ class AnswerStats(msgspec.Struct, kw_only=True):
         return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else 0.0
 
     @property
+    def loop_seconds(self) -> float:
+        """What the device spent neither drafting nor waiting: policy, packets, text."""
+        return max(0.0, self.seconds - self.drafting_seconds - self.waiting_seconds)
+
+    @property
     def accepted_per_round(self) -> float:
         return self.accepted / self.rounds if self.rounds else 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -16,15 +17,17 @@ import pytest
 import zmq
 from click.testing import CliRunner
 
-from edge_runtime.drafters import NoDrafter
+from bench.emulated_link import LinkShape, emulated_link
 from edge_runtime.loop import EdgeLoop, greet, hello_for
 from edgespec.cli import main
-from edgespec.config import EdgeSettings, Request
+from edgespec.config import EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError
-from edgespec.protocol import Hello, pack, unpack
+from edgespec.protocol import Hello, Verdict, pack, unpack
 from edgespec.sampling import Sampling
+from edgespec.trace import read_trace
 from edgespec.transport import DealerLink
 from engines.alone import write_alone
+from engines.drafting import NgramDrafter, NoDrafter
 from engines.ort import OrtSettings, load_target
 
 EDGESPEC = [sys.executable, "-m", "edgespec"]
@@ -92,6 +95,8 @@ def ids(bundle, text):
 @pytest.mark.parametrize("drafter", ["cpu-int8", "cpu-fp32", "ngram", "none"])
 def test_text_goes_to_stdout_and_figures_to_stderr(tiny_bundle, served, alone, drafter):
     options = ["--prompt", "the quick", "--max-tokens", "12", "--drafter", drafter, "--json"]
+    if drafter == "cpu-fp32":  # a target as quick as this one would never let it get ahead
+        options += ["--cloud-waits", "--hints"]
     done = edge(tiny_bundle, served.endpoint, *options)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stderr)
@@ -213,6 +218,36 @@ def test_bad_requests(tiny_bundle, served):
     refused(2, "must be encrypted", "edge-run", tiny_bundle.folder, *far)
 
 
+def test_ways_that_do_not_fit_are_refused_in_one_sentence(tmp_path, tiny_bundle, served):
+    run = ["edge-run", tiny_bundle.folder, "--connect", served.endpoint, "--prompt", "x"]
+    refused(2, "this device drafts", *run, "--mode", "edge", "--drafter", "none")
+    refused(2, "'abacus' is not one of", *run, "--mode", "abacus")
+    refused(2, "'abacus' is not one of", *run, "--pre-draft", "abacus")
+    cloud_run = ["cloud-run", tiny_bundle.folder, "--bind", "tcp://127.0.0.1:*"]
+    result = refused(2, "cpu-fp32, cpu-int8", *cloud_run, "--draft", "nothing")
+    assert "nothing" in result.stderr
+    for command in (run, cloud_run):
+        result = refused(1, "the trace cannot be written to", *command, "--trace", tmp_path)
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_it_says_which_mode_and_why(tmp_path, tiny_bundle, served, alone):
+    options = ["--prompt", "the quick", "--max-tokens", "12", "--explain"]
+    trace = tmp_path / "device.jsonl"
+    done = edge(tiny_bundle, served.endpoint, *options, "--trace", str(trace))
+    assert done.returncode == 0, done.stderr
+    first, *_, last = [line for line in done.stderr.splitlines() if line.startswith("mode ")]
+    assert first.startswith("mode edge: ")
+    for figure in ("round trip", "target step", "draft step", "agreement"):
+        assert figure in last
+    done = edge(tiny_bundle, served.endpoint, *options, "--mode", "cloud")
+    assert "mode cloud: asked for" in done.stderr
+    spans = read_trace(trace)
+    assert {"draft", "send", "receive"} <= {span.what for span in spans}
+    received = [span for span in spans if span.what == "receive"]
+    assert sum(span.tokens for span in received) >= 12
+
+
 def test_bad_addresses(tiny_bundle, served):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -310,14 +345,17 @@ def test_sigterm_finishes_what_is_in_flight(tiny_bundle, alone):
 
 
 @contextmanager
-def device(bundle, endpoint, **settings):
-    edge = EdgeSettings(connect=endpoint, patience=0.3, **settings)
+def device(bundle, endpoint, *, drafter=None, clock=time.monotonic, **settings):
+    """In lock-step if nothing else is said, so that the cloud is never ahead of the test."""
+    lockstep = {"patience": 0.3, "tactics": Tactics("none"), "draft_length": 1}
+    edge = EdgeSettings(connect=endpoint, **{**lockstep, **settings})
     link = DealerLink(endpoint)
     try:
         hello = hello_for(bundle, "test")
         welcome = greet(link, hello, edge)
         ends = bundle.manifest.text.end_ids
-        yield EdgeLoop(link, NoDrafter(), hello, welcome, ends, edge)
+        drafter = drafter or NgramDrafter()
+        yield EdgeLoop(link, drafter, hello, welcome, ends, edge, clock=clock)
     finally:
         link.close()
 
@@ -352,6 +390,104 @@ def test_a_cloud_that_stays_away_ends_the_answer_with_a_sentence(tiny_bundle):
         with pytest.raises(LinkError, match="has been silent for") as caught:
             list(pieces)
     assert caught.value.retryable
+
+
+SLOW = LinkShape(rtt_ms=20.0)
+"""So that an answer takes a while."""
+
+
+def test_a_stall_of_the_link_is_waited_out_and_reported(tiny_bundle, served, alone):
+    with emulated_link(served.endpoint) as link:
+        link.shape(SLOW)
+        writing = subprocess.Popen(
+            [*EDGESPEC, "edge-run", str(tiny_bundle.folder), "--connect", link.endpoint,
+             "--prompt", "the quick", "--max-tokens", "200", "--pre-draft", "none",
+             "--draft-length", "1", "--drafter", "ngram", "--temperature", "1", "--seed", "6"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        )  # fmt: skip
+        started = writing.stdout.read(1)
+        link.shape(LinkShape(rtt_ms=4000.0))  # what is sent now is two seconds late
+        time.sleep(0.3)
+        link.shape(SLOW)
+        text, report = writing.communicate(timeout=60)
+    assert writing.returncode == 0, report
+    from edgespec.text import Codec
+
+    expected = alone(ids(tiny_bundle, "the quick"), 200, Sampling(1.0, seed=6))
+    # Of a character that the end cut short, nothing is written.
+    whole = Codec(tiny_bundle).decode(expected)
+    assert (started + text).decode().rstrip("\n\ufffd") == whole.rstrip("\n\ufffd")
+    assert b"the link was silent 1 times, " in report
+    assert b"resumed" not in report, "two seconds are within the patience"
+
+
+@pytest.mark.parametrize("pre_draft", ["none", "tree"])
+def test_a_connection_that_is_cut_costs_time_only(tiny_bundle, served, alone, pre_draft):
+    prompt = tuple(ids(tiny_bundle, "the quick"))
+    request = Request(prompt, 150, Sampling(1.0, seed=8))
+    with (
+        emulated_link(served.endpoint) as link,
+        device(tiny_bundle, link.endpoint, tactics=Tactics(pre_draft)) as loop,
+    ):
+        link.shape(SLOW)
+        answer = loop.start(request)
+        for number, _ in enumerate(loop.write(answer, request)):
+            if number in (20, 70):
+                link.cut()
+    assert answer.stats.token_ids == alone(prompt, 150, request.sampling)
+    assert answer.stats.resumed > 0 or pre_draft == "tree", "a stream may be through before"
+
+
+def test_a_clock_that_jumps_by_hours_is_no_error(tiny_bundle, served, alone):
+    chance = random.Random(1)
+    offset = 0.0
+
+    def clock():
+        nonlocal offset
+        if chance.random() < 0.05:
+            offset = chance.choice([-3600.0, 0.0, 3600.0])
+        return time.monotonic() + offset
+
+    prompt = tuple(ids(tiny_bundle, "the quick"))
+    request = Request(prompt, 100)
+    options = {"tactics": Tactics(), "clock": clock, "patience": 5.0, "give_up": 60.0}
+    with device(tiny_bundle, served.endpoint, **options) as loop:
+        answer = loop.start(request)
+        for _ in loop.write(answer, request):
+            pass
+    assert answer.stats.token_ids == alone(prompt, 100)
+    assert answer.stats.waiting_seconds >= 0
+
+
+class Shuffled:
+    """A link whose verdicts overtake each other."""
+
+    def __init__(self, link, chance):
+        self._receive, self._chance, self._held = link.receive, chance, []
+        link.receive = self.receive
+
+    def receive(self, timeout):
+        messages = self._held + self._receive(0.0 if self._held else timeout)
+        self._held = []
+        if any(isinstance(message, Verdict) for message in messages):
+            self._chance.shuffle(messages)
+            if self._chance.random() < 0.5:
+                self._held, messages = messages[:1], messages[1:]
+        return messages
+
+
+@pytest.mark.parametrize("drafter", [NgramDrafter, NoDrafter])
+def test_a_cloud_that_answers_out_of_order_changes_nothing(tiny_bundle, served, alone, drafter):
+    prompt = tuple(ids(tiny_bundle, "the quick"))
+    request = Request(prompt, 100, Sampling(1.0, seed=2))
+    options = {"drafter": drafter(), "tactics": Tactics()}
+    with device(tiny_bundle, served.endpoint, **options) as loop:
+        Shuffled(loop._link, random.Random(4))
+        answer = loop.start(request)
+        for _ in loop.write(answer, request):
+            pass
+    assert answer.stats.token_ids == alone(prompt, 100, request.sampling)
+    assert answer.stats.resumed > 0, "nothing was ever out of order"
 
 
 def test_garbage_on_the_socket_is_answered_or_dropped_and_harms_nobody(tiny_bundle, alone):

@@ -92,14 +92,15 @@ def test_every_way_of_computing_a_token_gives_the_same_bits(tmp_path, bundle, pr
     assert all(case.identical for case in cases), report_cases(cases)
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
+@pytest.mark.parametrize("sampling", SAMPLINGS[::2], ids=str)
 def test_the_answer_is_the_targets_own(house, target, codec, drafts, sampling):
     """Every drafter, streaming and at each length of a round."""
     home = house(target, end_ids=(2,))
     request = Request(chat(codec, QUESTIONS[0]), 20, sampling)
     expected = write_alone(target, request.prompt, 20, sampling, (2,))
-    runs = [("cpu-int8", length) for length in (0, 1, 2, 3, 5, 8)]
-    runs += [(name, length) for name in ("cpu-int4", "ngram", "hostile") for length in (0, 6)]
+    runs = [("cpu-int8", length) for length in (0, 1, 4)]
+    runs += [(name, length) for name in ("ngram", "hostile") for length in (0, 6)]
+    runs.append(("cpu-int4", 8))
     for name, length in [*runs, ("none", 0)]:
         drafter = {"ngram": NgramDrafter, "hostile": home.hostile, "none": NoDrafter}.get(name)
         answer = home.answer(
@@ -120,7 +121,7 @@ def test_a_stop_string_ends_the_answer_wherever_rounds_fall(house, target, codec
     words = text.split()
     stop = f"{words[6][1:]} {words[7]} {words[8][:2]}"
     ending = next(n for n in range(24) if stop in codec.decode(tokens[: n + 1]))
-    for length in (0, 1, 2, 3, 4, 6, 8):
+    for length in (0, 1, 3, 6):
         answer = home.answer(
             drafts["cpu-int8"],
             Request(prompt, 24, stops=("never", stop)),
@@ -177,22 +178,19 @@ def texts():
 def test_every_way_and_a_link_in_trouble_give_the_targets_text(
     house, pair, codec, texts, way, sampling
 ):
-    """As it should be; then with packets that are late, lost, doubled and out of order, terms that
-    change in the middle of the answer, and clouds that lose their memory."""
+    """Packets that are late, lost, doubled and out of order; terms that change in the middle."""
     target, drafter, beside = pair
-    for seed in range(3):
+    for seed in range(2):
         chance = random.Random(f"{way} {sampling} {seed}")
         home = house(target, end_ids=(2,), beside=beside)
         question = chance.randrange(3)
         request = Request(chat(codec, QUESTIONS[question]), 24, sampling)
         loop = home.device(drafter, **WAYS[way], give_up=1e9)
         answer = loop.start(request)
-        if seed:
-            Trouble(loop._link, chance)
-            if seed == 2 and loop.modes.terms.decoding:
-                loop.modes = Fickle(loop.modes, chance)
-        pieces = loop.write(answer, request)
-        for _ in pieces:
+        Trouble(loop._link, chance)
+        if seed and loop.modes.terms.decoding:
+            loop.modes = Fickle(loop.modes, chance)
+        for _ in loop.write(answer, request):
             pass
         expected = written(pair, codec, texts, question, sampling)
         assert answer.stats.token_ids == expected, (question, seed)
