@@ -16,6 +16,7 @@ from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service, Speeds
 from edge_runtime.loop import EdgeLoop, greet
 from edgespec.config import NO_DRAFTER, CloudSettings, EdgeSettings, Request
+from edgespec.errors import EdgespecError
 from edgespec.protocol import VERSION, AnyMessage, Hello, Message, Packet, pack, unpack
 from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
@@ -40,13 +41,21 @@ class Times:
     beside_ms: float = 0.0
     """A draft step beside the target; 0: the cloud has no draft."""
     hint_ms: float = 0.0
-    """What exit heads add to a step."""
+    """What exit heads add to a step that asks them."""
     rtt_ms: float = 0.0
     batch: tuple[float, ...] = (1.0, 1.45, 1.62)
     """Times of a draft step over one, two, … texts, relative to one; as many as pay."""
     message_ms: float = 0.08
     """What a message costs each side."""
     segments: int = 3
+    """Of a target without exit heads."""
+    exits: tuple[float, ...] = ()
+    """How often each exit head is right, one for each inner segment boundary; empty: none."""
+
+    @property
+    def layers(self) -> int:
+        """Here a segment is a layer."""
+        return len(self.exits) + 1 if self.exits else self.segments
 
     def step(self, tokens: int) -> float:
         """Seconds."""
@@ -58,6 +67,7 @@ class Script:
 
     def __init__(self, recording: Recording, seed: int = 0) -> None:
         self._recording = recording
+        self._seed = seed
         self._chance = random.Random(seed)
         self._sures = [said for answer in recording.answers for said in answer]
 
@@ -76,6 +86,11 @@ class Script:
         answer = self.answer(text)
         return _id(answer[place].token) if place < len(answer) else END
 
+    def hint(self, text: Sequence[int], place: int, layer: int, right: float) -> int:
+        """What an exit head that is right that often says there: the same whenever it is asked."""
+        draw = random.Random(f"{self._seed} {text[0]} {place} {layer}").random()
+        return self.target(text, place) if draw < right else WRONG + 1 + layer
+
     def guess(self, text: Sequence[int]) -> Guess:
         answer, place = self.answer(text), self._place(text)
         said = text[len(text) - place :] if place else []
@@ -92,8 +107,19 @@ def _id(token: int) -> int:
 
 
 class SimulatedDrafter:
-    def __init__(self, script: Script, step_ms: float, batch: Sequence[float], name: str) -> None:
+    """`useless`: as slow and as sure as the recorded one, and never right."""
+
+    def __init__(
+        self,
+        script: Script,
+        step_ms: float,
+        batch: Sequence[float],
+        name: str,
+        *,
+        useless: bool = False,
+    ) -> None:
         self.name = name
+        self._useless = useless
         self.batch = len(batch)
         self.process: Process | None = None
         self._script = script
@@ -103,7 +129,10 @@ class SimulatedDrafter:
         del sampling
         assert self.process is not None
         self.process.sleep(self._step * self._batch[min(len(texts), len(self._batch)) - 1])
-        return [self._script.guess(text) for text in texts]
+        guesses = (self._script.guess(text) for text in texts)
+        if self._useless:
+            return [guess._replace(token=WRONG, other=WRONG + 1) for guess in guesses]
+        return list(guesses)
 
     def reset(self) -> None:
         pass
@@ -142,19 +171,32 @@ class SimulatedEngine:
         seconds = self._times.step(sum(len(row.tokens) for row in rows))
         if any(row.hints for row in rows):
             seconds += self._times.hint_ms / 1e3
-        for layer in range(1, self._times.segments + 1):
-            self.process.sleep(seconds / self._times.segments)
-            final = layer == self._times.segments
-            yield Step(layer, final, [self._choices(row) if final else None for row in rows])
+        layers = self._times.layers
+        for layer in range(1, layers + 1):
+            self.process.sleep(seconds / layers)
+            final = layer == layers
+            asked = [row.wanted > 0 and (final or row.hints) for row in rows]
+            yield Step(
+                layer,
+                final,
+                [
+                    self._choices(row, layer) if ask else None
+                    for row, ask in zip(rows, asked, strict=True)
+                ],
+            )
 
-    def _choices(self, row: Row) -> Choices | None:
-        if not row.wanted:
-            return None
+    def _choices(self, row: Row, layer: int) -> Choices:
         seat = next(s for s in self._service[0].seats if s.slot == row.slot)
         text, place = seat.state.tokens, len(seat.state.answer)
-        ids = [self._script.target(text, place + j) for j in range(row.wanted)]
+        places = range(place, place + row.wanted)
+        if layer == self._times.layers:
+            ids = [self._script.target(text, at) for at in places]
+        else:
+            right = self._times.exits[layer - 1]
+            ids = [self._script.hint(text, at, layer, right) for at in places]
+        said = np.array(ids)
         none = np.zeros((row.wanted, 1), np.float32)
-        return Choices(np.array(ids), none.astype(np.int64), none, none)
+        return Choices(said, said[:, None], none, none)
 
 
 class SimulatedLink:
@@ -233,11 +275,59 @@ def simulate(
     *,
     prompts: int | None = None,
     drafts: bool = True,
+    useless: bool = False,
     explain: Callable[[str], None] | None = None,
 ) -> list[AnswerStats]:
-    """The answers to the recorded prompts, one after the other."""
+    """The answers to the recorded prompts, one after the other.
+
+    `drafts`: whether the device has a draft; `useless`: one that is never right. Raises
+    `EdgespecError` if an answer is not the recorded one.
+    """
     world, script = World(), Script(recording)
-    link, cell = SimulatedLink(world, times), []  # type: ignore[var-annotated]
+    link = SimulatedLink(world, times)
+    cloud, bind = _cloud(world, script, times, link)
+    name = "draft" if drafts else NO_DRAFTER
+    drafter = SimulatedDrafter(script, times.draft_ms, times.batch, name, useless=useless)
+    answers: list[AnswerStats] = []
+
+    def clock() -> float:
+        return world.now
+
+    def serve(process: Process) -> None:
+        bind(process)
+        while True:
+            cloud.turn(0.5)
+
+    def write(process: Process) -> None:
+        link.device = drafter.process = process
+        hello = Hello(VERSION, "t", "k", "simulated")
+        welcome = greet(link, hello, settings, clock)
+        loop = EdgeLoop(
+            link, drafter, hello, welcome, [END], settings,
+            exits=dict(enumerate(times.exits, 1)), explain=explain, clock=clock,
+        )  # fmt: skip
+        for number, said in list(enumerate(recording.answers))[:prompts]:
+            request = Request(tuple(script.prompt(number)), len(said))
+            answer = loop.start(request)
+            for _ in loop.write(answer, request):
+                pass
+            if answer.state.answer != [_id(s.token) for s in said]:
+                raise EdgespecError(
+                    f"the simulated answer to prompt {number + 1} of {recording.pair} is not the "
+                    "recorded one: a bug in the loops or in their simulation"
+                )
+            answers.append(answer.stats)
+
+    world.start(serve)
+    world.run(world.start(write))
+    return answers
+
+
+def _cloud(
+    world: World, script: Script, times: Times, link: SimulatedLink
+) -> tuple[CloudLoop, Callable[[Process], None]]:
+    """The cloud's loop, and what tells its parts which process they run in."""
+    cell: list[Service] = []
     engine = SimulatedEngine(script, times, cell)
     beside = SimulatedDrafter(script, times.beside_ms, (1.0,), "beside")
     costs = StepCosts()
@@ -245,38 +335,14 @@ def simulate(
         for tokens in (1, 2, 4, 8):
             costs.learn(1, tokens, times.step(tokens))
     speeds = Speeds(costs, times.beside_ms / 1e3, times.hint_ms / 1e3)
-    cloud_settings = CloudSettings(idle_timeout=1e9)
-    service = Service(Identity("t", "k", ()), engine, cloud_settings, speeds)
+    settings = CloudSettings(idle_timeout=1e9)
+    exits = tuple(range(1, len(times.exits) + 1))
+    service = Service(Identity("t", "k", exits), engine, settings, speeds)
     cell.append(service)
-    cloud = CloudLoop(
-        _Hub(link), service, engine, cloud_settings, lambda: world.now, drafter=beside
-    )
-    drafter = SimulatedDrafter(script, times.draft_ms, times.batch, "draft")
-    answers: list[AnswerStats] = []
+    hub = _Hub(link)
+    loop = CloudLoop(hub, service, engine, settings, lambda: world.now, drafter=beside)
 
-    def serve(process: Process) -> None:
+    def bind(process: Process) -> None:
         link.cloud = engine.process = beside.process = process
-        while True:
-            cloud.turn(0.5)
 
-    def write(process: Process) -> None:
-        link.device = drafter.process = process
-        if not drafts:
-            drafter.name = NO_DRAFTER
-        hello = Hello(VERSION, "t", "k", "simulated")
-        clock = lambda: world.now  # noqa: E731
-        welcome = greet(link, hello, settings, clock)
-        loop = EdgeLoop(
-            link, drafter, hello, welcome, [END], settings, explain=explain, clock=clock
-        )
-        for number in range(len(recording.answers))[:prompts]:
-            most = len(recording.answers[number])
-            request = Request(tuple(script.prompt(number)), most)
-            answer = loop.start(request)
-            for _ in loop.write(answer, request):
-                pass
-            answers.append(answer.stats)
-
-    world.start(serve)
-    world.run(world.start(write))
-    return answers
+    return loop, bind

@@ -170,7 +170,11 @@ class Seat:
         self.in_flight, self.verifying = (self.best(), count) if count else (None, 0)
         ids = self.draft
         return Row(
-            self.slot, self.cached, [*pending, *ids], len(ids) + 1, hints and self.terms.hints and bool(ids)
+            self.slot,
+            self.cached,
+            [*pending, *ids],
+            len(ids) + 1,
+            hints and self.terms.hints and bool(ids),
         )
 
     @property

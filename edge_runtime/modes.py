@@ -89,7 +89,7 @@ class Modes:
         self._drafts = drafts
         self._on = drafts and settings.mode in ("auto", "edge")
         self._tokens = self._won = 0
-        self._pause = PAUSE
+        self._pause = self._rest = PAUSE
         self._resting = 0
         self.reason = "asked for" if settings.mode != "auto" else "to begin with"
 
@@ -130,7 +130,7 @@ class Modes:
             return False
         pace = self.meter.pace
         if not self._on:
-            if self._resting >= self._pause and pace.overtaking > ON:
+            if self._resting >= self._rest and pace.overtaking > ON:
                 return self._turn(on=True, reason=f"another try; {self.figures}")
             return False
         if self.meter.trips and self.meter.drafts and pace.overtaking < OFF:
@@ -143,7 +143,7 @@ class Modes:
         if share >= LEAST_SHARE:
             self._pause = PAUSE
             return False
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._rest, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
         return self._turn(
             on=False,
             reason=f"of the last {TRIAL} tokens {share:.0%} were the device's; {self.figures}",
