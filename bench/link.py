@@ -146,9 +146,11 @@ def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
     if not profile:
         raise UsageError(f"{opened.folder} has no draft to measure; export it with --draft")
     requests = _requests(opened, settings)
-    with tempfile.TemporaryDirectory() as scratch, pinned(cores()[0]):
+    with tempfile.TemporaryDirectory() as scratch:
         traces = Path(scratch) / "cloud.jsonl", Path(scratch) / "device.jsonl"
-        with cloud(opened.folder, "--draft", profile, "--trace", str(traces[0])) as endpoint:
+        options = ("--draft", profile, "--trace", str(traces[0]))
+        # The cloud takes its core before this process is left with the other one.
+        with cloud(opened.folder, *options) as endpoint, pinned(cores()[0]):
             accurate = {
                 f"{rtt:g}": accuracy(LinkShape(rtt_ms=rtt), probes=20)._asdict()
                 for rtt in settings.rtts_ms

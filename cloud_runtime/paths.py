@@ -27,6 +27,10 @@ class Path:
     """When ids last came for it."""
     own: int | None = None
     """Where what the cloud drafted begins; None: nowhere."""
+    base: int = field(default=0, init=False)
+    """Where its own ids begin; those before it are its parent's."""
+    branch: bool = field(default=False, init=False)
+    """Its own first id is not what the draft would say, but what it might say instead."""
     agreed: int = field(init=False)
     """Up to this position it is the committed text."""
     dead: bool = field(default=False, init=False)
@@ -97,6 +101,7 @@ class Paths:
         elif draft.base > len(self._committed):
             return None
         path = self._paths[draft.round] = Path(draft.round, start, tokens, sures)
+        path.base, path.branch = draft.base, bool(draft.parent)
         if len(self._paths) > KEPT:
             others = (p for p in self._paths.values() if p is not path)
             del self._paths[min(others, key=self._chance).round]
@@ -116,7 +121,9 @@ class Paths:
         while not path.dead and path.agreed < min(path.end, len(self._committed)):
             place = path.agreed - path.start
             path.dead = path.tokens[place] != self._committed[path.agreed]
-            self.trust.learn(path.sures[place], right=not path.dead)
+            if path.agreed >= path.base:  # what it shares with its parent was counted there
+                second = path.branch and path.agreed == path.base
+                self.trust.learn(path.sures[place], right=not path.dead, first=not second)
             path.agreed += not path.dead
 
     def best(self) -> Path | None:

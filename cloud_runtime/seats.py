@@ -45,16 +45,19 @@ class Rhythm:
                     self.reaction = self._blend(self.reaction, now - left)
         path.grown = now
 
-    def coming(self, path: Path | None, now: float) -> list[float]:
-        """Seconds from now until each further id of the path (None: of a new one)."""
-        if path is not None and path.grown:
-            first, known = path.grown + self.interval, self.interval > 0
-        else:
-            first = (self._sent[-1][1] if self._sent else now) + self.reaction
-            known = self.reaction > 0
-        if not known or now > first + LATE * self.interval:
+    def coming(self, path: Path | None, length: int, now: float) -> list[float]:
+        """Seconds from now until each further id is expected: of the path, or where it ends with
+        the committed text, which has `length` tokens, of whatever the device makes of the last
+        verdict."""
+        expected = []
+        if path is not None and path.grown and self.interval:
+            expected.append(path.grown + self.interval)
+        if (path is None or path.end == length) and self._sent and self.reaction:
+            expected.append(self._sent[-1][1] + self.reaction)
+        in_time = [when for when in expected if now <= when + LATE * self.interval]
+        if not in_time:
             return []
-        return [max(0.0, first - now) + i * self.interval for i in range(AHEAD)]
+        return [max(0.0, min(in_time) - now) + i * self.interval for i in range(AHEAD)]
 
     def _blend(self, old: float, new: float) -> float:
         return new if not old else old + self.WEIGHT * (new - old)
@@ -147,7 +150,7 @@ class Seat:
         trust = self.beside_trust if own else self.paths.trust
         coming: list[float] = []
         if self.terms.drafting and not own and self.opened:
-            coming = self.rhythm.coming(path, now)
+            coming = self.rhythm.coming(path, self.length, now)
         may = self.terms.beside and self.opened
         return Outlook(
             here=[trust.probability(sure) for sure in here],

@@ -102,8 +102,12 @@ class Trust:
         self._offset = 0.0
         self._right, self._seen = 4.0 * acceptance, 4.0
 
-    def learn(self, sure: float, *, right: bool) -> None:
+    def learn(self, sure: float, *, right: bool, first: bool = True) -> None:
+        """An id of which the draft was so sure was compared. `first`: it was the draft's first
+        choice, so that it counts for the acceptance."""
         self._offset += self.RATE * (right - self.probability(sure))
+        if not first:
+            return
         self._right = self._right * self.MEMORY + right
         self._seen = self._seen * self.MEMORY + 1
 

@@ -64,21 +64,23 @@ def test_the_interval_is_time_by_ids_of_one_path():
 def test_what_is_coming():
     device = Device()
     rhythm = device.rhythm
-    assert rhythm.coming(None, 0.0) == []
+    assert rhythm.coming(None, 9, 0.0) == []
     rhythm.sent(10, now=1.0)
     path = device.came(draft(1, 10, 5), now=1.040)
     device.came(draft(1, 11, 6), now=1.050)
     # Of a path that is growing: 10 ms after what came last, and so on.
-    coming = rhythm.coming(path, now=1.056)
+    coming = rhythm.coming(path, 11, now=1.056)
     assert coming == pytest.approx([0.004 + 0.010 * i for i in range(AHEAD)])
     # A little late is now; later than that is not coming.
     late = LATE * 0.010
-    assert rhythm.coming(path, now=1.060 + 0.9 * late)[:2] == pytest.approx([0.0, 0.010])
-    assert rhythm.coming(path, now=1.060 + 1.1 * late) == []
+    assert rhythm.coming(path, 11, now=1.060 + 0.9 * late)[:2] == pytest.approx([0.0, 0.010])
+    assert rhythm.coming(path, 11, now=1.060 + 1.1 * late) == []
     # Of a new round: the reaction after the last verdict.
     rhythm.sent(12, now=1.060)
-    assert rhythm.coming(None, now=1.070)[:2] == pytest.approx([0.030, 0.040])
-    assert rhythm.coming(None, now=1.130) == []
+    assert rhythm.coming(None, 12, now=1.070)[:2] == pytest.approx([0.030, 0.040])
+    assert rhythm.coming(None, 12, now=1.130) == []
+    # Where the path ends with the committed text, either: here the next id of it is long overdue.
+    assert rhythm.coming(path, 12, now=1.095)[:2] == pytest.approx([0.005, 0.015])
 
 
 GOES_ON = Terms()

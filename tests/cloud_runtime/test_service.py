@@ -159,8 +159,7 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(desk, message, word
 
 def test_a_round(desk):
     assert desk.tell(opening(terms=Terms(decoding=False, hints=True))) == []
-    *hints, first = [message for _, message in desk.turn()]
-    assert [(hint.layer, hint.base, len(hint.tokens)) for hint in hints] == [(1, 3, 1), (2, 3, 1)]
+    (first,) = [message for _, message in desk.turn()]  # no hints where nothing is verified
     assert (first.round, first.base, first.accepted, len(first.tokens)) == (0, 3, 0, 1)
     assert desk.turn() == []
     assert desk.tell(Draft(1, 1, 0, 4, [7, 7])) == []
