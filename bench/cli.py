@@ -84,12 +84,78 @@ def bench_link(bundle: Path | None, as_json: bool, **options: Any) -> None:
         stall_every=options.pop("stall_every"),
         stall_ms=options.pop("stall_ms"),
     )
-    try:
-        rtts = tuple(float(rtt) for rtt in options.pop("rtts").split(","))
-    except ValueError:
-        raise UsageError("--rtt is a list of milliseconds, as in 0,10,50") from None
+    rtts = _milliseconds(options.pop("rtts"))
     options["draft"] = options["draft"] or ""
     run(bundle, LinkSettings(rtts_ms=rtts, shape=shape, **options), as_json=as_json)
+
+
+def _milliseconds(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(rtt) for rtt in text.split(","))
+    except ValueError:
+        raise UsageError("--rtt is a list of milliseconds, as in 0,10,50") from None
+
+
+@bench.command("plan")
+@click.argument("files", type=FOLDER, nargs=-1, metavar="[PROFILE.json]...")
+@click.option("--rtt", "rtts", metavar="LIST", help="Milliseconds. [default: the profile's]")
+@click.option(
+    "--prompts", type=POSITIVE, help="To answer, each. [default: 12, or as many as --link has]"
+)
+@click.option(
+    "--recording",
+    default="",
+    metavar="FILE|builtin|self",
+    help="What the pair says. [default: the profile's]",
+)
+@click.option(
+    "--record", type=FOLDER, metavar="FILE", help="Record a pair; the argument is its BUNDLE."
+)
+@click.option(
+    "--limit", type=POSITIVE, default=4, show_default=True, help="To record, of each category."
+)
+@click.option(
+    "--max-tokens", type=POSITIVE, default=64, show_default=True, help="To record, an answer."
+)
+@click.option("--link", type=FOLDER, metavar="FILE", help="Compare with JSON of 'bench link'.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 10),
+    default=0.15,
+    show_default=True,
+    help="Of --link: a share of what was measured.",
+)
+@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw ratios by RTT, as in a.png.")
+@click.option("--json", "as_json", is_flag=True)
+def bench_plan(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
+    """Every way of answering on hardware that is not here: the real loops in virtual time.
+
+    PROFILE.json holds step times; the built-in profiles are taken where there is none.
+    """
+    rtts = _milliseconds(options["rtts"]) if options["rtts"] else ()
+    if (options["record"] or options["link"]) and len(files) > 1:
+        raise UsageError("--record takes one BUNDLE at most, and --link one PROFILE.json")
+    if sum(bool(options[name]) for name in ("record", "link", "plot")) > 1:
+        raise UsageError("--record, --link and --plot exclude each other")
+    file = files[0] if files else None
+    if options["record"]:
+        from bench import record_pair
+
+        limit, most = options["limit"], options["max_tokens"]
+        record_pair.run(record_pair.RecordSettings(options["record"], file, limit, most))
+    elif options["link"]:
+        from bench import plan_link
+
+        link, tolerance, recording = options["link"], options["tolerance"], options["recording"]
+        settings = plan_link.LinkComparison(
+            link, tolerance, file, recording, rtts, options["prompts"] or 0
+        )
+        plan_link.run(settings, as_json=as_json)
+    else:
+        from bench.plan import PlanSettings, run
+
+        recording, prompts, plot = options["recording"], options["prompts"] or 12, options["plot"]
+        run(PlanSettings(files, recording, rtts, prompts, plot), as_json=as_json)
 
 
 @bench.command("export")

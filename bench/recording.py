@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -12,6 +14,13 @@ from edgespec.errors import UsageError
 from edgespec.sampling import Sampling
 from engines.base import Engine
 from engines.drafting import Drafter, Guess
+
+SPREAD = 2.4
+"""Of a synthetic draft's confidences, a + b of their Beta distribution: the built-in pair's."""
+SECOND = 0.36
+"""Share of a draft's misses that its runner-up gets right; 0.40 for the built-in pair."""
+LONGEST = 4096
+"""Tokens of a prompt and its answer together."""
 
 
 class Said(msgspec.Struct, frozen=True, array_like=True):
@@ -65,10 +74,67 @@ def record(
 def read_recording(path: Path) -> Recording:
     """Raises `UsageError` where there is none."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Recording)
+        recording = msgspec.json.decode(path.read_bytes(), type=Recording)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:
-        raise UsageError(
-            f"{path} is no recording ({error}); make one with 'edgespec bench plan --record'"
-        ) from error
+        raise _unusable(path, str(error)) from error
+    if fault := _fault(recording):
+        raise _unusable(path, fault)
+    return recording
+
+
+def _unusable(path: Path, fault: str) -> UsageError:
+    return UsageError(
+        f"{path} is no recording ({fault}); make one with 'edgespec bench plan --record'"
+    )
+
+
+def _fault(recording: Recording) -> str:
+    """What is wrong with it; empty for nothing."""
+    answers = recording.answers
+    if not answers or len(answers) != len(recording.prompts):
+        return f"{len(recording.prompts)} prompts with {len(answers)} answers"
+    for number, (length, answer) in enumerate(zip(recording.prompts, answers, strict=True), 1):
+        if length < 1 or not answer or length + len(answer) > LONGEST:
+            return f"prompt {number} has {length} tokens, its answer {len(answer)}"
+        for said in answer:
+            if not 0 <= said.token < 2**19 or min(said.guess, said.other) < -1:
+                return f"the answer to prompt {number} has a token {said.token}"
+            if not (0 <= said.sure <= 1 and 0 <= said.other_sure <= 1):
+                return f"the answer to prompt {number} has a probability of {said.sure}"
+    return ""
+
+
+def builtin_recording(name: str) -> Recording:
+    """That of the built-in pair, `builtin`, or of its target drafting for itself, `self`."""
+    return read_recording(Path(str(resources.files("bench") / "data" / f"recording-{name}.json")))
+
+
+def excerpt(recording: Recording, count: int) -> Recording:
+    """At most `count` of its prompts, from all parts of it: neighbours are of one category."""
+    total = len(recording.answers)
+    chosen = [number * total // count for number in range(count)] if count < total else range(total)
+    return Recording(
+        recording.pair,
+        [recording.prompts[number] for number in chosen],
+        [recording.answers[number] for number in chosen],
+    )
+
+
+def synthetic(agreement: float, answers: int = 24, tokens: int = 64, seed: int = 0) -> Recording:
+    """A draft that is right that often, independently at each position, and knows how sure it may
+    be: confidences are drawn first (Beta), then whether it is right, with that probability."""
+    chance = random.Random(seed)
+    said = [[_drawn(agreement, chance) for _ in range(tokens)] for _ in range(answers)]
+    return Recording(f"synthetic, agreement {agreement:g}", [48] * answers, said)
+
+
+def _drawn(agreement: float, chance: random.Random) -> Said:
+    sure = agreement
+    if 0 < agreement < 1:
+        sure = chance.betavariate(SPREAD * agreement, SPREAD * (1 - agreement))
+    token = 10 + 4 * chance.randrange(10_000)
+    right, second = chance.random() < sure, chance.random() < SECOND
+    guess, other = (token, token + 2) if right else (token + 1, token if second else token + 2)
+    return Said(token, guess, round(sure, 3), other, round((1 - sure) * SECOND, 3))

@@ -116,6 +116,8 @@ class Process:
             self.resume()
 
     def _pause(self) -> None:
+        if self._stopping:  # cleaning up on the way out: nobody would wake it again
+            raise Stopped
         self.world.hand_back()
         self.go.acquire()
         if self._stopping:

@@ -1,0 +1,112 @@
+"""Hardware profiles: what the steps of a pair take on a device and in a cloud, as JSON files.
+
+{"name": "Orin Nano and A100", "source": "measured by ...",
+ "target_ms": 21.5, "token_ms": 1.85, "draft_ms": 4.6, "beside_ms": 4.9, "hint_ms": 18,
+ "batch": [1, 1.45, 1.62], "exits": [0.40, 0.66], "rtt_ms": [0, 25, 100],
+ "draft_length": 4, "agreement": 0.65}
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from bench.link import RTTS
+from bench.recording import Recording, builtin_recording, read_recording, synthetic
+from bench.simulation import Times
+from edgespec.errors import UsageError
+
+Time = Annotated[float, Meta(ge=0, le=10_000)]
+Positive = Annotated[float, Meta(ge=0.01, le=10_000)]
+Trip = Annotated[float, Meta(ge=0, le=5_000)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Words = Annotated[str, Meta(min_length=1)]
+BUILTIN = ("builtin", "self")
+"""Recordings that come with edgespec."""
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Times in milliseconds."""
+
+    name: Words
+    source: Words
+    """Where the numbers come from: measured, published or estimated."""
+    target_ms: Positive
+    """A step of one token."""
+    token_ms: Time
+    """Each further token of a step."""
+    draft_ms: Positive
+    beside_ms: Time = 0.0
+    """A draft step beside the target, in the cloud; 0: it has no draft."""
+    hint_ms: Time = 0.0
+    """What exit heads add to a step."""
+    batch: Annotated[tuple[Annotated[float, Meta(ge=1, le=100)], ...], Meta(min_length=1)] = (
+        1.0, 1.45, 1.62,
+    )  # fmt: skip
+    """Times of a draft step over one, two, ... paths, relative to one."""
+    exits: tuple[Share, ...] = (0.40, 0.66)
+    """How often each exit head is right: the built-in pair's; empty: there are none."""
+    rtt_ms: Annotated[tuple[Trip, ...], Meta(min_length=1)] = RTTS
+    draft_length: Annotated[int, Meta(ge=1, le=32)] = 4
+    """Of lock-step and exits."""
+    agreement: Share | None = None
+    """For a synthetic recording."""
+    recording: Words | None = None
+    """`builtin`, `self`, or a file beside the profile's."""
+
+    def __post_init__(self) -> None:
+        if (self.agreement is None) == (self.recording is None):
+            raise ValueError("it needs one of agreement and recording")
+        if self.batch[0] != 1:
+            raise ValueError("batch begins with 1, a step over one path")
+
+    def times(self, rtt_ms: float) -> Times:
+        return Times(
+            self.target_ms, self.token_ms, self.draft_ms, self.beside_ms, self.hint_ms, rtt_ms,
+            self.batch, exits=self.exits,
+        )  # fmt: skip
+
+
+def read_profile(path: Path) -> tuple[Profile, Recording]:
+    """Raises `UsageError` naming file and key."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    profile = _profile(entry, str(path))
+    return profile, recording_of(profile, path.parent)
+
+
+def builtin_profiles() -> list[tuple[Profile, Recording]]:
+    file = resources.files("bench") / "data" / "hardware.json"
+    profiles = [_profile(entry, str(file)) for entry in json.loads(file.read_text("utf-8"))]
+    return [(profile, recording_of(profile, Path())) for profile in profiles]
+
+
+def _profile(entry: Any, place: str) -> Profile:
+    try:
+        return msgspec.convert(entry, Profile)
+    except msgspec.ValidationError as error:
+        what, _, key = str(error).partition(" - at `$")
+        key = key.strip("`.")
+        said = f"{key}: {what[0].lower()}{what[1:]}" if key else what[0].lower() + what[1:]
+        keys = ", ".join(Profile.__struct_fields__)
+        raise UsageError(f"{place} is no profile: {said} (keys: {keys})") from error
+
+
+def recording_of(profile: Profile, folder: Path) -> Recording:
+    if profile.recording is None:
+        return synthetic(profile.agreement or 0.0)
+    return named_recording(profile.recording, folder)
+
+
+def named_recording(name: str, folder: Path = Path()) -> Recording:
+    """One that comes with edgespec, or a file, which may be given relative to `folder`."""
+    return builtin_recording(name) if name in BUILTIN else read_recording(folder / name)
