@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,8 @@ class _Cell:
     gaps: list[float] = field(default_factory=list)
     busy: float = 0.0
     """Seconds of processor time of the device."""
+    draft: float = 0.0
+    """Seconds of a draft step; longer where both sides compute at once and share a memory."""
 
 
 def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
@@ -167,6 +169,9 @@ def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
         "link_accuracy": accurate,
         "times": times,
         "prompts": len(requests),
+        "draft_length": settings.draft_length,
+        "temperature": settings.temperature,
+        "link": asdict(settings.shape),
     }
     _report(figures, spans, settings, as_json=as_json)
 
@@ -285,6 +290,7 @@ def _measure(
                     cell, before = cells[rtt, name], time.process_time()
                     stats, gaps = answer(loops[name], request)
                     cell.busy += time.process_time() - before
+                    cell.draft = loops[name].modes.meter.pace.draft
                     cell.answers.append(stats)
                     cell.gaps += gaps
                     texts.add(tuple(stats.token_ids))
@@ -357,6 +363,7 @@ def _details(cell: _Cell) -> dict[str, Any]:
         "device_busy": cell.busy / sum(s.seconds for s in cell.answers),
         "loop_share": sum(s.loop_seconds for s in cell.answers)
         / sum(s.seconds for s in cell.answers),
+        "draft_ms": 1e3 * cell.draft,
         "hits": hits,
     }
 

@@ -149,8 +149,8 @@ class EdgeLoop:
         stats = answer.stats
         self._drafter.reset()
         self._say(f"{self.modes.name}: {self.modes.reason}")
+        self._ping()  # before the prompt keeps the cloud busy
         self._link.send(answer.open())
-        self._ping()
         try:
             while not answer.done:
                 busy = self._draft(answer, request)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_runtime.policy import Pace
 from edgespec.confidence import Trust
@@ -20,7 +20,9 @@ ON, OFF = 0.05, 0.025
 """Chance of overtaking the cloud at which the device begins to draft, and below which it stops."""
 LEAST_SHARE = 0.02
 """Share of the tokens that the device must have drafted, lest it stop."""
-TRIAL = 96
+HOPE = 0.8
+"""Agreement that a device which rests hopes for, when it weighs another try."""
+TRIAL = 64
 """Tokens over which that share is measured."""
 PAUSE = 256
 """Tokens after which a device that stopped tries again; doubled each time that it stops again."""
@@ -126,28 +128,29 @@ class Modes:
 
     def reconsider(self) -> bool:
         """Whether the mode has changed; `reason` then says why."""
-        if self._mode != "auto" or not self._drafts or not self._tactics.streaming:
+        if self._mode not in ("auto", "edge") or not (self._drafts and self._tactics.streaming):
             return False
         pace = self.meter.pace
         if not self._on:
-            if self._resting >= self._rest and pace.overtaking > ON:
-                return self._turn(on=True, reason=f"another try; {self.figures}")
-            return False
-        if self.meter.trips and self.meter.drafts and pace.overtaking < OFF:
-            reason = f"a draft overtakes the cloud with probability {pace.overtaking:.3f}"
-            return self._turn(on=False, reason=f"{reason}; {self.figures}")
+            # What it was before says little: the text has gone on.
+            hoped = replace(pace, acceptance=max(pace.acceptance, HOPE)).overtaking
+            if self._resting < self._rest or hoped < ON:
+                return False
+            self.meter.trust.forget()
+            return self._turn(on=True, reason=f"another try; {self.figures}")
         if self._tokens < TRIAL:
             return False
         share = self._won / self._tokens
         self._tokens = self._won = 0
-        if share >= LEAST_SHARE:
+        if pace.overtaking < OFF:
+            reason = f"a draft overtakes the cloud with probability {pace.overtaking:.3f}"
+        elif share < LEAST_SHARE:
+            reason = f"of the last {TRIAL} tokens {share:.0%} were the device's"
+        else:
             self._pause = PAUSE
             return False
         self._rest, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
-        return self._turn(
-            on=False,
-            reason=f"of the last {TRIAL} tokens {share:.0%} were the device's; {self.figures}",
-        )
+        return self._turn(on=False, reason=f"{reason}; {self.figures}")
 
     @property
     def figures(self) -> str:

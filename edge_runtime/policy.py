@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 from edge_runtime.tree import Path, Tree
 
-FLOOR = 0.03
-"""Worth below which a step is not drafted: the target would need 30 of them to save one of its."""
+FLOOR = 0.06
+"""Worth, beyond what the lead takes from every step, below which one is not drafted: one in 16
+would save the target a step. Lower ones gain next to nothing and cost energy."""
 FAR = 1e6
 
 
@@ -65,7 +66,8 @@ def choose(tree: Tree, pace: Pace, *, most: int, branches: bool = True) -> list[
     nothing is worth one. `most` is the number of ids that a path may have ahead."""
     steps = _steps(tree, pace, most, branches)
     best = heapq.nlargest(len(pace.together), steps, key=lambda choice: choice.worth)
-    best = [choice for choice in best if choice.worth >= FLOOR]
+    floor = FLOOR * pace.acceptance ** min(pace.lead, FAR)
+    best = [choice for choice in best if choice.worth >= floor]
     worths = itertools.accumulate(choice.worth for choice in best)
     rates = [worth / time for worth, time in zip(worths, pace.together, strict=False)]
     return best[: 1 + rates.index(max(rates))] if rates else []

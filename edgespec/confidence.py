@@ -99,8 +99,13 @@ class Trust:
 
     def __init__(self, acceptance: float = 0.8) -> None:
         """`acceptance`: what to expect before anything is known."""
+        self._expected = acceptance
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew."""
         self._offset = 0.0
-        self._right, self._seen = 4.0 * acceptance, 4.0
+        self._right, self._seen = 4.0 * self._expected, 4.0
 
     def learn(self, sure: float, *, right: bool, first: bool = True) -> None:
         """An id of which the draft was so sure was compared. `first`: it was the draft's first
