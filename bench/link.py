@@ -132,8 +132,9 @@ class _Cell:
     gaps: list[float] = field(default_factory=list)
     busy: float = 0.0
     """Seconds of processor time of the device."""
-    draft: float = 0.0
-    """Seconds of a draft step; longer where both sides compute at once and share a memory."""
+    drafts: list[float] = field(default_factory=list)
+    """Seconds of draft steps over one path; longer where both sides compute at once and share a
+    memory."""
 
 
 def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
@@ -290,7 +291,7 @@ def _measure(
                     cell, before = cells[rtt, name], time.process_time()
                     stats, gaps = answer(loops[name], request)
                     cell.busy += time.process_time() - before
-                    cell.draft = loops[name].modes.meter.pace.draft
+                    cell.drafts += loops[name].modes.meter.drafts.get(1, ())
                     cell.answers.append(stats)
                     cell.gaps += gaps
                     texts.add(tuple(stats.token_ids))
@@ -363,7 +364,7 @@ def _details(cell: _Cell) -> dict[str, Any]:
         "device_busy": cell.busy / sum(s.seconds for s in cell.answers),
         "loop_share": sum(s.loop_seconds for s in cell.answers)
         / sum(s.seconds for s in cell.answers),
-        "draft_ms": 1e3 * cell.draft,
+        "draft_ms": 1e3 * statistics.mean(cell.drafts) if cell.drafts else 0.0,
         "hits": hits,
     }
 
@@ -371,7 +372,12 @@ def _details(cell: _Cell) -> dict[str, Any]:
 def _report(
     figures: dict[str, Any], spans: list[Span], settings: LinkSettings, *, as_json: bool
 ) -> None:
-    Console(width=max(Console().width, 130)).print(link_table(figures))
+    console = Console(width=max(Console().width, 130), highlight=False)
+    console.print(link_table(figures))
+    adds = [f"{a['median_ms']:.2f} at {rtt}" for rtt, a in figures["link_accuracy"].items()]
+    console.print(
+        f"The link itself adds, in ms (median) at an RTT of so many ms: {', '.join(adds)}"
+    )
     if settings.plot:
         from bench.link_plots import plot_ablation, plot_link
         from bench.timeline import chrome_trace, plot_timeline

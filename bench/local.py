@@ -170,6 +170,11 @@ def answers(bundle: Bundle, drafter: str) -> dict[str, Any]:
         "tokens_per_s_drafting": round(fast, 2),
         "tokens_per_s_plain": round(slow, 2),
         "speedup": round(fast / slow, 3),
+        "loop_share_drafting": round(
+            sum(s.loop_seconds for s in runs["drafting"])
+            / sum(s.seconds for s in runs["drafting"]),
+            5,
+        ),
         "accepted_per_round": round(sum(s.accepted for s in runs["drafting"]) / rounds, 3),
         "identical": all(
             a.token_ids == b.token_ids for a, b in zip(runs["drafting"], runs["plain"], strict=True)
@@ -190,6 +195,7 @@ def _table(figures: dict[str, Any], bundle: Bundle) -> Table:
     table.add_row(f"draft {figures['drafter']}", f"{figures['draft_step_ms']:.2f}")
     table.add_row("loop and wire, a round", f"{figures['overhead_ms_per_round']:.3f}")
     table.add_row("… share of a round", f"{figures['overhead_share_of_round']:.2%}")
+    table.add_row("loop, policy and packets, streaming", f"{figures['loop_share_drafting']:.2%}")
     table.add_section()
     table.add_row("tokens/s, drafting", f"{figures['tokens_per_s_drafting']:.1f}")
     table.add_row("tokens/s, plain", f"{figures['tokens_per_s_plain']:.1f}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +35,9 @@ class Cell(msgspec.Struct, frozen=True):
     rtt_ms: Trip
     method: str
     tokens_per_s: Annotated[float, Meta(gt=0)]
+    draft_ms: Time = 0.0
+    """Of a draft step with this method, which is longer where both sides compute at once; 0: not
+    measured."""
 
 
 class MeasuredTimes(msgspec.Struct, frozen=True):
@@ -117,9 +120,9 @@ def compare(
         for cell in chosen:
             if cell.method not in known:
                 raise UsageError(f"{settings.link} has a method {cell.method!r}; there is none")
-            stats = answers(
-                said, profile.times(cell.rtt_ms), known[cell.method], measured.draft_length
-            )
+            times = profile.times(cell.rtt_ms)
+            times = replace(times, draft_ms=cell.draft_ms or times.draft_ms)
+            stats = answers(said, times, known[cell.method], measured.draft_length)
             compared.append(Compared(cell.rtt_ms, cell.method, cell.tokens_per_s, speed(stats)))
             advance(1, f"{cell.rtt_ms:g} ms, {cell.method}")
     return compared

@@ -44,12 +44,13 @@ def cloud(bundle: Path, *options: str) -> Iterator[str]:
     watchdog = threading.Timer(START_TIMEOUT, process.kill)
     watchdog.start()
     said = []
+    rest = threading.Thread(target=process.stderr.read, daemon=True)
     try:
         for line in process.stderr:
             said.append(line)
             if "listening on" in line:
                 watchdog.cancel()
-                threading.Thread(target=process.stderr.read, daemon=True).start()
+                rest.start()
                 yield line.split()[-1]
                 return
         raise EdgespecError(f"the cloud did not start: {''.join(said[-3:]).strip()}")
@@ -61,6 +62,9 @@ def cloud(bundle: Path, *options: str) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if rest.ident:
+            rest.join()
+        process.stderr.close()
 
 
 def edge(

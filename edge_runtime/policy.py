@@ -24,6 +24,8 @@ from edge_runtime.tree import Path, Tree
 FLOOR = 0.06
 """Worth, beyond what the lead takes from every step, below which one is not drafted: one in 16
 would save the target a step. Lower ones gain next to nothing and cost energy."""
+LEAST = 1e-3
+"""Worth below which nothing is drafted at any distance."""
 FAR = 1e6
 
 
@@ -66,7 +68,7 @@ def choose(tree: Tree, pace: Pace, *, most: int, branches: bool = True) -> list[
     nothing is worth one. `most` is the number of ids that a path may have ahead."""
     steps = _steps(tree, pace, most, branches)
     best = heapq.nlargest(len(pace.together), steps, key=lambda choice: choice.worth)
-    floor = FLOOR * pace.acceptance ** min(pace.lead, FAR)
+    floor = max(FLOOR * pace.acceptance**pace.lead, LEAST)
     best = [choice for choice in best if choice.worth >= floor]
     worths = itertools.accumulate(choice.worth for choice in best)
     rates = [worth / time for worth, time in zip(worths, pace.together, strict=False)]

@@ -78,7 +78,12 @@ DOUBT = (Guess(20, 0.9, 30, 0.08), Guess(21, 0.4, 31, 0.5))
         (DOUBT, pace(together=(1.0, 2.0, 3.0)), {}, [(0.45, 1, 1)]),
         # The cloud leads by 3: two ids are ahead and one is missing (0.36 * 0.5 = 0.18); a fork
         # behind the first misses one too (0.45 * 0.5), one before it two (0.08 * 0.25).
-        (DOUBT, pace(lead=3, together=ALIKE), {}, [(0.225, 1, 1), (0.18, 1, None)]),
+        (
+            DOUBT,
+            pace(lead=3, together=ALIKE),
+            {},
+            [(0.225, 1, 1), (0.18, 1, None), (0.02, 1, 0)],
+        ),
         # What is far ahead is not discounted.
         (DOUBT, pace(lead=2, together=ALIKE), {"branches": False}, [(0.36, 1, None)]),
         # Full: the main path may not grow, and a fork at its end would have no room.
@@ -87,7 +92,8 @@ DOUBT = (Guess(20, 0.9, 30, 0.08), Guess(21, 0.4, 31, 0.5))
         (DOUBT, pace(together=ALIKE), {"most": 0}, []),
         # Below the floor.
         ((Guess(20, FLOOR - 0.001),), pace(), {}, []),
-        ((), pace(0.5, lead=6), {}, []),
+        ((), pace(0.5, lead=10), {}, []),
+        ((), pace(0.5, lead=9), {}, [(0.5**9, 1, None)]),
         ((), pace(0.9, lead=6), {}, [(0.531441, 1, None)]),
         # No runner-up.
         ((Guess(20, 0.5, -1, 0.4),), pace(together=ALIKE), {}, [(0.5, 1, None)]),
