@@ -18,8 +18,9 @@ from edgespec.protocol import Terms, Verdict, Welcome
 
 ON, OFF = 0.05, 0.025
 """Chance of overtaking the cloud at which the device begins to draft, and below which it stops."""
-LEAST_SHARE = 0.02
-"""Share of the tokens that the device must have drafted, lest it stop."""
+LEAST_SHARE, PROMISE = 0.02, 0.3
+"""Share of the tokens that the device must have drafted, lest it stop; unless it is so likely to
+overtake the cloud, which far away takes longer than the trial."""
 HOPE = 0.8
 """Agreement that a device which rests hopes for, when it weighs another try."""
 TRIAL = 64
@@ -144,7 +145,7 @@ class Modes:
         self._tokens = self._won = 0
         if pace.overtaking < OFF:
             reason = f"a draft overtakes the cloud with probability {pace.overtaking:.3f}"
-        elif share < LEAST_SHARE:
+        elif share < LEAST_SHARE and pace.overtaking < PROMISE:
             reason = f"of the last {TRIAL} tokens {share:.0%} were the device's"
         else:
             self._pause = PAUSE

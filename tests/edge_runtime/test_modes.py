@@ -24,16 +24,19 @@ def link(made, round_trip):
         made.meter.tripped(round_trip)
 
 
-def hear(made, tokens, accepted):
-    """A verdict of so many tokens; whether the mode has changed."""
+def hear(made, tokens, accepted, *, teach=True):
+    """A verdict of so many tokens, from which agreement may be learnt; whether the mode has
+    changed."""
     made.verdict(Verdict(1, 1, 0, accepted, accepted, accepted, [7] * tokens), tokens)
+    if teach:
+        made.meter.trust.learn(0.5, right=accepted > 0)
     return made.reconsider()
 
 
-def until_it_changes(made, accepted, most=3 * LONGEST_PAUSE):
+def until_it_changes(made, accepted, most=3 * LONGEST_PAUSE, *, teach=True):
     """Tokens, one by one, until the mode changes."""
     for tokens in range(1, most):
-        if hear(made, 1, accepted):
+        if hear(made, 1, accepted, teach=teach):
             return tokens
     raise AssertionError(f"no change within {most} tokens")
 
@@ -42,9 +45,9 @@ def test_a_useful_draft_stays():
     made = modes()
     for _ in range(20 * TRIAL):
         assert not hear(made, 1, 1)
-    # One of its tokens in twenty is enough.
+    # One of its tokens in five is enough.
     for number in range(20 * TRIAL):
-        assert not hear(made, 1, int(number % 20 == 0))
+        assert not hear(made, 1, int(number % 5 == 0))
     assert made.terms.drafting
 
 
@@ -52,7 +55,7 @@ def test_a_useless_draft_stops_after_a_trial_and_tries_again_after_a_pause_that_
     made = modes()
     assert until_it_changes(made, 0) == TRIAL
     assert not made.terms.drafting and made.name == "cloud"
-    assert f"of the last {TRIAL} tokens 0% were the device's" in made.reason
+    assert "overtakes the cloud with probability 0.0" in made.reason
     pauses = []
     for _ in range(3):
         pauses.append(until_it_changes(made, 0))
@@ -74,15 +77,26 @@ def test_a_useless_draft_stops_after_a_trial_and_tries_again_after_a_pause_that_
 def test_a_long_round_trip_stops_it_and_a_short_one_brings_it_back():
     made = modes()
     link(made, 0.5)  # 25 tokens of the cloud's own, at 20 ms gained each
-    assert until_it_changes(made, 1) == TRIAL
+    assert until_it_changes(made, 1, teach=False) == TRIAL
     assert not made.terms.drafting
     assert "overtakes the cloud with probability 0.0" in made.reason
     assert "round trip 500.0 ms, target step 30.0 ms, draft step 10.0 ms" in made.reason
     for _ in range(3 * PAUSE):
-        assert not hear(made, 1, 0), "not even a good draft would overtake"
+        assert not hear(made, 1, 0, teach=False), "not even a good draft would overtake"
     link(made, 0.005)
     assert hear(made, 1, 0)
     assert made.terms.drafting and "another try" in made.reason
+
+
+def test_a_draft_that_is_right_and_always_late_stops_unless_it_is_likely_to_overtake():
+    made = modes()
+    link(made, 0.1)  # a lead of 5: 0.8 ** 6 = 0.26
+    assert until_it_changes(made, 0, teach=False) == TRIAL
+    assert f"of the last {TRIAL} tokens 0% were the device's" in made.reason
+    made = modes()
+    link(made, 0.08)  # a lead of 4: 0.8 ** 5 = 0.33
+    for _ in range(5 * TRIAL):
+        assert not hear(made, 1, 0, teach=False)
 
 
 def test_between_the_two_bounds_nothing_changes():
@@ -94,13 +108,13 @@ def test_between_the_two_bounds_nothing_changes():
     link(made, 0.020 * lead)
     made.meter.trust.forget()
     for _ in range(3 * TRIAL):
-        assert not hear(made, 1, 1)
+        assert not hear(made, 1, 1, teach=False)
     assert made.terms.drafting
     link(made, 2.0)
-    until_it_changes(made, 1)
+    until_it_changes(made, 1, teach=False)
     link(made, 0.020 * lead)
     for _ in range(3 * PAUSE):
-        assert not hear(made, 1, 1)
+        assert not hear(made, 1, 1, teach=False)
     assert not made.terms.drafting
 
 
