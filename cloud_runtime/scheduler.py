@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cloud_runtime.costs import StepCosts
 from cloud_runtime.decision import Decision, decide
@@ -86,6 +86,8 @@ def _decide(
         return Decision("verify", 0)
     outlook = seat.outlook(now, beside_step, company=company)
     most = min(settings.max_draft, seat.state.remaining - 1)
+    if len(outlook.here) >= most:  # more than that cannot be committed
+        outlook = replace(outlook, beside=0.0, coming=())
     if not seat.terms.decoding:  # lock-step: what came is verified, all of it
         return Decision("verify", min(len(outlook.here), max(0, most)))
     decision = decide(outlook, lambda tokens: costs.step(tokens))

@@ -93,7 +93,7 @@ DOUBT = (Guess(20, 0.9, 30, 0.08), Guess(21, 0.4, 31, 0.5))
         # Below the floor.
         ((Guess(20, FLOOR - 0.001),), pace(), {}, []),
         ((), pace(0.5, lead=10), {}, []),
-        ((), pace(0.5, lead=9), {}, [(0.5**9, 1, None)]),
+        ((), pace(0.5, lead=9), {}, [(0.001953, 1, None)]),
         ((), pace(0.9, lead=6), {}, [(0.531441, 1, None)]),
         # No runner-up.
         ((Guess(20, 0.5, -1, 0.4),), pace(together=ALIKE), {}, [(0.5, 1, None)]),
