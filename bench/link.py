@@ -8,6 +8,7 @@ that a machine whose speed drifts slows them alike. Every answer must be the sam
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import statistics
@@ -149,6 +150,8 @@ def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
     if not profile:
         raise UsageError(f"{opened.folder} has no draft to measure; export it with --draft")
     requests = _requests(opened, settings)
+    if settings.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("no matplotlib", name="matplotlib")  # before, not after minutes
     with tempfile.TemporaryDirectory() as scratch:
         traces = Path(scratch) / "cloud.jsonl", Path(scratch) / "device.jsonl"
         options = ("--draft", profile, "--trace", str(traces[0]))
@@ -378,6 +381,8 @@ def _report(
     console.print(
         f"The link itself adds, in ms (median) at an RTT of so many ms: {', '.join(adds)}"
     )
+    if as_json:
+        print(json.dumps(figures), flush=True)
     if settings.plot:
         from bench.link_plots import plot_ablation, plot_link
         from bench.timeline import chrome_trace, plot_timeline
@@ -389,5 +394,3 @@ def _report(
         chrome_trace(settings.plot / "trace.json", spans)
         title = f"{figures['methods'][-1]}, RTT {settings.rtts_ms[-1]:g} ms"
         plot_timeline(settings.plot / "timeline.png", spans, title=title)
-    if as_json:
-        print(json.dumps(figures))

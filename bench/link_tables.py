@@ -59,7 +59,11 @@ def _number(value: float | None, form: str) -> str:
 
 def _caption(machine: dict[str, Any]) -> str:
     """What the columns are, and where they were measured."""
-    said = [machine.get("processor"), *(machine.get("gpus") or ())]
+    processor = machine.get("processor") or {}
+    said = [
+        processor.get("model") if isinstance(processor, dict) else processor,
+        *(machine.get("gpus") or ()),
+    ]
     cores = machine.get("cores")
     said += [f"{cores} core(s)" if cores else None, machine.get("system")]
     return (

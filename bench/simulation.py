@@ -334,7 +334,8 @@ def _cloud(
     for _ in range(3):
         for tokens in (1, 2, 4, 8):
             costs.learn(1, tokens, times.step(tokens))
-    speeds = Speeds(costs, times.beside_ms / 1e3, times.hint_ms / 1e3)
+    costs.remember()
+    speeds = Speeds(costs, times.beside_ms / 1e3, times.beside_ms / 1e3, times.hint_ms / 1e3)
     settings = CloudSettings(idle_timeout=1e9)
     exits = tuple(range(1, len(times.exits) + 1))
     service = Service(Identity("t", "k", exits), engine, settings, speeds)

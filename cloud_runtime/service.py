@@ -64,6 +64,9 @@ class Speeds:
     costs: StepCosts = field(default_factory=StepCosts)
     beside: float = 0.0
     """A step of the draft beside the target; 0: there is none."""
+    beside_alone: float = 0.0
+    """The same when the cloud started. What is not drafted is not measured either, so a slow
+    measurement is believed less with every step of the target."""
     hints: float = 0.0
     """What exit heads add to a step."""
 
@@ -273,7 +276,9 @@ class Service:
         if isinstance(work, DraftStep):
             one = seconds / len(work.seats)  # the first of a session reads its text: not all counts
             self.speeds.beside += 0.1 * (min(one, 2 * self.speeds.beside) - self.speeds.beside)
-        elif all(len(row.tokens) <= 1 + self._settings.max_draft for row in work.rows):
+            return
+        self.speeds.beside += 0.02 * (self.speeds.beside_alone - self.speeds.beside)
+        if all(len(row.tokens) <= 1 + self._settings.max_draft for row in work.rows):
             self.speeds.costs.learn(len(work.rows), work.tokens, seconds)
 
     def hints(self, batch: Batch, layer: int, choices: Sequence[Choices | None]) -> Outgoing:

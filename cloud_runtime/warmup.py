@@ -36,6 +36,7 @@ def measure(engine: Engine, drafter: Drafter | None, *, hints: bool) -> Speeds:
         for _ in range(REPEATS):
             for tokens in TOKENS:
                 speeds.costs.learn(1, tokens, step(tokens))
+        speeds.costs.remember()
         if hints:
             with_exits = _median(lambda: step(4, exits=True))
             speeds.hints = max(0.0, with_exits - _median(lambda: step(4)))
@@ -52,7 +53,7 @@ def measure(engine: Engine, drafter: Drafter | None, *, hints: bool) -> Speeds:
             return time.monotonic() - began
 
         draft()
-        speeds.beside = max(_median(draft), 1e-6)
+        speeds.beside = speeds.beside_alone = max(_median(draft), 1e-6)
         drafter.reset()
     return speeds
 

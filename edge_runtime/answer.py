@@ -137,10 +137,12 @@ class Answer:
         """Drafted ids that the cloud could be sent. `idle`: there is nothing more to draft."""
         if not self.terms.drafting or self.done:
             return 0
-        unsent = 0
-        if self._tactics.streaming:
-            end = len(self.state.tokens)
-            unsent = sum(end + len(path.ahead) - path.sent for path in self.tree.unsent())
+        end = len(self.state.tokens)
+        paths = self.tree.unsent()
+        if not self._tactics.streaming:  # a round at a time, when it is full
+            free = idle and self._outstanding is None
+            paths = [path for path in paths if free and path is self.tree.main]
+        unsent = sum(end + len(path.ahead) - path.sent for path in paths)
         # A cloud that waits must be asked, if need be with an empty draft.
         return unsent or int(idle and not self.terms.decoding and self._outstanding is None)
 

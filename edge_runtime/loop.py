@@ -167,7 +167,7 @@ class EdgeLoop:
             stats.finish = answer.state.finish
             stats.token_ids = answer.state.answer
             stats.mode = self.modes.name
-            self._say(f"{self.modes.name} to the end: {self.modes.figures}")
+            self._say(f"{self.modes.name}: at the end; {self.modes.figures}")
 
     def _draft(self, answer: Answer, request: Request) -> bool:
         """One step of the draft, and what is due to be sent; whether there may be another step."""
@@ -273,10 +273,11 @@ class EdgeLoop:
             if answer.done:
                 break
         hit = answer.settle()
-        self.modes.verdict(verdict, len(pieces))
         now = self._clock()
-        if self._last_verdict and not verdict.round:
-            self.modes.meter.stepped(now - self._last_verdict, len(tokens))
+        since = now - self._last_verdict if self._last_verdict else 0.0
+        self.modes.verdict(verdict, len(pieces), since)
+        if since and not verdict.round:
+            self.modes.meter.stepped(since, len(tokens))
         self._last_verdict = now
         if self._trace:
             self._note(

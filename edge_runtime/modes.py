@@ -23,8 +23,10 @@ LEAST_SHARE, PROMISE = 0.02, 0.3
 overtake the cloud, which far away takes longer than the trial."""
 HOPE = 0.8
 """Agreement that a device which rests hopes for, when it weighs another try."""
+SLOWER = 0.95
+"""Of the rate without the device's drafts, below which it stops: both may share a machine."""
 TRIAL = 64
-"""Tokens over which that share is measured."""
+"""Tokens over which that share is measured, at least."""
 PAUSE = 256
 """Tokens after which a device that stopped tries again; doubled each time that it stops again."""
 LONGEST_PAUSE = 4096
@@ -94,6 +96,10 @@ class Modes:
         self._tokens = self._won = 0
         self._pause = self._rest = PAUSE
         self._resting = 0
+        self._timed = (0, 0.0)
+        """Tokens and seconds since the mode last changed, or the last trial ended."""
+        self._alone = 1e3 / max(welcome.step_ms, 1e-3)
+        """Tokens a second while the device rests; what the cloud says until that is measured."""
         self.reason = "asked for" if settings.mode != "auto" else "to begin with"
 
     @property
@@ -121,8 +127,11 @@ class Modes:
             return "edge, with cloud-draft where nothing has come" if beside else "edge"
         return "cloud-draft" if beside else "cloud"
 
-    def verdict(self, verdict: Verdict, fresh: int) -> None:
-        """Counts `fresh` committed tokens, and those of them that the device had drafted."""
+    def verdict(self, verdict: Verdict, fresh: int, seconds: float = 0.0) -> None:
+        """Counts `fresh` committed tokens, and those of them that the device had drafted. It came
+        `seconds` after the verdict before it; 0: it is the first of an answer."""
+        if 0 < seconds < 10.0:
+            self._timed = self._timed[0] + fresh, self._timed[1] + seconds
         self._tokens += fresh
         self._resting += fresh
         self._won += min(verdict.accepted, fresh)
@@ -137,16 +146,19 @@ class Modes:
             hoped = replace(pace, acceptance=max(pace.acceptance, HOPE)).overtaking
             if self._resting < self._rest or hoped < ON:
                 return False
+            self._alone = self._rate or self._alone
             self.meter.trust.forget()
             return self._turn(on=True, reason=f"another try; {self.figures}")
-        if self._tokens < TRIAL:
+        if self._tokens < self.trial:
             return False
-        share = self._won / self._tokens
-        self._tokens = self._won = 0
+        tokens, share, rate = self._tokens, self._won / self._tokens, self._rate
+        self._tokens, self._won, self._timed = 0, 0, (0, 0.0)
         if pace.overtaking < OFF:
             reason = f"a draft overtakes the cloud with probability {pace.overtaking:.3f}"
         elif share < LEAST_SHARE and pace.overtaking < PROMISE:
-            reason = f"of the last {TRIAL} tokens {share:.0%} were the device's"
+            reason = f"of the last {tokens} tokens {share:.0%} were the device's"
+        elif rate and rate < SLOWER * self._alone:
+            reason = f"{rate:.1f} tokens/s with it, {self._alone:.1f} without"
         else:
             self._pause = PAUSE
             return False
@@ -157,13 +169,26 @@ class Modes:
     def figures(self) -> str:
         """The measured times, for people."""
         pace = self.meter.pace
-        beside = f", beside it {self._welcome.draft_ms:.1f} ms" if self._welcome.draft_ms else ""
-        return (
-            f"round trip {1e3 * pace.round_trip:.1f} ms, target step {1e3 * pace.step:.1f} ms, "
-            f"draft step {1e3 * pace.draft:.1f} ms{beside}, agreement {pace.acceptance:.2f}"
-        )
+        said = [f"round trip {1e3 * pace.round_trip:.1f} ms, target step {1e3 * pace.step:.1f} ms"]
+        if self._welcome.draft_ms:
+            said.append(f"a draft step beside it {self._welcome.draft_ms:.1f} ms")
+        if pace.draft:
+            said.append(f"draft step {1e3 * pace.draft:.1f} ms, agreement {pace.acceptance:.2f}")
+        return ", ".join(said)
+
+    @property
+    def trial(self) -> int:
+        """Tokens after which the device's drafts are judged; far away they take their time."""
+        return TRIAL + int(min(3 * self.meter.pace.lead, 3 * TRIAL))
+
+    @property
+    def _rate(self) -> float:
+        """Tokens a second; 0 where nothing was timed."""
+        tokens, seconds = self._timed
+        return tokens / seconds if seconds > 0 else 0.0
 
     def _turn(self, *, on: bool, reason: str) -> bool:
         self._on, self.reason = on, reason
         self._tokens = self._won = self._resting = 0
+        self._timed = (0, 0.0)
         return True

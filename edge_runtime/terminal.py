@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.text import Text
@@ -57,6 +57,8 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     prompts = _prompts(codec, text)
     if not text.conversation:  # whatever is wrong with a prompt shows before anything is loaded
         prompts = iter([next(prompts)])
+    if settings.drafter == NO_DRAFTER and settings.mode == "auto":
+        settings = replace(settings, mode="cloud")
     drafter = _drafter(bundle, settings)
     trace = Trace(settings.trace, "device") if settings.trace else None
     link = DealerLink(settings.connect, settings.server_key)
@@ -97,7 +99,8 @@ def _drafter(bundle: Bundle, settings: EdgeSettings) -> Drafter:
 
 
 def _explain(sentence: str) -> None:
-    print(f"mode {sentence}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    print(f"\n[mode {sentence}]", file=sys.stderr, flush=True)
 
 
 def _prompts(codec: Codec, text: TextSettings) -> Iterator[tuple[list[int], list[str]]]:

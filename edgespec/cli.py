@@ -95,7 +95,7 @@ class _Commands(click.Group):
                 raise
             click.echo(
                 f"edgespec: this command needs {error.name}, which edgespec's extra {extra!r} "
-                f"brings; in a checkout: pip install '.[{extra}]'",
+                f"brings; in a checkout: pip install -e '.[{extra}]'",
                 err=True,
             )
             sys.exit(1)

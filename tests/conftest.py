@@ -64,7 +64,7 @@ class House:
         """A cloud without memory of sessions, on the same hub."""
         ticks = itertools.count()
         identity = Identity("target", "tokenizer", (1, 2))
-        speeds = Speeds(beside=5e-3 if self.beside else 0.0)
+        speeds = Speeds(beside=5e-3, beside_alone=5e-3) if self.beside else Speeds()
         self.service = Service(identity, self.engine, self.settings, speeds)
         self.cloud = CloudLoop(
             self.hub,
