@@ -232,12 +232,12 @@ def test_ways_that_do_not_fit_are_refused_in_one_sentence(tmp_path, tiny_bundle,
 
 
 def test_it_says_which_mode_and_why(tmp_path, tiny_bundle, served, alone):
-    options = ["--prompt", "the quick", "--max-tokens", "12", "--explain"]
+    options = ["--prompt", "the quick", "--max-tokens", "60", "--explain"]
     trace = tmp_path / "device.jsonl"
     done = edge(tiny_bundle, served.endpoint, *options, "--trace", str(trace))
     assert done.returncode == 0, done.stderr
-    first, *_, last = [line for line in done.stderr.splitlines() if line.startswith("mode ")]
-    assert first.startswith("mode edge: ")
+    first, *_, last = [line for line in done.stderr.splitlines() if line.startswith("[mode ")]
+    assert first.startswith("[mode edge: ")
     for figure in ("round trip", "target step", "draft step", "agreement"):
         assert figure in last
     done = edge(tiny_bundle, served.endpoint, *options, "--mode", "cloud")
