@@ -126,6 +126,7 @@ class EdgeLoop:
             settings, welcome, drafts=drafter.name != NO_DRAFTER, batch=drafter.batch
         )
         self.modes.meter.tripped(round_trip(link, settings, clock))
+        self.modes.begin()
 
     def start(self, request: Request) -> Answer:
         """The state of a new answer. Raises `UsageError` where the prompt does not fit."""

@@ -24,7 +24,11 @@ overtake the cloud, which far away takes longer than the trial."""
 HOPE = 0.8
 """Agreement that a device which rests hopes for, when it weighs another try."""
 SLOWER = 0.95
-"""Of the rate without the device's drafts, below which it stops: both may share a machine."""
+"""Of the rate that the cloud promised, below which the device stops: both may share a machine. Of a
+rate that was measured without its drafts it must reach all."""
+DOUBT, LOOK = 0.5, 48
+"""Chance of overtaking below which a device first looks, for so many tokens, how fast a cloud that
+drafts by itself is."""
 TRIAL = 64
 """Tokens over which that share is measured, at least."""
 PAUSE = 256
@@ -100,6 +104,7 @@ class Modes:
         """Tokens and seconds since the mode last changed, or the last trial ended."""
         self._alone = 1e3 / max(welcome.step_ms, 1e-3)
         """Tokens a second while the device rests; what the cloud says until that is measured."""
+        self._least = SLOWER
         self.reason = "asked for" if settings.mode != "auto" else "to begin with"
 
     @property
@@ -127,6 +132,13 @@ class Modes:
             return "edge, with cloud-draft where nothing has come" if beside else "edge"
         return "cloud-draft" if beside else "cloud"
 
+    def begin(self) -> None:
+        """The round trip is known: whether to draft from the first token on."""
+        doubtful = self._mode == "auto" and self._welcome.draft_ms > 0
+        if self._on and doubtful and self._tactics.streaming and self.meter.pace.overtaking < DOUBT:
+            self._on, self._rest = False, LOOK
+            self.reason = "to see how fast the cloud is by itself"
+
     def verdict(self, verdict: Verdict, fresh: int, seconds: float = 0.0) -> None:
         """Counts `fresh` committed tokens, and those of them that the device had drafted. It came
         `seconds` after the verdict before it; 0: it is the first of an answer."""
@@ -146,7 +158,8 @@ class Modes:
             hoped = replace(pace, acceptance=max(pace.acceptance, HOPE)).overtaking
             if self._resting < self._rest or hoped < ON:
                 return False
-            self._alone = self._rate or self._alone
+            if self._rate:
+                self._alone, self._least = self._rate, 1.0
             self.meter.trust.forget()
             return self._turn(on=True, reason=f"another try; {self.figures}")
         if self._tokens < self.trial:
@@ -157,7 +170,7 @@ class Modes:
             reason = f"a draft overtakes the cloud with probability {pace.overtaking:.3f}"
         elif share < LEAST_SHARE and pace.overtaking < PROMISE:
             reason = f"of the last {tokens} tokens {share:.0%} were the device's"
-        elif rate and rate < SLOWER * self._alone:
+        elif rate and rate < self._least * self._alone:
             reason = f"{rate:.1f} tokens/s with it, {self._alone:.1f} without"
         else:
             self._pause = PAUSE

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_runtime.modes import HOPE, LONGEST_PAUSE, OFF, ON, PAUSE, TRIAL, Meter, Modes
+from edge_runtime.modes import HOPE, LONGEST_PAUSE, LOOK, OFF, ON, PAUSE, TRIAL, Meter, Modes
 from edgespec.config import EdgeSettings, Tactics
 from edgespec.protocol import VERSION, Terms, Verdict, Welcome
 
@@ -116,6 +116,22 @@ def test_what_is_slower_with_the_device_stops_and_is_compared_with_what_it_is_wi
     assert write(15.0) == PAUSE
     assert write(20.0, most=20 * TRIAL) == 20 * TRIAL
     assert made.terms.drafting
+
+
+def test_where_it_is_doubtful_the_device_first_looks_how_fast_the_cloud_is():
+    for round_trip, looks in ((0.001, False), (0.060, True)):  # 0.8 ** (1 + 3) = 0.41
+        made = modes(cloud=BESIDE)
+        link(made, round_trip)
+        made.begin()
+        assert made.terms.drafting != looks
+    assert made.name == "cloud-draft"
+    assert until_it_changes(made, 0, teach=False) == LOOK
+    assert made.terms.drafting
+    for mode, cloud in (("edge", BESIDE), ("auto", welcome())):
+        made = modes(mode=mode, cloud=cloud)
+        link(made, 0.060)
+        made.begin()
+        assert made.terms.drafting, "nothing else would be faster"
 
 
 def test_between_the_two_bounds_nothing_changes():
