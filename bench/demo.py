@@ -14,7 +14,7 @@ from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
 from edgespec.sampling import Sampling
-from edgespec.telemetry import AnswerStats
+from edgespec.telemetry import AnswerStats, speed
 from edgespec.text import Codec
 from engines.alone import write_alone
 from engines.ort import OrtSettings, load_target
@@ -71,12 +71,6 @@ def _confirmed(bundle: Bundle, max_tokens: int, runs: list[list[AnswerStats]]) -
             identical &= all(run[number].token_ids == text for run in runs)
             advance(1)
     return identical
-
-
-def speed(runs: list[AnswerStats]) -> float:
-    """Tokens a second after each answer's first."""
-    spent = sum(run.seconds - run.first_token_seconds for run in runs)
-    return sum(run.tokens - 1 for run in runs) / spent
 
 
 def _table(drafted: list[AnswerStats], plain: list[AnswerStats], identical: bool) -> Table:

@@ -10,23 +10,23 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
-import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 
+from bench.acceptance import encode
 from bench.builtin import builtin_bundle, self_bundle
 from bench.emulated_link import EmulatedLink, LinkShape, accuracy, emulated_link
 from bench.link_tables import link_table
-from bench.processes import cloud, cores
+from bench.processes import cloud, cores, pinned
 from bench.prompts import first_of_each, read_prompts
 from edge_runtime.drafters import open_drafter
 from edge_runtime.loop import EdgeLoop, exit_agreements, greet, hello_for
@@ -35,7 +35,7 @@ from edgespec.errors import EdgespecError, UsageError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
 from edgespec.sampling import Sampling
-from edgespec.telemetry import AnswerStats
+from edgespec.telemetry import AnswerStats, speed
 from edgespec.text import Codec
 from edgespec.trace import Span, Trace, read_trace
 from edgespec.transport import DealerLink
@@ -73,6 +73,7 @@ ABLATION = {
     "ours without cloud-draft": Method("edge"),
 }
 USELESS = {"useless draft": Method("edge", useless=True)}
+KNOWN = METHODS | ABLATION | USELESS
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,12 @@ class LinkSettings:
     @property
     def chosen(self) -> dict[str, Method]:
         """Raises `UsageError` for a name that there is not."""
-        known = METHODS | ABLATION | USELESS
         for name in self.methods:
-            if name not in known:
-                raise UsageError(f"there is no method {name!r}; choose from: {', '.join(known)}")
+            if name not in KNOWN:
+                raise UsageError(f"there is no method {name!r}; choose from: {', '.join(KNOWN)}")
         if self.methods:
             names = dict.fromkeys((CLOUD, *self.methods))
-            return {name: known[name] for name in names}
+            return {name: KNOWN[name] for name in names}
         more = (ABLATION if self.ablation else {}) | (USELESS if self.useless else {})
         return METHODS | more
 
@@ -184,33 +184,14 @@ def _builtin(draft: str) -> Bundle:
     return self_bundle() if draft else builtin_bundle()
 
 
-@contextmanager
-def pinned(core: int) -> Iterator[None]:
-    """Keeps this process on one core."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def _requests(bundle: Bundle, settings: LinkSettings) -> list[Request]:
-    codec = Codec(bundle)
     sampling = Sampling(settings.temperature, 0.9 if settings.temperature else 1.0)
     sampling.check()
+    prompts = first_of_each(read_prompts(settings.prompts), settings.limit)
     return [
-        Request(
-            tuple(codec.encode(codec.render([{"role": "user", "content": p.text}]), chat=True)),
-            settings.max_tokens,
-            replace_seed(sampling, number),
-        )
-        for number, p in enumerate(first_of_each(read_prompts(settings.prompts), settings.limit))
+        Request(tuple(ids), settings.max_tokens, msgspec.structs.replace(sampling, seed=number))
+        for number, ids in enumerate(encode(bundle, Codec(bundle), prompts, settings.max_tokens))
     ]
-
-
-def replace_seed(sampling: Sampling, seed: int) -> Sampling:
-    return Sampling(sampling.temperature, sampling.top_p, sampling.top_k, seed)
 
 
 class Device:
@@ -313,11 +294,11 @@ def _figures(
     table: list[dict[str, Any]] = []
     speeds: dict[str, dict[str, float]] = {}
     for (rtt, name), cell in cells.items():
-        speed = _speed(cell.answers)
-        speeds.setdefault(f"{rtt:g}", {})[name] = round(speed, 2)
+        rate = speed(cell.answers)
+        speeds.setdefault(f"{rtt:g}", {})[name] = round(rate, 2)
         table.append(
-            {"rtt_ms": rtt, "method": name, "tokens_per_s": speed}
-            | {"ratio_to_cloud": speed / _speed(cells[rtt, CLOUD].answers)}
+            {"rtt_ms": rtt, "method": name, "tokens_per_s": rate}
+            | {"ratio_to_cloud": rate / speed(cells[rtt, CLOUD].answers)}
             | _details(cell)
         )
     return {
@@ -328,12 +309,6 @@ def _figures(
         "worst_ratio_to_cloud": _worst(speeds, OURS),
         "worst_ratio_useless": _worst(speeds, *USELESS),
     }
-
-
-def _speed(answers: Sequence[AnswerStats]) -> float:
-    """Tokens a second after each answer's first."""
-    spent = sum(stats.seconds - stats.first_token_seconds for stats in answers)
-    return sum(stats.tokens - 1 for stats in answers) / spent if spent > 0 else 0.0
 
 
 def _worst(speeds: dict[str, dict[str, float]], name: str) -> float | None:

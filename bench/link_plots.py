@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bench.plots import save
 from edgespec.errors import EdgespecError
 
 WITHOUT = "ours without "
@@ -37,7 +38,7 @@ def plot_link(path: Path, figures: dict[str, Any]) -> None:
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_ablation(path: Path, figures: dict[str, Any]) -> None:
@@ -66,7 +67,7 @@ def plot_ablation(path: Path, figures: dict[str, Any]) -> None:
     axes.set_xticks(range(len(rtts)), [f"{rtt:g}" for rtt in rtts])
     axes.set(xlabel="RTT [ms]", ylabel="tokens/s, relative to ours")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _figure(figures: dict[str, Any], size: tuple[float, float]) -> Figure:
@@ -113,10 +114,3 @@ def _lines(axes: Axes, figures: dict[str, Any], name: str) -> None:
             zorder=2 if part else 3,
         )
         whole += not part
-
-
-def _save(figure: Figure, path: Path) -> None:
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise EdgespecError(f"the plot cannot be written to {path}: {error}") from error

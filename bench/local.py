@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.builtin import builtin_bundle
-from bench.demo import PROMPTS, speed
-from bench.processes import cloud, cores, edge
+from bench.demo import PROMPTS
+from bench.processes import cloud, cores, edge, pinned
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
 from edge_runtime.loop import EdgeLoop, greet
@@ -32,6 +32,7 @@ from edgespec.manifest import Bundle
 from edgespec.progress import progress
 from edgespec.protocol import VERSION, Hello
 from edgespec.sampling import Sampling
+from edgespec.telemetry import speed
 from edgespec.transport import DealerLink, RouterHub
 from engines.base import Engine, Row, final_choices
 from engines.drafting import ModelDrafter
@@ -119,25 +120,23 @@ def overhead(steps: dict[str, Any]) -> dict[str, Any]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, cores()[1]), daemon=True)
     process.start()
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cores()[0]})
     try:
-        endpoint = here.recv()
-        settings = EdgeSettings(
-            connect=endpoint, tactics=Tactics("none"), draft_length=DRAFT_LENGTH
-        )
-        link = DealerLink(endpoint)
-        hello = Hello(VERSION, "toy", "toy", "bench")
-        loop = EdgeLoop(
-            link, ModelDrafter(_toy(), "toy"), hello, greet(link, hello, settings), [], settings
-        )
-        request = Request((1, 2, 3), TOY_TOKENS, Sampling())
-        answer = loop.start(request)
-        for _ in loop.write(answer, request):
-            pass
-        link.close()
+        with pinned(cores()[0]):
+            endpoint = here.recv()
+            settings = EdgeSettings(
+                connect=endpoint, tactics=Tactics("none"), draft_length=DRAFT_LENGTH
+            )
+            link = DealerLink(endpoint)
+            hello = Hello(VERSION, "toy", "toy", "bench")
+            loop = EdgeLoop(
+                link, ModelDrafter(_toy(), "toy"), hello, greet(link, hello, settings), [], settings
+            )
+            request = Request((1, 2, 3), TOY_TOKENS, Sampling())
+            answer = loop.start(request)
+            for _ in loop.write(answer, request):
+                pass
+            link.close()
     finally:
-        os.sched_setaffinity(0, before)
         process.terminate()
     stats = answer.stats
     empty = (stats.seconds - stats.first_token_seconds) / stats.rounds * 1e3

@@ -8,7 +8,7 @@ second after each answer's first; `sketch` is an upper bound for streaming alone
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from bench.sketch import sketch
 from edgespec.config import EdgeSettings
 from edgespec.errors import UsageError
 from edgespec.progress import progress
-from edgespec.telemetry import AnswerStats
+from edgespec.telemetry import AnswerStats, speed
 
 SKETCH = "sketch"
 LONGEST_TRIP = 5000.0
@@ -111,15 +111,6 @@ def answers(
     settings = EdgeSettings(mode=method.mode, tactics=method.tactics, draft_length=draft_length)
     drafts = method.mode in ("auto", "edge")
     return simulate(recording, times, settings, drafts=drafts, useless=method.useless)
-
-
-def speed(stats: Iterable[AnswerStats]) -> float:
-    """Tokens a second after each answer's first; 0 where there are none."""
-    tokens = spent = 0.0
-    for each in stats:
-        tokens += each.tokens - 1
-        spent += each.seconds - each.first_token_seconds
-    return tokens / spent if spent > 0 else 0.0
 
 
 def _figures(

@@ -11,8 +11,8 @@ import msgspec
 from msgspec import Meta
 from rich.console import Console
 
-from bench.link import ABLATION, METHODS, USELESS
-from bench.plan import answers, speed
+from bench.link import KNOWN
+from bench.plan import answers
 from bench.plan_tables import Compared, compared_table
 from bench.profiles import (
     BUILTIN,
@@ -27,6 +27,7 @@ from bench.profiles import (
 from bench.recording import Recording, excerpt
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.progress import progress
+from edgespec.telemetry import speed
 
 BUILTIN_TARGET = "SmolLM2-135M-Instruct"
 
@@ -112,17 +113,16 @@ def compare(
     measured: Measured, profile: Profile, recording: Recording, settings: LinkComparison
 ) -> list[Compared]:
     """Each measured cell, and the simulation of it. Raises `UsageError` for unknown methods."""
-    known = METHODS | ABLATION | USELESS
     said = excerpt(recording, settings.prompts or measured.prompts)
     chosen = [c for c in measured.cells if not settings.rtts_ms or c.rtt_ms in settings.rtts_ms]
     compared = []
     with progress("simulations", len(chosen), unit="simulations") as advance:
         for cell in chosen:
-            if cell.method not in known:
+            if cell.method not in KNOWN:
                 raise UsageError(f"{settings.link} has a method {cell.method!r}; there is none")
             times = profile.times(cell.rtt_ms)
             times = replace(times, draft_ms=cell.draft_ms or times.draft_ms)
-            stats = answers(said, times, known[cell.method], measured.draft_length)
+            stats = answers(said, times, KNOWN[cell.method], measured.draft_length)
             compared.append(Compared(cell.rtt_ms, cell.method, cell.tokens_per_s, speed(stats)))
             advance(1, f"{cell.rtt_ms:g} ms, {cell.method}")
     return compared

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.plan_tables import COLUMNS
-from edgespec.errors import EdgespecError
+from bench.plots import save
 
 ACROSS = 4
 
@@ -35,10 +35,7 @@ def plot_plan(path: Path, figures: list[dict[str, Any]]) -> None:
     names = [name for name in COLUMNS if name in lines]
     handles = [lines[name] for name in names]
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise EdgespecError(f"the plot cannot be written to {path}: {error}") from error
+    save(figure, path)
 
 
 def _panel(axes: Axes, figures: dict[str, Any]) -> dict[str, Any]:

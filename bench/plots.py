@@ -24,6 +24,11 @@ def plot_acceptance(path: Path, figures: dict[str, Any]) -> None:
     _agreement(agreement, figures)
     _rounds(rounds, figures)
     _reliability(reliability, figures)
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Raises `EdgespecError` where the file cannot be written."""
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

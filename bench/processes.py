@@ -24,6 +24,17 @@ def cores() -> tuple[int, int]:
     return usable[0], usable[-1]
 
 
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """Keeps this process on one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def _command(core: int, *arguments: str) -> list[str]:
     pin = f"import os; os.sched_setaffinity(0, {{{core}}}); from edgespec.cli import main; main()"
     return [sys.executable, "-c", pin, *arguments]

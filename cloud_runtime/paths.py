@@ -47,6 +47,16 @@ class Path:
         """How many ids of `[position, end)` the device drafted."""
         return max(0, min(end, self.end if self.own is None else self.own) - position)
 
+    def compare(self, committed: Sequence[int], trust: Trust) -> None:
+        """Goes on comparing it with the committed text; `trust` learns from each id of its own."""
+        while not self.dead and self.agreed < min(self.end, len(committed)):
+            place = self.agreed - self.start
+            self.dead = self.tokens[place] != committed[self.agreed]
+            if self.agreed >= self.base:  # what it shares with its parent was counted there
+                second = self.branch and self.agreed == self.base
+                trust.learn(self.sures[place], right=not self.dead, first=not second)
+            self.agreed += not self.dead
+
     def ahead(self, position: int) -> list[int]:
         """Its ids from `position` on."""
         return self.tokens[position - self.start :]
@@ -82,7 +92,7 @@ class Paths:
         if path is not None:
             room = max(0, len(self._committed) + LONGEST - path.start)
             del path.tokens[room:], path.sures[room:]
-            self._compare(path)
+            path.compare(self._committed, self.trust)
         return path
 
     def _begin(self, draft: Draft, sures: list[float]) -> Path | None:
@@ -115,16 +125,7 @@ class Paths:
     def settle(self) -> None:
         """Compares what is new in the committed text with every path."""
         for path in self._paths.values():
-            self._compare(path)
-
-    def _compare(self, path: Path) -> None:
-        while not path.dead and path.agreed < min(path.end, len(self._committed)):
-            place = path.agreed - path.start
-            path.dead = path.tokens[place] != self._committed[path.agreed]
-            if path.agreed >= path.base:  # what it shares with its parent was counted there
-                second = path.branch and path.agreed == path.base
-                self.trust.learn(path.sures[place], right=not path.dead, first=not second)
-            path.agreed += not path.dead
+            path.compare(self._committed, self.trust)
 
     def best(self) -> Path | None:
         """The path to verify: of those that go on from the committed text, the oldest with ids
@@ -132,6 +133,3 @@ class Paths:
         length = len(self._committed)
         alive = [path for path in self._paths.values() if not path.dead and path.end >= length]
         return min(alive, key=lambda path: (path.end == length, path.round), default=None)
-
-    def clear(self) -> None:
-        self._paths.clear()

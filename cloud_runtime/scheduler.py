@@ -90,5 +90,5 @@ def _decide(
         outlook = replace(outlook, beside=0.0, coming=())
     if not seat.terms.decoding:  # lock-step: what came is verified, all of it
         return Decision("verify", min(len(outlook.here), max(0, most)))
-    decision = decide(outlook, lambda tokens: costs.step(tokens))
+    decision = decide(outlook, costs.step)
     return decision._replace(ids=min(decision.ids, max(0, most)))

@@ -189,15 +189,7 @@ class Seat:
     def settle(self) -> None:
         """After tokens were committed: every path is compared with them."""
         self.paths.settle()
-        path = self.besides
-        if path is None:
-            return
-        while path.agreed < min(path.end, self.length):
-            right = path.tokens[path.agreed - path.start] == self.state.tokens[path.agreed]
-            self.beside_trust.learn(path.sures[path.agreed - path.start], right=right)
-            if not right:
+        if self.besides is not None:
+            self.besides.compare(self.state.tokens, self.beside_trust)
+            if self.besides.dead or self.besides.end < self.length:
                 self.besides = None
-                return
-            path.agreed += 1
-        if path.end < self.length:
-            self.besides = None

@@ -168,10 +168,13 @@ class Service:
     def _open(self, peer: bytes, message: Open, now: float) -> list[Message]:
         seat = self._seats.get(message.session)
         if seat is not None:
-            if common_prefix(message.tokens, seat.state.tokens) < len(message.tokens):
+            shared = common_prefix(message.tokens, seat.state.tokens)
+            if shared < min(len(message.tokens), seat.length):
                 return [self._invalid(message, "that session is another's")]
-            seat.terms = message.terms
-            return self._standing(seat, peer, len(message.tokens), now)
+            if shared == len(message.tokens):
+                seat.terms = message.terms
+                return self._standing(seat, peer, shared, now)
+            self._forget(seat)  # opened by a late packet; the device has come further since
         reason = self._unfit(message)
         if reason:
             return [self._invalid(message, reason)]

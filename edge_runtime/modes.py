@@ -119,23 +119,31 @@ class Modes:
             hints = tactics.pre_draft == "exits" or (tactics.streaming and cheap)
         return Terms(
             drafting=self._on,
-            beside=self._mode in ("auto", "cloud-draft") and self._welcome.draft_ms > 0,
+            beside=self._beside,
             decoding=not (self._on and waits),
             hints=bool(self._on and hints and self._welcome.exits),
         )
 
     @property
+    def _beside(self) -> bool:
+        """Whether the cloud may draft, and can."""
+        return self._mode in ("auto", "cloud-draft") and self._welcome.draft_ms > 0
+
+    @property
     def name(self) -> str:
         """The mode in which answers are written now."""
-        beside = self._mode in ("auto", "cloud-draft") and self._welcome.draft_ms > 0
         if self._on:
-            return "edge, with cloud-draft where nothing has come" if beside else "edge"
-        return "cloud-draft" if beside else "cloud"
+            return "edge, with cloud-draft where nothing has come" if self._beside else "edge"
+        return "cloud-draft" if self._beside else "cloud"
 
     def begin(self) -> None:
         """The round trip is known: whether to draft from the first token on."""
-        doubtful = self._mode == "auto" and self._welcome.draft_ms > 0
-        if self._on and doubtful and self._tactics.streaming and self.meter.pace.overtaking < DOUBT:
+        if (
+            self._on
+            and self._beside
+            and self._tactics.streaming
+            and self.meter.pace.overtaking < DOUBT
+        ):
             self._on, self._rest = False, LOOK
             self.reason = "to see how fast the cloud is by itself"
 

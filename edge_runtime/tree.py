@@ -90,11 +90,11 @@ class Tree:
         path.said.append(guess.sure)
         path.others.append((guess.other, (1 - sure) * share))
 
-    def fork(self, path: Path, place: int, via: Hit = "branch") -> Path:
+    def fork(self, path: Path, place: int) -> Path:
         """A path that names the runner-up at `place` of `path`; it is not tried again there."""
         token, sure = path.others[place]
         path.others[place] = (-1, 0.0)
-        return self.open(path, place, token, sure, via)
+        return self.open(path, place, token, sure, "branch")
 
     def open(self, path: Path, place: int, token: int, sure: float, via: Hit) -> Path:
         """A path that shares `place` ids with `path` and then names `token`."""
@@ -107,9 +107,8 @@ class Tree:
             [*path.ahead[:place], token],
             [*path.sures[:place], sure],
             [*path.said[:place], sure],
-            [*path.others[:place], (-1, 0.0)],
+            [(-1, 0.0)] * (place + 1),
         )
-        new.others[:place] = [(-1, 0.0)] * place
         self.paths.append(new)
         if len(self.paths) > KEPT:
             branches = [p for p in self.paths if p is not self.main and p is not new]

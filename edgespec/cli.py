@@ -38,6 +38,9 @@ class _Seconds(click.FloatRange):
 SECONDS = _Seconds(0.0, 86400.0)
 THREADS = click.IntRange(0, 1024)
 FOLDER = click.Path(path_type=Path)
+TRACE = click.option(
+    "--trace", type=FOLDER, metavar="FILE", help="Write who was busy when, JSON lines."
+)
 EXTRAS = {
     "onnx_ir": "export",
     "onnx": "export",
@@ -247,7 +250,7 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     help="Also load this draft here, to draft beside the target where that is faster.",
 )
 @click.option("--threads", type=THREADS, default=0, help="[default: every core]")
-@click.option("--trace", type=FOLDER, metavar="FILE", help="Write who was busy when, JSON lines.")
+@TRACE
 @click.option(
     "--idle-timeout",
     type=SECONDS,
@@ -333,7 +336,7 @@ def cloud_run(bundle: Path, **options: Any) -> None:
     help="Tokens drafted a round, in lock-step.",
 )
 @click.option("--explain", is_flag=True, help="Say which mode is used, and why.")
-@click.option("--trace", type=FOLDER, metavar="FILE", help="Write who was busy when, JSON lines.")
+@TRACE
 @click.option("--threads", type=THREADS, default=0, help="[default: what the profile says]")
 @click.option(
     "--connect-timeout",

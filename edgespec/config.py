@@ -26,12 +26,16 @@ class CloudSettings:
     bind: str = LOOPBACK
     key: Path | None = None
     """CurveZMQ secret; needed beyond loopback."""
-    max_sessions: int = 16
-    """Sessions with a slot; one more is refused as busy."""
+    max_sessions: int = 256
+    """Sessions open at once; one more is asked to come later."""
+    kv_memory: int = 0
+    """Bytes of the target's KV cache; 0: a quarter of the memory that is free at the start."""
+    max_batch_rows: int = 0
+    """Sessions of one step of the target; 0: as many as pay."""
     max_batch_tokens: int = 256
     """Tokens of one batch, at least one row whatever its length."""
     prefill_chunk: int = 64
-    """Prompt tokens of one row of a batch."""
+    """Prompt tokens of one row, at most; beside other sessions fewer."""
     max_draft: int = 32
     """Draft tokens of one round; the rest is ignored."""
     hints: bool = True
@@ -47,6 +51,8 @@ class CloudSettings:
     """Of the target; 0: every core this process may use."""
     trace: Path | None = None
     """File for the trace of this process."""
+    status: str = ""
+    """HOST:PORT of `/metrics`, `/health` and what `edgespec top` shows; empty: none."""
 
 
 Mode = Literal["auto", "edge", "cloud-draft", "cloud"]
@@ -82,6 +88,8 @@ class EdgeSettings:
     mode: Mode = "auto"
     """Who drafts: the device, the cloud beside its target, nobody, or whoever it pays for."""
     tactics: Tactics = Tactics()
+    target_rate: float = 0.0
+    """Tokens a second that are enough; 0: as fast as possible."""
     draft_length: int = 4
     """Tokens drafted a round in lock-step; streaming has no rounds to fill."""
     threads: int = 0

@@ -9,6 +9,7 @@ its first token stands), so what is stale or repeated is recognised.
     Hello            ->                     versions and fingerprints are compared
                      <-        Welcome
     Open + prompt    ->                     prefill
+                     <-        Admitted     it has a place, or will have in so many milliseconds
     Draft*           ->                     whenever tokens are drafted; nobody waits
                      <-        Hint*        an exit head's guess, while the target still runs
                      <-        Verdict*     after every step of the target
@@ -18,7 +19,8 @@ its first token stands), so what is stale or repeated is recognised.
     Close            ->
     Ping             ->        Pong
                      <-        Drain        no new sessions here
-                     <-        Error        typed; `retryable` says whether the same may work later
+                     <-        Error        typed; `retryable` says whether the same may work later,
+                                            `retry_ms` when
 
 A **round** is one run of drafted ids. Its first packet names the round that it branches off and
 the position where; later ones name the round itself, and make it longer. So the device streams a
@@ -39,7 +41,7 @@ from edgespec.errors import ProtocolError
 from edgespec.sampling import Sampling
 from edgespec.session import Finish
 
-VERSION = 2
+VERSION = 3
 MAX_PACKET = 1 << 20
 """Bytes; a larger packet is dropped by the socket. Holds a prompt of 262 000 tokens."""
 MAX_DRAFT = 64
@@ -50,6 +52,8 @@ Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Tokens = Annotated[list[Token], msgspec.Meta(max_length=MAX_DRAFT + 1)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
+Rate = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
+"""Tokens a second."""
 
 ErrorCode = Literal[
     "malformed",  # bytes that are no message
@@ -58,7 +62,8 @@ ErrorCode = Literal[
     "tokenizer",  # another tokenizer
     "hello",  # a session before any hello
     "invalid",  # a message whose content cannot be served
-    "busy",  # no slot is free
+    "busy",  # no room now; `retry_ms` says when there may be
+    "drained",  # the cloud stops; the session may go on elsewhere
     "session",  # a session that is not (or no longer) here
     "internal",  # the cloud failed; its log says how
 ]
@@ -76,7 +81,11 @@ class Hello(Message, frozen=True, tag="hello"):
     """Fingerprint of the target's weights in the device's bundle."""
     tokenizer: Name
     device: Name
-    """For people: host name and what drafts there."""
+    """For people: its name."""
+    drafter: Name = ""
+    """For people: what drafts there."""
+    hardware: Name = ""
+    """For people."""
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -109,6 +118,8 @@ class Terms(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """The target goes on by itself while nothing has come. False: lock-step."""
     hints: bool = False
     """Exit heads run for this session."""
+    rate: Rate = 0.0
+    """What the device was promised; 0: as fast as possible."""
 
 
 class Open(Message, frozen=True, tag="open"):
@@ -122,6 +133,12 @@ class Open(Message, frozen=True, tag="open"):
     terms: Terms
     tokens: Annotated[list[Token], msgspec.Meta(max_length=0)] = []
     """Empty in the header; `pack` and `unpack` carry it in the buffer."""
+
+
+class Admitted(Message, frozen=True, tag="admitted"):
+    session: Identifier
+    wait_ms: Milliseconds = 0.0
+    """Until it is begun, as far as can be told; 0: at once."""
 
 
 class Draft(Message, frozen=True, tag="draft"):
@@ -189,6 +206,8 @@ class Ping(Message, frozen=True, tag="ping"):
 
 class Pong(Message, frozen=True, tag="pong"):
     nonce: Identifier
+    step_ms: Milliseconds = 0.0
+    """Between two steps of one session as the cloud is loaded now; 0: not known."""
 
 
 class Drain(Message, frozen=True, tag="drain"):
@@ -201,12 +220,15 @@ class Error(Message, frozen=True, tag="error"):
     session: Identifier = 0
     """0: about the connection, not a session."""
     retryable: bool = False
+    retry_ms: Milliseconds = 0.0
+    """When to try again."""
 
 
 AnyMessage = (
     Hello
     | Welcome
     | Open
+    | Admitted
     | Draft
     | Serve
     | Hint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 
@@ -14,6 +16,15 @@ class HintCount(msgspec.Struct):
     @property
     def accuracy(self) -> float:
         return self.right / self.total if self.total else 0.0
+
+
+def speed(answers: Iterable[AnswerStats]) -> float:
+    """Tokens a second after each answer's first, over all of them; 0 where there are none."""
+    tokens, spent = 0, 0.0
+    for stats in answers:
+        tokens += stats.tokens - 1
+        spent += stats.seconds - stats.first_token_seconds
+    return tokens / spent if spent > 0 else 0.0
 
 
 class AnswerStats(msgspec.Struct, kw_only=True):

@@ -120,7 +120,7 @@ def test_who_is_expected_to_draft(terms, opened, coming, beside):
     one = seat(terms, opened)
     one.rhythm.sent(3, now=1.0)
     one.rhythm.came(message := draft(1, 3, 5), one.paths.add(message), now=1.040)
-    one.paths.clear()
+    one.paths = Paths(one.state.tokens)
     one.rhythm.sent(4, now=2.0)
     outlook = one.outlook(2.010, 0.002, company=False)
     assert bool(outlook.coming) == coming

@@ -333,6 +333,15 @@ def test_an_open_that_is_repeated_resumes_and_one_that_differs_is_refused(desk):
     assert desk.service.active == 1
 
 
+def test_a_session_that_a_late_packet_opened_gives_way_to_a_later_open(desk):
+    """The packet was meant for a cloud that has since lost its memory; the device has come on."""
+    desk.tell(opening(terms=PLAIN))
+    later = opening(tokens=text()[:8], terms=PLAIN)
+    assert desk.tell(later) == []
+    assert desk.verdict().base == 8
+    assert desk.service.active == 1
+
+
 def test_a_long_prompt_runs_in_chunks_beside_others():
     desk = Desk(prefill_chunk=16)
     desk.tell(HELLO)

@@ -8,6 +8,7 @@ import pytest
 from edgespec.errors import ProtocolError
 from edgespec.protocol import (
     MAX_DRAFT,
+    Admitted,
     AnyMessage,
     Close,
     Draft,
@@ -42,7 +43,8 @@ MESSAGES = [
     Resume(2**60, 100),
     Close(2**60),
     Ping(5),
-    Pong(5),
+    Pong(5, 21.5),
+    Admitted(7, 40.0),
     Drain(),
     Error("busy", "later", 2**60, True),
 ]
