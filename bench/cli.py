@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from edgespec.cli import FOLDER, POSITIVE
 from edgespec.errors import UsageError
 
 THREADS = click.IntRange(1, 1024)
+COUNT = click.IntRange(1, 2000)
+SECONDS = click.FloatRange(0, 3600)
 
 
 @click.command()
@@ -125,7 +128,20 @@ def _milliseconds(text: str) -> tuple[float, ...]:
     show_default=True,
     help="Of --link: a share of what was measured.",
 )
-@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw ratios by RTT, as in a.png.")
+@click.option("--fleet", is_flag=True, help="How many devices one cloud serves at a rate.")
+@click.option(
+    "--target-rate", "rates", default="15", show_default=True, help="Of --fleet: tokens/s, a list."
+)
+@click.option(
+    "--devices", metavar="LIST", help="Of --fleet, as in 8,16. [default: the capacity is searched]"
+)
+@click.option("--method", "methods", multiple=True, help="Of --fleet; may be repeated.")
+@click.option("--think", type=SECONDS, default=0.0, show_default=True, help="Between two answers.")
+@click.option("--most", type=COUNT, default=64, show_default=True, help="Devices to search up to.")
+@click.option(
+    "--seconds", type=SECONDS, default=10.0, show_default=True, help="Virtual ones, of each fleet."
+)
+@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the figures too, as in a.png.")
 @click.option("--json", "as_json", is_flag=True)
 def bench_plan(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     """Every way of answering on hardware that is not here: the real loops in virtual time.
@@ -133,6 +149,9 @@ def bench_plan(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
     PROFILE.json holds step times; the built-in profiles are taken where there is none.
     """
     rtts = _milliseconds(options["rtts"]) if options["rtts"] else ()
+    if options["fleet"]:
+        _plan_fleet(files, rtts, options, as_json=as_json)
+        return
     if (options["record"] or options["link"]) and len(files) > 1:
         raise UsageError("--record takes one BUNDLE at most, and --link one PROFILE.json")
     if sum(bool(options[name]) for name in ("record", "link", "plot")) > 1:
@@ -156,6 +175,120 @@ def bench_plan(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
         recording, prompts, plot = options["recording"], options["prompts"] or 12, options["plot"]
         run(PlanSettings(files, recording, rtts, prompts, plot), as_json=as_json)
+
+
+def _plan_fleet(
+    files: tuple[Path, ...], rtts: tuple[float, ...], options: dict[str, Any], *, as_json: bool
+) -> None:
+    from bench.plan_fleet import FleetPlan, run
+
+    if options["record"] or options["link"]:
+        raise UsageError("--fleet, --record and --link exclude each other")
+    try:
+        rates = tuple(float(rate) for rate in options["rates"].split(","))
+    except ValueError:
+        raise UsageError("--target-rate is a list of tokens a second, as in 10,15") from None
+    settings = FleetPlan(
+        files, options["recording"], rtts or FleetPlan.rtts_ms, rates,
+        _counts(options["devices"]) if options["devices"] else (),
+        tuple(dict.fromkeys(options["methods"])) or FleetPlan.methods,
+        options["most"], options["seconds"], think_seconds=options["think"], plot=options["plot"],
+    )  # fmt: skip
+    run(settings, as_json=as_json)
+
+
+@bench.command("fleet")
+@click.argument("bundle", type=FOLDER, required=False)
+@click.option("--profile", type=FOLDER, metavar="FILE", help="Of the fleet. [default: built in]")
+@click.option(
+    "--recording",
+    type=FOLDER,
+    metavar="FILE",
+    help="What the pair says, from 'bench plan --record'. [default: the profile's]",
+)
+@click.option(
+    "--devices", metavar="LIST", help="As in 8,16,24. [default: each method's capacity is searched]"
+)
+@click.option("--most", type=COUNT, default=256, show_default=True, help="Devices to search up to.")
+@click.option("--target-rate", type=float, default=0.0, help="Tokens/s. [default: the profile's]")
+@click.option("--seconds", type=SECONDS, default=20.0, show_default=True, help="Of each window.")
+@click.option(
+    "--limit-seconds", type=SECONDS, default=840.0, show_default=True, help="Of the whole search."
+)
+@click.option("--method", "methods", multiple=True, help="May be repeated. [default: all]")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "edge"]),
+    default="auto",
+    show_default=True,
+    help="Of ours.",
+)
+@click.option("--draft-length", type=POSITIVE, default=4, show_default=True, help="Of lock-step.")
+@click.option(
+    "--real",
+    type=click.IntRange(0, 16),
+    default=0,
+    show_default=True,
+    help="Devices beside ours that really draft.",
+)
+@click.option(
+    "--cloud", "cloud_options", default="", metavar="OPTIONS", help="More options of cloud-run."
+)
+@click.option("--plot", type=FOLDER, metavar="FOLDER", help="Plots go there.")
+@click.option("--json", "as_json", is_flag=True)
+def bench_fleet(bundle: Path | None, as_json: bool, **options: Any) -> None:
+    """How many devices one cloud serves at the rate they were promised, by method.
+
+    Devices are simulated: the real loop over real sockets, drafts replayed from a recording of the
+    pair. BUNDLE is the demo's unless given.
+    """
+    from bench.fleet import run
+    from bench.fleet_generator import FLEET_METHODS, FleetSettings
+
+    options["devices"] = _counts(options["devices"]) if options["devices"] else ()
+    options["methods"] = tuple(dict.fromkeys(options["methods"])) or FLEET_METHODS
+    options["cloud_options"] = tuple(shlex.split(options["cloud_options"]))
+    run(bundle, FleetSettings(**options), as_json=as_json)
+
+
+@bench.command("crowd")
+@click.argument("parts", nargs=-1, metavar="[offenders|overhead|churn|model]...")
+@click.option("--bundle", type=FOLDER, help="[default: the demo's]")
+@click.option("--profile", type=FOLDER, metavar="FILE", help="Of the fleet. [default: built in]")
+@click.option(
+    "--recording",
+    type=FOLDER,
+    metavar="FILE",
+    help="What the pair says, from 'bench plan --record'. [default: the profile's]",
+)
+@click.option("--seconds", type=SECONDS, default=15.0, show_default=True, help="Of each window.")
+@click.option("--polite", type=COUNT, default=15, show_default=True, help="Beside an offender.")
+@click.option("--connected", type=COUNT, default=256, show_default=True, help="Sessions.")
+@click.option("--active", type=COUNT, default=64, show_default=True, help="Of those connected.")
+@click.option("--sessions", type=POSITIVE, default=20_000, show_default=True, help="Of churn.")
+@click.option("--json", "as_json", is_flag=True)
+def bench_crowd(parts: tuple[str, ...], bundle: Path | None, as_json: bool, **options: Any) -> None:
+    """What a crowd costs the cloud, and one device that behaves badly the others.
+
+    offenders: polite devices beside a greedy, deaf, flooding, babbling, vanishing one. overhead: of
+    scheduler and wire. churn: what short sessions leave behind. model: of step times. Default: all.
+    """
+    from bench.crowd import run
+    from bench.crowd_cloud import PARTS, CrowdSettings
+
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise UsageError(f"there is no part {unknown[0]!r}; choose from: {', '.join(PARTS)}")
+    run(bundle, CrowdSettings(parts=parts or PARTS, **options), as_json=as_json)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(dict.fromkeys(int(count) for count in text.split(",")))
+    except ValueError:
+        counts = ()
+    if not counts or not all(1 <= count <= 2000 for count in counts):
+        raise UsageError("--devices is a list of numbers from 1 to 2000, as in 8,16,24")
+    return counts
 
 
 @bench.command("export")

@@ -110,6 +110,11 @@ class LinkSettings:
         return METHODS | more
 
 
+def never_right(guess: Guess) -> Guess:
+    """Other tokens, as sure."""
+    return Guess(guess.token ^ 1, guess.sure, tuple((other ^ 1, p) for other, p in guess.others))
+
+
 class Useless:
     """A draft whose every token is another one than it would say, as sure as it was."""
 
@@ -119,7 +124,7 @@ class Useless:
 
     def guess(self, texts: Sequence[Sequence[int]], sampling: Sampling) -> list[Guess | None]:
         guesses = self._drafter.guess(texts, sampling)
-        return [g and Guess(g.token ^ 1, g.sure, g.other ^ 1, g.other_sure) for g in guesses]
+        return [g and never_right(g) for g in guesses]
 
     def reset(self) -> None:
         self._drafter.reset()

@@ -8,12 +8,9 @@ processes over TCP, whose own steps cost next to nothing: an upper bound.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +20,15 @@ from rich.table import Table
 from bench.builtin import builtin_bundle
 from bench.demo import PROMPTS
 from bench.processes import cloud, cores, edge, pinned
-from cloud_runtime.server import CloudLoop
-from cloud_runtime.service import Identity, Service
+from bench.toy_cloud import toy_cloud, toy_hello
 from edge_runtime.loop import EdgeLoop, greet
 from edgespec.config import CloudSettings, EdgeSettings, Request, Tactics
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
-from edgespec.protocol import VERSION, Hello
 from edgespec.sampling import Sampling
 from edgespec.telemetry import speed
-from edgespec.transport import DealerLink, RouterHub
+from edgespec.transport import DealerLink
 from engines.base import Engine, Row, final_choices
 from engines.drafting import ModelDrafter
 from engines.machine import describe
@@ -47,6 +42,7 @@ PAST = 64
 REPEATS = 15
 DRAFT_LENGTH = 4
 TOY_TOKENS = 1500
+TOY_CONTEXT = TOY_TOKENS + 100
 
 
 def run(bundle: Path | None, *, drafter: str, threads: int, as_json: bool) -> None:
@@ -100,44 +96,26 @@ def _step(engine: Engine, rows: int, tokens: int) -> Callable[[], object]:
     return call
 
 
-def _serve(ready: Connection, core: int) -> None:
-    os.sched_setaffinity(0, {core})
-    settings = CloudSettings(bind="tcp://127.0.0.1:*")
-    hub = RouterHub(settings.bind)
-    engine = _toy()
-    loop = CloudLoop(hub, Service(Identity("toy", "toy", ()), engine, settings), engine, settings)
-    ready.send(hub.endpoint)
-    loop.run()
-
-
 def _toy() -> ToyEngine:
-    return ToyEngine(context=TOY_TOKENS + 100, layers=1)
+    return ToyEngine(context=TOY_CONTEXT, layers=1)
 
 
 def overhead(steps: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of a round in which no model runs, and its share of a real round."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, cores()[1]), daemon=True)
-    process.start()
-    try:
-        with pinned(cores()[0]):
-            endpoint = here.recv()
-            settings = EdgeSettings(
-                connect=endpoint, tactics=Tactics("none"), draft_length=DRAFT_LENGTH
-            )
-            link = DealerLink(endpoint)
-            hello = Hello(VERSION, "toy", "toy", "bench")
-            loop = EdgeLoop(
-                link, ModelDrafter(_toy(), "toy"), hello, greet(link, hello, settings), [], settings
-            )
-            request = Request((1, 2, 3), TOY_TOKENS, Sampling())
-            answer = loop.start(request)
-            for _ in loop.write(answer, request):
-                pass
-            link.close()
-    finally:
-        process.terminate()
+    cloud_settings = CloudSettings(bind="tcp://127.0.0.1:*")
+    with toy_cloud(TOY_CONTEXT, cloud_settings) as toy, pinned(cores()[0]):
+        settings = EdgeSettings(
+            connect=toy.endpoint, tactics=Tactics("none"), draft_length=DRAFT_LENGTH
+        )
+        link, hello = DealerLink(toy.endpoint), toy_hello("bench")
+        loop = EdgeLoop(
+            link, ModelDrafter(_toy(), "toy"), hello, greet(link, hello, settings), [], settings
+        )
+        request = Request((1, 2, 3), TOY_TOKENS, Sampling())
+        answer = loop.start(request)
+        for _ in loop.write(answer, request):
+            pass
+        link.close()
     stats = answer.stats
     empty = (stats.seconds - stats.first_token_seconds) / stats.rounds * 1e3
     full = DRAFT_LENGTH * steps["draft_step_ms"] + steps["target_step_ms"]["1x4"]

@@ -32,7 +32,7 @@ class Compared(NamedTuple):
 def plan_table(figures: dict[str, Any]) -> Table:
     """A row an RTT: the cloud's tokens a second, and the ratios of the others to it; a dash where
     the hardware has no such method."""
-    table = _table(figures["name"])
+    table = plain_table(figures["name"])
     for header in ("RTT\nms", "cloud\ntokens/s", *COLUMNS):
         table.add_column(header, justify="right", no_wrap=True)
     for rtt in figures["rtts_ms"]:
@@ -50,7 +50,9 @@ def plan_notes(figures: dict[str, Any]) -> str:
 
 def compared_table(pair: str, cells: Sequence[Compared], tolerance: float) -> Table:
     """A row a cell; those beyond the tolerance (a share) are marked."""
-    table = _table(f"{pair}: simulated and measured", f"!: differs by more than {tolerance:.0%}")
+    table = plain_table(
+        f"{pair}: simulated and measured", f"!: differs by more than {tolerance:.0%}"
+    )
     for header in ("RTT\nms", "method", "measured\ntokens/s", "simulated\ntokens/s", "error\n%"):
         table.add_column(header, justify="left" if header == "method" else "right", no_wrap=True)
     table.add_column("")
@@ -67,7 +69,7 @@ def compared_table(pair: str, cells: Sequence[Compared], tolerance: float) -> Ta
     return table
 
 
-def _table(title: str, caption: str = "") -> Table:
+def plain_table(title: str, caption: str = "") -> Table:
     return Table(
         title=title,
         caption=caption or None,

@@ -40,9 +40,39 @@ def _command(core: int, *arguments: str) -> list[str]:
     return [sys.executable, "-c", pin, *arguments]
 
 
+def resident_mb(pid: int) -> float:
+    """Memory of a process that lies in RAM, in 10^6 bytes; 0 where the system does not say."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 1024 / 1e6
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far; 0 where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
 def cloud(bundle: Path, *options: str) -> Iterator[str]:
     """`edgespec cloud-run` on a free port of loopback; yields its endpoint, stops it at the end.
+
+    Raises `EdgespecError` with the cloud's own words if it does not come up.
+    """
+    with cloud_process(bundle, *options) as (endpoint, _):
+        yield endpoint
+
+
+@contextmanager
+def cloud_process(
+    bundle: Path, *options: str, said: list[str] | None = None
+) -> Iterator[tuple[str, int]]:
+    """The same; yields endpoint and process id. Its log lines are put into `said` as they come.
 
     Raises `EdgespecError` with the cloud's own words if it does not come up.
     """
@@ -54,15 +84,15 @@ def cloud(bundle: Path, *options: str) -> Iterator[str]:
     assert process.stderr is not None
     watchdog = threading.Timer(START_TIMEOUT, process.kill)
     watchdog.start()
-    said = []
-    rest = threading.Thread(target=process.stderr.read, daemon=True)
+    said = [] if said is None else said
+    rest = threading.Thread(target=said.extend, args=[process.stderr], daemon=True)
     try:
         for line in process.stderr:
             said.append(line)
             if "listening on" in line:
                 watchdog.cancel()
                 rest.start()
-                yield line.split()[-1]
+                yield told(line, "listening on"), process.pid
                 return
         raise EdgespecError(f"the cloud did not start: {''.join(said[-3:]).strip()}")
     finally:
@@ -76,6 +106,11 @@ def cloud(bundle: Path, *options: str) -> Iterator[str]:
         if rest.ident:
             rest.join()
         process.stderr.close()
+
+
+def told(line: str, words: str) -> str:
+    """The word that follows `words` in a log line of either format."""
+    return line.partition(f"{words} ")[2].split()[0].partition('"')[0]
 
 
 def edge(

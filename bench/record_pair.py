@@ -63,5 +63,5 @@ def record_bundle(bundle: Bundle, settings: RecordSettings) -> Recording:
             answers[number] = said
             advance(1)
     pair = f"{bundle.manifest.target.origin.name} with {profile}"
-    numbers = range(len(prompts))
-    return Recording(pair, [len(prompts[n]) for n in numbers], [answers[n] for n in numbers])
+    spoken = [answers[number] for number in range(len(prompts))]
+    return Recording(pair, [len(prompt) for prompt in prompts], spoken, prompts)

@@ -32,6 +32,13 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
     sure: float
     other: int
     other_sure: float
+    more: tuple[tuple[int, float], ...] = ()
+    """Further runners-up."""
+
+    @property
+    def others(self) -> tuple[tuple[int, float], ...]:
+        """All runners-up, likeliest first."""
+        return ((self.other, self.other_sure), *self.more) if self.other >= 0 else ()
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -39,6 +46,8 @@ class Recording(msgspec.Struct, frozen=True):
     prompts: list[int]
     """Lengths in tokens."""
     answers: list[list[Said]]
+    prompt_ids: list[list[int]] = []
+    """Token ids of the prompts; empty where their lengths alone were kept."""
 
     @property
     def agreement(self) -> float:
@@ -61,12 +70,9 @@ def record(
         for token in answer.tokens:
             (guess,) = drafter.guess([text], Sampling())
             guess = guess or Guess(-1, 0.0)
-            said.append(
-                Said(
-                    token, guess.token, round(guess.sure, 3), guess.other,
-                    round(guess.other_sure, 3),
-                )
-            )  # fmt: skip
+            others = tuple((other, round(sure, 3)) for other, sure in guess.others)
+            other, *more = others or ((-1, 0.0),)
+            said.append(Said(token, guess.token, round(guess.sure, 3), *other, tuple(more)))
             text.append(token)
         yield answer.question, said
 
@@ -95,13 +101,18 @@ def _fault(recording: Recording) -> str:
     answers = recording.answers
     if not answers or len(answers) != len(recording.prompts):
         return f"{len(recording.prompts)} prompts with {len(answers)} answers"
+    ids = recording.prompt_ids
+    if ids and [len(prompt) for prompt in ids] != recording.prompts:
+        return "prompt_ids of other lengths than prompts says"
+    if any(not 0 <= token < 2**19 for prompt in ids for token in prompt):
+        return "prompt_ids has a token that no target has"
     for number, (length, answer) in enumerate(zip(recording.prompts, answers, strict=True), 1):
         if length < 1 or not answer or length + len(answer) > LONGEST:
             return f"prompt {number} has {length} tokens, its answer {len(answer)}"
         for said in answer:
             if not 0 <= said.token < 2**19 or min(said.guess, said.other) < -1:
                 return f"the answer to prompt {number} has a token {said.token}"
-            if not (0 <= said.sure <= 1 and 0 <= said.other_sure <= 1):
+            if not all(0 <= sure <= 1 for sure in (said.sure, *(p for _, p in said.others))):
                 return f"the answer to prompt {number} has a probability of {said.sure}"
     return ""
 
@@ -119,6 +130,7 @@ def excerpt(recording: Recording, count: int) -> Recording:
         recording.pair,
         [recording.prompts[number] for number in chosen],
         [recording.answers[number] for number in chosen],
+        [recording.prompt_ids[number] for number in chosen] if recording.prompt_ids else [],
     )
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING
 
+from cloud_runtime.beside import SessionDrafter
+from cloud_runtime.memory import default_limit, share_of
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
 from cloud_runtime.warmup import measure
@@ -12,51 +19,110 @@ from edgespec.config import CloudSettings, usable_cores
 from edgespec.manifest import Bundle
 from edgespec.trace import Trace
 from edgespec.transport import RouterHub
-from engines.drafting import Drafter, ModelDrafter
-from engines.ort import OrtSettings, device_settings, load_draft, load_target
+from engines.ort import OrtEngine, OrtSettings, device_settings, load_draft, load_target
+
+if TYPE_CHECKING:
+    from cloud_runtime.status import Status
 
 log = logging.getLogger("edgespec.cloud")
 
 
 def cloud_run(bundle: Bundle, settings: CloudSettings) -> None:
-    """Blocks until SIGTERM (drains) or SIGINT (stops). Raises edgespec's errors."""
+    """Blocks until SIGTERM or SIGINT, which drain. A second SIGINT hands back what is in flight at
+    once and raises `KeyboardInterrupt`. Raises edgespec's errors."""
     if settings.draft:
         bundle.draft(settings.draft)
+    with _status(bundle.manifest.target.origin.name, settings) as status:
+        _serve(bundle, settings, status)
+
+
+@contextmanager
+def _status(target: str, settings: CloudSettings) -> Iterator[Status | None]:
+    """The status port, where one is asked for; open before anything is loaded."""
+    if not settings.status:
+        yield None
+        return
+    from cloud_runtime.status import Status, StatusServer  # needs the extra `cloud`
+
+    status = Status(target)
+    server = StatusServer(settings.status, status)
+    log.info("status on %s", server.url)
+    try:
+        yield status
+    finally:
+        server.close()
+
+
+def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> None:
     trace = Trace(settings.trace, "cloud") if settings.trace else None
     hub = RouterHub(settings.bind, settings.key)
     try:
         manifest = bundle.manifest
         log.info("loading %s from %s", manifest.target.origin.name, bundle.folder)
         threads = settings.threads or usable_cores()
-        engine = load_target(bundle, OrtSettings(threads=threads, slots=settings.max_sessions))
-        drafter = _drafter(bundle, settings, threads)
+        engine = load_target(bundle, OrtSettings(threads=threads))
+        beside = _beside(bundle, settings, threads)
+        memory = settings.kv_memory or default_limit()
+        share = share_of(memory, engine, beside)
+        settings = replace(settings, kv_memory=memory - share)
+        engine.limit(settings.kv_memory)
+        drafter = None
+        if beside is not None:
+            beside.limit(share)
+            calibration = bundle.draft(settings.draft).calibration
+            drafter = SessionDrafter(beside, calibration, share)
         exits = tuple(manifest.target.exits) if settings.hints else ()
         speeds = measure(engine, drafter, hints=bool(exits))
         identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits)
         service = Service(identity, engine, settings, speeds)
-        loop = CloudLoop(hub, service, engine, settings, drafter=drafter, trace=trace)
-        signal.signal(signal.SIGTERM, lambda *_: loop.request_drain())
+        loop = CloudLoop(
+            hub, service, engine, settings, drafter=drafter, trace=trace, status=status
+        )
+        interrupted = _drain_on_signals(loop)
         log.info(
             "a step takes %.1f ms and %.1f more for each drafted token%s",
             1e3 * speeds.costs.step(1),
-            1e3 * (speeds.costs.step(2) - speeds.costs.step(1)),
-            f"; the draft beside takes {1e3 * speeds.beside:.1f} ms" if drafter else "",
+            1e3 * (speeds.costs.step(3) - speeds.costs.step(2)),
+            f"; the draft beside takes {1e3 * speeds.beside.step(1):.1f} ms"
+            if speeds.beside
+            else "",
         )
+        if status is not None:
+            status.listening(service, hub.endpoint)
         log.info("listening on %s", hub.endpoint)
         loop.run()
         log.info("stopped")
+        if len(interrupted) > 1:
+            raise KeyboardInterrupt
     finally:
         hub.close()
         if trace:
             trace.close()
 
 
-def _drafter(bundle: Bundle, settings: CloudSettings, threads: int) -> Drafter | None:
-    """The draft beside the target; a slot for every session, so that each keeps its cache."""
+def _drain_on_signals(loop: CloudLoop) -> list[int]:
+    """SIGTERM and the first SIGINT drain, the second one stops after the step that runs, the third
+    at once. Returns the SIGINTs as they come."""
+    interrupts: list[int] = []
+
+    def interrupted(number: int, _: FrameType | None) -> None:
+        interrupts.append(number)
+        if len(interrupts) == 1:
+            log.info("interrupted; once more to stop without finishing")
+            loop.request_drain()
+        elif len(interrupts) == 2:
+            loop.request_stop()
+        else:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, lambda *_: loop.request_drain())
+    signal.signal(signal.SIGINT, interrupted)
+    return interrupts
+
+
+def _beside(bundle: Bundle, settings: CloudSettings, threads: int) -> OrtEngine | None:
+    """The draft beside the target."""
     if not settings.draft:
         return None
     log.info("loading the draft %s", settings.draft)
-    slots = settings.max_sessions
-    engine = load_draft(bundle, settings.draft, device_settings(settings.draft, threads, slots))
-    calibration = bundle.draft(settings.draft).calibration
-    return ModelDrafter(engine, settings.draft, calibration, slots=slots)
+    return load_draft(bundle, settings.draft, device_settings(settings.draft, threads))

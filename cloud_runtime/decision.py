@@ -1,32 +1,35 @@
-"""What a session does next: verify so many ids, draft one more beside the target, or wait.
+"""What the cloud does next for the sessions that are ready: verify so many ids, draft one more
+beside the target, or wait.
 
 The cloud never idles for nothing and never works for nothing. Each way of going on has an expected
-number of tokens and a time; the best ratio wins:
+number of tokens, over all sessions, and a time; the best ratio wins:
 
-    verify k ids now                 (1 + sum of their chances) / step(1 + k)
-    wait for i more, then verify     … the time until they are here comes on top
-    draft i beside, then verify      … i steps of the draft come on top
+    verify at most k ids a session now   (1 + chances of its first k ids) / step(rows, 1 + k)
+    wait until more are here, …          … the time until then comes on top
+    draft beside up to k ids, …          … the steps of the draft come on top
 
-Decoding is verifying no ids. Pure: measured times and chances in, a decision out.
+Decoding is verifying no ids. All rows of a step are as wide as the longest, so up to k ids cost a
+session nothing more where another has k: the verify budget of a step is one number. Pure: measured
+times and chances in, a decision out.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 AHEAD = 8
 """Ids that are waited for, or drafted beside the target, at most."""
-
+MOMENTS = 6
+"""Times that are weighed for waiting."""
 SHORTEST = 0.001
 """Seconds; a shorter wait would only turn the loop."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is known when a session's turn comes. Times in seconds, from now."""
+    """What is known of a session when its turn comes. Times in seconds, from now."""
 
     here: Sequence[float] = ()
     """For each id that is here the probability that it is right if those before it are."""
@@ -34,17 +37,21 @@ class Outlook:
     """When each further id is expected from the device, rising."""
     coming_sure: float = 0.0
     """Probability that an expected id is right if those before it are."""
-    beside: float = 0.0
-    """A step of the draft beside the target; 0: it may not draft for this session."""
+    beside: bool = False
+    """The draft beside the target may draft for it."""
     beside_sure: float = 0.0
-    company: bool = False
-    """Others run a step in any case, so that waiting means missing it."""
+    pending: int = 1
+    """Committed tokens that its row runs before any ids."""
+    whole: bool = False
+    """In lock-step: what is here is verified, all of it."""
+    weight: float = 1.0
+    """What its tokens count."""
 
 
 class Decision(NamedTuple):
     what: Literal["verify", "wait", "draft"]
     ids: int = 0
-    """To verify."""
+    """To verify, or to have drafted, for each session at most."""
     seconds: float = 0.0
     """How long to wait at most."""
 
@@ -59,35 +66,110 @@ class _Way(NamedTuple):
         return self.tokens / self.seconds
 
 
-def decide(outlook: Outlook, step: Callable[[int], float]) -> Decision:
-    """The way with the highest rate; `step(n)` is the time of a target step over n tokens.
+StepTime = Callable[[int, int], float]
+"""Seconds of a step of the target over so many rows of such a width."""
 
-    Of equal ones the first stands: verifying before waiting, fewer ids before more.
+
+def decide(
+    outlooks: Sequence[Outlook],
+    step: StepTime,
+    beside: Callable[[int], float] | None = None,
+    widest: int = 1 << 16,
+) -> Decision:
+    """The way with the highest rate. `beside(n)` is the time of a step of the draft beside the
+    target over n texts; `widest` bounds the width of a row.
+
+    Of equal ways the first stands: verifying before waiting, fewer ids before more.
     """
-    return max(_ways(outlook, step), key=lambda way: way.rate).decision
+    return max(_ways(outlooks, step, beside, widest), key=lambda way: way.rate).decision
 
 
-def _ways(outlook: Outlook, step: Callable[[int], float]) -> Iterator[_Way]:
-    chances = list(itertools.accumulate(outlook.here, lambda a, b: a * b))
-    tokens = 1.0
-    yield _Way(tokens, step(1), Decision("verify", 0))
-    for count, chance in enumerate(chances, 1):
-        tokens += chance
-        yield _Way(tokens, step(1 + count), Decision("verify", count))
-    here, all_right = len(chances), chances[-1] if chances else 1.0
-    further = range(1, AHEAD + 1)
-    if outlook.beside:
-        gained, chance = tokens, all_right
-        for more in further:
-            chance *= outlook.beside_sure
-            gained += chance
-            spent = more * outlook.beside + step(1 + here + more)
-            yield _Way(gained, spent, Decision("draft"))
-    if outlook.company:
+def _ways(
+    outlooks: Sequence[Outlook],
+    step: StepTime,
+    beside: Callable[[int], float] | None,
+    widest: int,
+) -> Iterator[_Way]:
+    lines = [_Line(outlook) for outlook in outlooks]
+    for ids, tokens, width in _widths(lines, widest):
+        yield _Way(tokens, step(len(lines), width), Decision("verify", ids))
+    if beside is not None:
+        yield from _drafting(lines, step, beside, widest)
+    moments = sorted(
+        {max(when, SHORTEST) for line in lines for when in line.outlook.coming[:AHEAD]}
+    )
+    for moment in moments[:MOMENTS]:
+        later = [line.at(moment) for line in lines]
+        wait = Decision("wait", 0, moments[0])
+        for _, tokens, width in _widths(later, widest):
+            yield _Way(tokens, moment + step(len(lines), width), wait)
+
+
+class _Line:
+    """A session's ids: what verifying the first k of them is worth."""
+
+    def __init__(self, outlook: Outlook, gains: list[float] | None = None, chance: float = 1.0):
+        self.outlook = outlook
+        self.chance = chance
+        """That all ids are right."""
+        if gains is None:
+            gains = [outlook.weight]
+            for sure in outlook.here:
+                self.chance *= sure
+                gains.append(gains[-1] + outlook.weight * self.chance)
+        self.gains = gains
+
+    @property
+    def ids(self) -> int:
+        return len(self.gains) - 1
+
+    def gain(self, ids: int) -> float:
+        return self.gains[min(ids, self.ids)]
+
+    def width(self, ids: int) -> int:
+        return self.outlook.pending + min(ids, self.ids)
+
+    def longer(self, ids: int, sure: float) -> _Line:
+        """With so many more, each as sure."""
+        gains, chance = list(self.gains), self.chance
+        for _ in range(ids):
+            chance *= sure
+            gains.append(gains[-1] + self.outlook.weight * chance)
+        return _Line(self.outlook, gains, chance)
+
+    def at(self, moment: float) -> _Line:
+        """When so many seconds have passed."""
+        come = sum(when <= moment for when in self.outlook.coming[:AHEAD])
+        return self.longer(come, self.outlook.coming_sure) if come else self
+
+
+def _widths(lines: Sequence[_Line], widest: int) -> Iterator[tuple[int, float, int]]:
+    """Ids a session at most, the tokens to expect, the width of the step."""
+    least = max((line.ids for line in lines if line.outlook.whole), default=0)
+    for ids in range(least, max(line.ids for line in lines) + 1):
+        width = max(line.width(ids) for line in lines)
+        if width <= widest or ids == least:
+            yield ids, sum(line.gain(ids) for line in lines), width
+
+
+def _drafting(
+    lines: Sequence[_Line], step: StepTime, beside: Callable[[int], float], widest: int
+) -> Iterator[_Way]:
+    """Every session that may be drafted for is brought to a number of ids, step by step."""
+    shortest = min((line.ids for line in lines if line.outlook.beside), default=None)
+    if shortest is None:
         return
-    gained, chance = tokens, all_right
-    for more, seconds in zip(further, outlook.coming, strict=False):
-        chance *= outlook.coming_sure
-        gained += chance
-        wait = Decision("wait", 0, max(outlook.coming[0], SHORTEST))
-        yield _Way(gained, max(seconds, 0.0) + step(1 + here + more), wait)
+    seconds = 0.0
+    for ids in range(shortest + 1, shortest + AHEAD + 1):
+        short = [line.outlook.beside and line.ids < ids for line in lines]
+        seconds += beside(sum(short))
+        later = [
+            line.longer(ids - line.ids, line.outlook.beside_sure) if drafts else line
+            for line, drafts in zip(lines, short, strict=True)
+        ]
+        least = max((line.ids for line in lines if line.outlook.whole), default=0)
+        width = max(line.width(max(ids, least)) for line in later)
+        if width > widest:
+            return
+        tokens = sum(line.gain(max(ids, least)) for line in later)
+        yield _Way(tokens, seconds + step(len(lines), width), Decision("draft", ids))

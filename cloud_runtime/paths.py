@@ -71,6 +71,8 @@ class Paths:
     def __init__(self, committed: Sequence[int]) -> None:
         self._committed = committed
         self._paths: dict[int, Path] = {}
+        self._best: tuple[int, Path | None] = -1, None
+        """The length of the committed text, and the best path then."""
         self.trust = Trust()
 
     def add(self, draft: Draft) -> Path | None:
@@ -79,6 +81,7 @@ class Paths:
         A packet that leaves a gap, or whose parent was never here, was overtaken or its forerunner
         lost: it is dropped, since the device will start another round before long.
         """
+        self._best = -1, None
         sures = [sure / 255 for sure in draft.sures] or [0.5] * len(draft.tokens)
         path = self._paths.get(draft.round)
         if path is None:
@@ -124,6 +127,7 @@ class Paths:
 
     def settle(self) -> None:
         """Compares what is new in the committed text with every path."""
+        self._best = -1, None
         for path in self._paths.values():
             path.compare(self._committed, self.trust)
 
@@ -131,5 +135,8 @@ class Paths:
         """The path to verify: of those that go on from the committed text, the oldest with ids
         beyond it; one without, if there is no other. A branch is younger than what it leaves."""
         length = len(self._committed)
-        alive = [path for path in self._paths.values() if not path.dead and path.end >= length]
-        return min(alive, key=lambda path: (path.end == length, path.round), default=None)
+        if self._best[0] != length:
+            alive = [path for path in self._paths.values() if not path.dead and path.end >= length]
+            best = min(alive, key=lambda path: (path.end == length, path.round), default=None)
+            self._best = length, best
+        return self._best[1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cloud_runtime.decision import AHEAD, Outlook
 from cloud_runtime.paths import Path, Paths
+from cloud_runtime.tally import Record
 from edgespec.confidence import Trust
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
@@ -76,8 +77,10 @@ class Seat:
     heard: float
     """When the device last spoke of this session."""
     ready_since: float
-    """When it could last have been served; the oldest goes first."""
+    """When it could last have been served."""
     cached: int = 0
+    lost: int = 0
+    """Positions that were cached when its slot was taken away."""
     asked: bool = False
     """A draft has come that no verdict has answered, perhaps an empty one."""
     in_flight: Path | None = None
@@ -89,10 +92,22 @@ class Seat:
     besides: Path | None = None
     """What the cloud has drafted itself."""
     beside_trust: Trust = field(default_factory=Trust)
+    away: bool = False
+    """Nothing reaches its device: nothing is done for it until the device asks again."""
+    paused: bool = False
+    """Left out while it is early and others are late."""
+    left_out: bool = False
+    """Left out since its device has others in the step."""
+    turn_since: float = 0.0
+    """When that last changed."""
+    began: tuple[float, int] | None = None
+    """When its first verdict left, and the length that it made."""
 
     def __post_init__(self) -> None:
+        self.opened_at = self.ready_since
         self.paths = Paths(self.state.tokens)
         self.rhythm = Rhythm()
+        self.record = Record(opened=self.opened_at)
 
     @property
     def length(self) -> int:
@@ -107,17 +122,53 @@ class Seat:
     @property
     def ready(self) -> bool:
         """Whether the target could do something for it now."""
-        if self.running or self.state.finish:
+        if self.running or self.away or self.state.finish:
             return False
         return self.terms.decoding or not self.terms.drafting or self.asked or not self.opened
+
+    @property
+    def idle(self) -> bool:
+        """Whether its slot will run nothing for a while."""
+        return self.paused or self.left_out or self.away
+
+    @property
+    def done(self) -> bool:
+        return bool(self.state.finish)
 
     @property
     def opened(self) -> bool:
         """Whether the opening round, which needs no draft, is over."""
         return self.verdict is not None
 
-    def prefilling(self, chunk: int) -> bool:
-        return self.length - self.cached > chunk
+    @property
+    def promised(self) -> bool:
+        """Whether there is a rate to keep."""
+        return self.terms.rate > 0 and self.began is not None
+
+    @property
+    def due(self) -> float:
+        """When its next token should leave, by the rate that its device was promised; without one
+        it is due since it could be served."""
+        if not self.promised or self.began is None:
+            return self.ready_since
+        since, length = self.began
+        return since + (self.length + 1 - length) / self.terms.rate
+
+    @property
+    def pending(self) -> int:
+        """Committed tokens that are not cached: one, but for a prompt."""
+        return self.length - self.cached
+
+    @property
+    def ahead(self) -> int:
+        """Drafted ids beyond the committed text, along the path to go on with."""
+        path = self.best()
+        return path.end - self.length if path is not None else 0
+
+    @property
+    def may_draft(self) -> bool:
+        """Whether the draft beside the target may draft for it now."""
+        return self.terms.beside and self.opened
 
     def best(self) -> Path | None:
         """The path to go on along: the device's, unless what was drafted here goes further on it,
@@ -142,28 +193,30 @@ class Seat:
         path.tokens.append(token)
         path.sures.append(sure)
 
-    def outlook(self, now: float, beside_step: float, *, company: bool) -> Outlook:
-        """What `decide` needs to know. `beside_step` is 0 where the cloud has no draft."""
+    def outlook(self, now: float, most: int, weight: float = 1.0) -> Outlook:
+        """What `decide` needs to know. `most` ids are of use; `weight` is what its tokens count."""
         path = self.best()
         own = path is not None and path is self.besides
-        here = path.sures_ahead(self.length) if path is not None else []
+        here = path.sures_ahead(self.length)[:most] if path is not None else []
         trust = self.beside_trust if own else self.paths.trust
+        more = len(here) < most
         coming: list[float] = []
-        if self.terms.drafting and not own and self.opened:
+        if more and self.terms.drafting and self.terms.decoding and not own and self.opened:
             coming = self.rhythm.coming(path, self.length, now)
-        may = self.terms.beside and self.opened
         return Outlook(
             here=[trust.probability(sure) for sure in here],
             coming=coming,
             coming_sure=self.paths.trust.acceptance,
-            beside=beside_step if may else 0.0,
+            beside=more and self.may_draft and self.terms.decoding,
             beside_sure=self.beside_trust.acceptance,
-            company=company,
+            pending=self.pending,
+            whole=not self.terms.decoding,
+            weight=weight,
         )
 
     def row(self, chunk: int, count: int, *, hints: bool) -> Row:
-        """Its next row: a chunk of what is not cached, or the rest of it and `count` drafted ids
-        behind. Marks the seat as running."""
+        """Its next row: a chunk of what is not cached, or the rest of it and up to `count` drafted
+        ids behind. Marks the seat as running."""
         assert self.slot is not None
         self.running = True
         pending = self.state.tokens[self.cached : self.cached + chunk]
@@ -172,6 +225,7 @@ class Seat:
             return Row(self.slot, self.cached, pending, 0)
         self.in_flight, self.verifying = (self.best(), count) if count else (None, 0)
         ids = self.draft
+        self.verifying = len(ids)  # more may come while it runs
         return Row(
             self.slot,
             self.cached,

@@ -5,20 +5,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+from cloud_runtime.beside import BesideDrafter
 from cloud_runtime.scheduler import Batch, DraftStep, Wait
 from cloud_runtime.service import Outgoing, Service
+from cloud_runtime.tally import Activity
 from edgespec.config import CloudSettings
 from edgespec.errors import EngineError, ProtocolError
 from edgespec.protocol import Draft, Packet, Verdict, unpack
+from edgespec.sampling import Sampling
 from edgespec.trace import Trace, What
 from edgespec.transport import Hub
 from engines.base import Engine, Step
-from engines.drafting import Drafter
+from engines.drafting import Guess
+
+if TYPE_CHECKING:
+    from cloud_runtime.status import Status  # needs the extra `cloud`
 
 log = logging.getLogger("edgespec.cloud")
 IDLE_POLL = 0.5
 """Seconds; how often a server without work looks at its clock and at a request to stop."""
+FAREWELL = 0.5
+"""Seconds for which it still listens after its last word: a connection that is closed on unread
+packets may lose what was sent before."""
 
 
 class CloudLoop:
@@ -32,10 +42,11 @@ class CloudLoop:
         settings: CloudSettings,
         clock: Callable[[], float] = time.monotonic,
         *,
-        drafter: Drafter | None = None,
+        drafter: BesideDrafter | None = None,
         trace: Trace | None = None,
+        status: Status | None = None,
     ) -> None:
-        """`drafter` drafts beside the target."""
+        """`drafter` drafts beside the target; `status` is told how things are."""
         self._hub = hub
         self._service = service
         self._engine = engine
@@ -43,17 +54,36 @@ class CloudLoop:
         self._clock = clock
         self._drafter = drafter
         self._trace = trace
-        self._drain_requested = False
-        self._drain_end: float | None = None
+        self._status = status
+        self._patience: float | None = None
+        """Seconds that answers in flight have to finish, once the cloud is to stop."""
+        self._drain_began: float | None = None
+        self._lapped = clock()
 
     def request_drain(self) -> None:
         """Finish what is in flight, then stop. Safe to call from a signal handler."""
-        self._drain_requested = True
+        if self._patience is None:
+            self._patience = self._settings.drain_timeout
+
+    def request_stop(self) -> None:
+        """Hand back what is in flight after the step that runs, and stop. Safe likewise."""
+        self._patience = 0.0
 
     def run(self) -> None:
         """Returns once drained."""
         while not self._drained():
             self.turn(IDLE_POLL)
+        self._hand_back()
+
+    def _hand_back(self) -> None:
+        unfinished = self._service.hand_back(self._clock())
+        if unfinished:
+            log.warning("handing back %d answers unfinished", len(unfinished))
+        self._send(unfinished)
+        self._say()
+        end = time.monotonic() + (FAREWELL if unfinished else 0.0)
+        while (left := end - time.monotonic()) > 0:
+            self._exchange(left)
 
     def turn(self, patience: float) -> None:
         """Takes the messages that are there and runs one step; without one, waits at most
@@ -70,44 +100,79 @@ class CloudLoop:
         else:
             return
         self._service.learn(work, self._clock() - began)
+        self._lap("decide")
+
+    def _lap(self, activity: Activity) -> None:
+        """All since the last lap was that."""
+        now, spent = self._clock(), self._service.tally.activities
+        spent[activity] = spent.get(activity, 0.0) + now - self._lapped
+        self._lapped = now
 
     def _poll(self, timeout: float) -> Batch | DraftStep | Wait:
         self._exchange(timeout)
-        for session in self._service.expire(self._clock()):
-            log.info("session %x closed: its device has been silent", session)
-        return self._service.next(self._clock())
+        self._service.expire(self._clock())
+        self._say()
+        work = self._service.next(self._clock())
+        self._lap("decide")
+        return work
 
     def _exchange(self, timeout: float) -> None:
-        for peer, packet in self._hub.receive(timeout):
+        packets = self._hub.receive(timeout)
+        self._lap("wait" if timeout else "receive")
+        for peer, packet in packets:
             now = self._clock()
             if self._trace:
                 _note_arrival(self._trace, packet, now)
             self._send(self._service.receive(peer, packet, now))
+        if self._status is not None:
+            self._status.turned(self._service, self._clock())
+        self._lap("receive")
+
+    def _say(self) -> None:
+        for note in self._service.notes():
+            note.write(log)
 
     def _run(self, batch: Batch) -> None:
         began = self._clock()
         for step in self._steps(batch):
+            self._lap("run")
             if step.final:
                 if self._trace:
                     _note_batch(self._trace, batch, began, self._clock())
                 self._send(self._service.commit(batch, step.choices, self._clock()))
+                self._lap("answer")
             else:
                 self._send(self._service.hints(batch, step.layer, step.choices))
+                self._lap("answer")
                 self._exchange(0.0)
+        self._lap("run")
 
     def _draft(self, step: DraftStep) -> None:
         """One id for each seat by the draft beside the target."""
         assert self._drafter is not None
-        guesses: list[tuple[int, float] | None] = []
-        for seat in step.seats:
-            began, text = self._clock(), seat.text
-            (guess,) = self._drafter.guess([text], seat.sampling)
-            guesses.append(None if guess is None else (guess.token, guess.sure))
-            if self._trace:
+        began, texts = self._clock(), [seat.text for seat in step.seats]
+        self._drafter.retain({seat.session for seat in self._service.seats if not seat.done})
+        guesses: list[Guess | None] = [None] * len(texts)
+        alike: dict[Sampling, list[int]] = {}
+        for number, seat in enumerate(step.seats):
+            alike.setdefault(seat.sampling, []).append(number)
+        for sampling, numbers in alike.items():
+            sessions = [step.seats[number].session for number in numbers]
+            try:
+                said = self._drafter.guess(sessions, [texts[n] for n in numbers], sampling)
+            except EngineError as error:  # they go on without
+                log.error("the draft beside the target failed on %d texts: %s", len(numbers), error)
+                continue
+            for number, guess in zip(numbers, said, strict=True):
+                guesses[number] = guess
+        if self._trace:
+            for seat, text in zip(step.seats, texts, strict=True):
                 self._trace.add(
-                    "draft", began, self._clock(), session=seat.session, base=len(text), tokens=1
-                )
+                    "draft", began, self._clock(), session=seat.session, base=len(text), tokens=1,
+                    rows=len(texts),
+                )  # fmt: skip
         self._service.drafted(step, guesses)
+        self._lap("run")
 
     def _steps(self, batch: Batch) -> Iterator[Step]:
         """The engine's steps; where it fails, the sessions of this batch end and no others."""
@@ -115,11 +180,13 @@ class CloudLoop:
             yield from self._engine.run(batch.rows)
         except EngineError as error:
             log.error("the target failed on a batch of %d: %s", len(batch.rows), error)
-            self._send(self._service.abandon(batch, str(error)))
+            self._send(self._service.abandon(batch, str(error), self._clock()))
 
     def _send(self, outgoing: Outgoing) -> None:
         for peer, message in outgoing:
-            self._hub.send(peer, message)
+            fate = self._hub.send(peer, message)
+            if fate is not None:
+                self._service.lost(peer, fate, self._clock())
             if self._trace and isinstance(message, Verdict):
                 now = self._clock()
                 self._trace.add(
@@ -128,17 +195,15 @@ class CloudLoop:
                 )  # fmt: skip
 
     def _drained(self) -> bool:
-        if not self._drain_requested:
+        if self._patience is None:
             return False
-        if self._drain_end is None:
-            log.info("draining: %d answers in flight", self._service.active)
+        if self._drain_began is None:
+            log.info("draining: %d answers in flight", len(self._service.unfinished))
             self._send(self._service.drain())
-            self._drain_end = self._clock() + self._settings.drain_timeout
-        if self._service.active and self._clock() < self._drain_end:
-            return False
-        if self._service.active:
-            log.warning("stopping with %d answers unfinished", self._service.active)
-        return True
+            self._drain_began = self._clock()
+        late = self._clock() - self._drain_began >= self._patience
+        # Who cannot be reached is not waited for; its device goes on elsewhere.
+        return late or all(seat.away for seat in self._service.unfinished)
 
 
 def _note_arrival(trace: Trace, packet: Packet, now: float) -> None:

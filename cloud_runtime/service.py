@@ -6,19 +6,26 @@ turns the target's choices into verdicts. Its loop (`cloud_runtime.server`) only
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
-from cloud_runtime.costs import StepCosts
+from cloud_runtime.admission import LONGEST, Pace, waiting_time
+from cloud_runtime.costs import Speeds
+from cloud_runtime.devices import WORDS, Device, Devices, Trouble
+from cloud_runtime.memory import Memory, default_limit, megabytes
 from cloud_runtime.scheduler import Batch, DraftStep, Wait, pick
 from cloud_runtime.seats import Seat
+from cloud_runtime.tally import Tally
 from cloud_runtime.verifier import hint, verdict
 from edgespec.config import CloudSettings
 from edgespec.errors import ProtocolError, UsageError
+from edgespec.logs import Note
 from edgespec.protocol import (
     VERSION,
+    Admitted,
     AnyMessage,
     Close,
     Draft,
@@ -39,13 +46,18 @@ from edgespec.protocol import (
 )
 from edgespec.sampling import common_prefix
 from edgespec.session import Session
+from edgespec.transport import Fate
 from engines.base import Choices, Engine
+from engines.drafting import Guess
 
 Outgoing = list[tuple[bytes, Message]]
-PEERS = 4096
-"""Connections remembered; one that was forgotten is asked to say hello again."""
+SMOOTH = 0.1
 FINISHED = 256
 """Finished sessions remembered for devices that missed the end."""
+WAITING = 0.1
+"""Seconds after which to look again whether a session that waits for memory may have it."""
+AGAIN_MS = 1000.0
+"""After which a device may ask again, where the cloud stops or is full."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +67,6 @@ class Identity:
     target: str
     tokenizer: str
     exits: tuple[int, ...]
-
-
-@dataclass
-class Speeds:
-    """Measured times, in seconds; they follow the machine while it runs."""
-
-    costs: StepCosts = field(default_factory=StepCosts)
-    beside: float = 0.0
-    """A step of the draft beside the target; 0: there is none."""
-    beside_alone: float = 0.0
-    """The same when the cloud started. What is not drafted is not measured either, so a slow
-    measurement is believed less with every step of the target."""
-    hints: float = 0.0
-    """What exit heads add to a step."""
 
 
 class Service:
@@ -85,10 +83,16 @@ class Service:
         self._identity = identity
         self._engine = engine
         self._settings = settings
-        self._peers: dict[bytes, str] = {}
+        self.devices = Devices()
+        self.tally = Tally()
+        self._notes: list[Note] = []
         self._seats: dict[int, Seat] = {}
-        self._slots = 0
+        self.memory = Memory(engine, settings.kv_memory or default_limit())
+        self._pace = Pace()
+        self._leaving: list[Seat] = []
         self.draining = False
+        self._company = 0.0
+        """Rows of a step, smoothed."""
 
     @property
     def seats(self) -> list[Seat]:
@@ -96,26 +100,81 @@ class Service:
 
     @property
     def active(self) -> int:
-        """Sessions with a slot: answers in writing, and those closed while their batch runs."""
-        return self._slots
+        """Answers in writing or about to be, and those closed while their batch runs."""
+        return len(self.unfinished) + len(self._leaving)
+
+    @property
+    def unfinished(self) -> list[Seat]:
+        """Answers in writing, and those that wait to begin."""
+        return [seat for seat in self._seats.values() if not seat.state.finish]
+
+    def notes(self) -> list[Note]:
+        """What is worth a log line since this was last asked."""
+        notes, self._notes = self._notes, []
+        return notes
 
     def receive(self, peer: bytes, packet: Packet, now: float) -> Outgoing:
-        """One packet of one peer. Never raises: what cannot be served is answered with an error."""
+        """One packet of one peer. Never raises: what cannot be served is answered with an error,
+        and what is more than a device may send is dropped before anybody looks at it."""
+        device = self.devices.heard(peer, now)
+        if not device.budget.take(now):
+            self._trouble(device, "flood", now)
+            return []
         try:
             message = unpack(packet)
-            return [(peer, reply) for reply in self._handle(peer, message, now)]
         except ProtocolError as error:
+            self._trouble(device, "garbage", now, reason=str(error))
             return [(peer, Error("malformed", str(error)[:1000]))]
+        replies = self._handle(peer, message, now)
+        if replies and device.away:
+            self._back(device)  # for now: if the reply does not leave, it is away again
+        for reply in replies:
+            if isinstance(reply, Error):
+                self._refused(device, reply, now)
+        return [(peer, reply) for reply in replies]
+
+    def lost(self, peer: bytes, fate: Fate, now: float) -> None:
+        """A message did not leave. Its device's sessions rest until it asks for something."""
+        device = self.devices.get(peer) or Device(peer, now)
+        device.away = fate
+        sessions = [seat for seat in self._seats.values() if seat.peer == peer]
+        for seat in sessions:
+            if seat.slot is not None and not seat.idle:
+                self._engine.rest(seat.slot)  # the others stay neighbours
+            seat.away = True
+        going = [seat.session for seat in sessions if not seat.state.finish]
+        self._trouble(device, fate, now, quiet=not going, sessions=[f"{s:x}" for s in going])
+
+    def _back(self, device: Device) -> None:
+        device.away = None
+        for seat in self._seats.values():
+            if seat.peer == device.peer:
+                seat.away = False
+
+    def _trouble(
+        self, device: Device, kind: Trouble, now: float, *, quiet: bool = False, **facts: object
+    ) -> None:
+        self.tally.dropped[kind] += 1
+        if device.trouble(kind, now, quiet=quiet):
+            about = "".join(f"; {name}: {fact}" for name, fact in facts.items() if fact)
+            self._note(logging.WARNING, f"{device} {WORDS[kind]}{about}", device, kind, **facts)
+
+    def _note(
+        self, level: int, sentence: str, device: Device | None, event: str, **facts: object
+    ) -> None:
+        who = {"device": device.name, "peer": device.peer.hex()} if device is not None else {}
+        self._notes.append(Note(level, sentence, {"event": event, **who, **facts}))
 
     def _handle(self, peer: bytes, message: AnyMessage, now: float) -> list[Message]:
         if isinstance(message, Hello):
-            return [self._hello(peer, message)]
+            return [self._hello(peer, message, now)]
         if isinstance(message, Ping):
             for seat in self._seats.values():
                 if seat.peer == peer:
                     seat.heard = now
-            return [Pong(message.nonce)]
-        if peer not in self._peers:
+            return [Pong(message.nonce, self._company)]
+        device = self.devices.get(peer)
+        if device is None or not device.greeted:
             return [Error("hello", "say hello first", getattr(message, "session", 0), True)]
         if isinstance(message, Open):
             return self._open(peer, message, now)
@@ -123,7 +182,9 @@ class Service:
             return self._continue(peer, message, now)
         return [Error("invalid", f"a device does not send {type(message).__name__}")]
 
-    def _hello(self, peer: bytes, hello: Hello) -> Message:
+    def _hello(self, peer: bytes, hello: Hello, now: float) -> Message:
+        device = self.devices.heard(peer, now)
+        device.name = hello.device
         mine = self._identity
         checks: list[tuple[bool, ErrorCode, str]] = [
             (
@@ -148,20 +209,24 @@ class Service:
         for fine, code, sentence in checks:
             if not fine:
                 return Error(code, sentence)
-        self._peers[peer] = hello.device
-        costs = self.speeds.costs
-        if len(self._peers) > PEERS:
-            del self._peers[next(iter(self._peers))]
+        fresh = not device.greeted
+        self.devices.greet(device, hello)
+        if fresh:
+            facts = {"drafter": hello.drafter, "hardware": hello.hardware}
+            about = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact)
+            words = f"device {device} is here" + (f" ({about})" if about else "")
+            self._note(logging.INFO, words, device, "device", **facts)
+        costs, beside = self.speeds.costs, self.speeds.beside
         return Welcome(
             version=VERSION,
             target=mine.target,
             tokenizer=mine.tokenizer,
-            context=self._engine.context,
+            context=self.memory.context,
             max_draft=self._settings.max_draft,
             exits=list(mine.exits) if self._settings.hints else [],
             step_ms=1e3 * costs.step(1),
-            token_ms=1e3 * (costs.step(2) - costs.step(1)),
-            draft_ms=1e3 * self.speeds.beside,
+            token_ms=1e3 * (costs.step(3) - costs.step(2)),  # shorter rows are padded
+            draft_ms=1e3 * beside.step(1) if beside is not None else 0.0,
             hint_ms=1e3 * self.speeds.hints,
         )
 
@@ -174,24 +239,43 @@ class Service:
             if shared == len(message.tokens):
                 seat.terms = message.terms
                 return self._standing(seat, peer, shared, now)
-            self._forget(seat)  # opened by a late packet; the device has come further since
+            # Opened by a late packet; the device has come further since.
+            self._forget(seat, "", now)
         reason = self._unfit(message)
         if reason:
             return [self._invalid(message, reason)]
         if self.draining:
-            return [Error("busy", "the cloud is shutting down", message.session, True)]
+            sentence = "the cloud is shutting down"
+            return [Error("busy", sentence, message.session, True, AGAIN_MS)]
         if self.active >= self._settings.max_sessions:
-            sentence = f"all {self._settings.max_sessions} sessions are taken; try again later"
-            return [Error("busy", sentence, message.session, True)]
+            return [self._later(message, waiting_time(1, self.active, self._pace.seconds))]
         state = Session(
             message.tokens, message.prompt_length, message.max_tokens, frozenset(message.end_ids)
         )
         seat = Seat(peer, message.session, state, message.sampling, message.terms, None, now, now)
-        if not state.finish:
-            seat.slot = self._engine.open()
-            self._slots += 1
+        wait = 0.0 if state.finish else self._wait(seat, now)
+        if wait > LONGEST:
+            return [self._later(message, wait)]
         self._seats[message.session] = seat
-        return [] if seat.slot is not None else self._standing(seat, peer, len(state.tokens), now)
+        self.tally.opened += 1
+        if state.finish:
+            return self._standing(seat, peer, len(state.tokens), now)
+        return [Admitted(message.session, 1e3 * wait)]
+
+    def _wait(self, seat: Seat, now: float) -> float:
+        """Seconds until a session that comes now is begun; 0 where its memory is there."""
+        waiting = [other for other in self.unfinished if other.slot is None and other.ready]
+        if self.memory.fits([*waiting, seat], self._settings.max_draft, now):
+            return 0.0
+        return waiting_time(len(waiting) + 1, self.active, self._pace.seconds)
+
+    def _later(self, message: Open, wait: float) -> Error:
+        milliseconds = max(AGAIN_MS, 1e3 * wait)
+        sentence = (
+            f"all places are taken by {self.active} sessions; "
+            f"try again in {milliseconds / 1e3:.0f} s"
+        )
+        return Error("busy", sentence, message.session, True, milliseconds)
 
     def _unfit(self, message: Open) -> str:
         """Why a session cannot be served; empty if it can."""
@@ -207,6 +291,13 @@ class Service:
                 f"a prompt of {message.prompt_length} and an answer of {message.max_tokens} tokens "
                 f"do not fit a context of {context}"
             )
+        if message.prompt_length + message.max_tokens > self.memory.context:
+            needed = self._engine.slot_bytes(message.prompt_length + message.max_tokens)
+            return (
+                f"a prompt of {message.prompt_length} and an answer of {message.max_tokens} tokens "
+                f"need {megabytes(needed)} of KV cache, and the cloud has "
+                f"{megabytes(self.memory.limit)} in all"
+            )
         if max(message.tokens) >= self._engine.vocabulary:
             return f"token {max(message.tokens)} of a vocabulary of {self._engine.vocabulary}"
         return ""
@@ -220,7 +311,7 @@ class Service:
                 return []
             return [Error("session", "no such session here", message.session, True)]
         if isinstance(message, Close):
-            self._forget(seat)
+            self._forget(seat, "closed", now)
             return []
         if isinstance(message, Resume):
             return self._standing(seat, peer, message.base, now)
@@ -250,7 +341,7 @@ class Service:
 
     def _standing(self, seat: Seat, peer: bytes, base: int, now: float) -> list[Message]:
         """Where a session stands, for a device that lost track: all tokens from `base` on."""
-        seat.peer, seat.heard = peer, now
+        seat.peer, seat.heard, seat.away = peer, now, False
         tokens = seat.state.tokens
         if base > len(tokens):
             return [Error("session", "the device is ahead of this session", seat.session, True)]
@@ -262,27 +353,41 @@ class Service:
 
     def next(self, now: float) -> Batch | DraftStep | Wait:
         """What to run now. Rows are in flight until they are committed or abandoned."""
-        speeds = self.speeds
-        return pick(self._seats.values(), self._settings, speeds.costs, speeds.beside, now)
+        served = self.memory.lend(self._seats.values(), self._settings.max_draft, now)
+        before = {seat.session for seat in served if seat.idle}
+        work = pick(served, self._settings, self.speeds, now)
+        for seat in served:
+            if seat.idle and seat.session not in before and seat.slot is not None:
+                self._engine.rest(seat.slot)  # the others stay neighbours
+        if isinstance(work, Wait) and self.memory.waiting:
+            return Wait(min(WAITING, WAITING if work.seconds is None else work.seconds))
+        return work
 
-    def drafted(self, step: DraftStep, guesses: Sequence[tuple[int, float] | None]) -> None:
+    def drafted(self, step: DraftStep, guesses: Sequence[Guess | None]) -> None:
         """What the draft beside the target names for each seat of a step, and how sure it is; None
         where it has nothing to say, and is not asked again."""
         for seat, guess in zip(step.seats, guesses, strict=True):
             if guess is None:
                 seat.terms = msgspec.structs.replace(seat.terms, beside=False)
             else:
-                seat.drafted(*guess)
+                seat.drafted(guess.token, guess.sure)
 
     def learn(self, work: Batch | DraftStep, seconds: float) -> None:
-        """How long a step took. Long rows (prompts) say nothing about verifying."""
-        if isinstance(work, DraftStep):
-            one = seconds / len(work.seats)  # the first of a session reads its text: not all counts
-            self.speeds.beside += 0.1 * (min(one, 2 * self.speeds.beside) - self.speeds.beside)
-            return
-        self.speeds.beside += 0.02 * (self.speeds.beside_alone - self.speeds.beside)
-        if all(len(row.tokens) <= 1 + self._settings.max_draft for row in work.rows):
-            self.speeds.costs.learn(len(work.rows), work.tokens, seconds)
+        """How long a step took."""
+        if isinstance(work, Batch):
+            self.tally.step(len(work.rows), sum(len(row.tokens) for row in work.rows), seconds)
+            costs = self.speeds.of(work.width)
+            exits = self.speeds.hints if any(row.hints for row in work.rows) else 0.0
+            costs.learn(len(work.rows), work.width, seconds - exits, work.cached)
+            if costs is self.speeds.costs:
+                self._company += SMOOTH * (len(work.rows) - self._company)
+        else:
+            self.tally.beside_steps += 1
+            self.tally.beside_seconds += seconds
+        if isinstance(work, DraftStep) and self.speeds.beside is not None:
+            texts = len(work.seats)
+            # The first of a session reads its text: not all of it counts.
+            self.speeds.beside.learn(texts, 1, min(seconds, 2 * self.speeds.beside.step(1, texts)))
 
     def hints(self, batch: Batch, layer: int, choices: Sequence[Choices | None]) -> Outgoing:
         """What an exit head says about the drafts of a batch."""
@@ -298,22 +403,27 @@ class Service:
         for seat, row, choice in zip(batch.seats, batch.rows, choices, strict=True):
             seat.running = False
             seat.cached = row.start + len(row.tokens)
+            seat.ready_since = now
             if choice is not None and not choice.finite:
                 error = Error("internal", "the target's logits are not finite", seat.session)
                 outgoing.append((seat.peer, error))
-                self._forget(seat)
+                self._forget(seat, "error", now)
             elif choice is not None:
-                outgoing.append((seat.peer, verdict(seat, choice, now)))
+                said = verdict(seat, choice, now)
+                self.tally.verdict(seat.record, said, now)
+                outgoing.append((seat.peer, said))
+                if said.finish:
+                    self._ended(seat, said.finish, now)
             if seat.state.finish or self._seats.get(seat.session) is not seat:
-                self._free(seat)
+                self._free(seat, now)
         return outgoing
 
-    def abandon(self, batch: Batch, reason: str) -> Outgoing:
+    def abandon(self, batch: Batch, reason: str, now: float) -> Outgoing:
         """The target failed on a batch: its sessions end with an error."""
         outgoing: Outgoing = []
         for seat in batch.seats:
             seat.running = False
-            self._forget(seat)
+            self._forget(seat, "error", now)
             outgoing.append((seat.peer, Error("internal", reason[:1000], seat.session)))
         return outgoing
 
@@ -325,25 +435,66 @@ class Service:
             for seat in self._seats.values()
             if now - seat.heard > self._settings.idle_timeout and not seat.running
         ]
-        finished = [seat for seat in self._seats.values() if seat.slot is None]
+        finished = [seat for seat in self._seats.values() if seat.state.finish]
         for seat in [*silent, *finished[: max(0, len(finished) - FINISHED)]]:
-            self._forget(seat)
+            self._forget(seat, "silent", now)
         return [seat.session for seat in silent]
 
     def drain(self) -> Outgoing:
         """No new sessions from now on."""
         self.draining = True
-        return [(peer, Drain()) for peer in self._peers]
+        return [(device.peer, Drain()) for device in self.devices]
 
-    def _forget(self, seat: Seat) -> None:
+    def hand_back(self, now: float) -> Outgoing:
+        """Answers that are not finished end here; their devices may open them again elsewhere."""
+        outgoing: Outgoing = []
+        for seat in self.unfinished:
+            self._forget(seat, "drained", now)
+            sentence = "the cloud has shut down before the answer was finished"
+            error = Error("drained", sentence, seat.session, True, AGAIN_MS)
+            outgoing.append((seat.peer, error))
+        return outgoing
+
+    def _refused(self, device: Device, error: Error, now: float) -> None:
+        """A device that is refused is named, since its people will ask why; but for one that only
+        has to say hello, or to open its session again."""
+        self.tally.refused[error.code] += 1
+        if error.code not in ("hello", "session") and device.trouble("refused", now):
+            level = logging.INFO if error.retryable else logging.WARNING
+            words = f"device {device} is refused ({error.code}): {error.message}"
+            self._note(level, words, device, "refused", code=error.code)
+
+    def _ended(self, seat: Seat, reason: str, now: float) -> None:
+        record, device = seat.record, self.devices.get(seat.peer)
+        self.tally.end(record, reason, now)
+        self._pace.ended(now - seat.opened_at)
+        facts = {
+            "session": f"{seat.session:x}",
+            "reason": reason,
+            "tokens": record.tokens,
+            "seconds": round(now - record.opened, 3),
+            "verified": record.verified,
+            "accepted": record.accepted,
+        }
+        sentence = (
+            f"session {seat.session:x} of {device or 'a device that left'} ended ({reason}): "
+            f"{record.tokens} tokens in {now - record.opened:.1f} s, "
+            f"{record.accepted} of them drafted there"
+        )
+        self._note(logging.INFO, sentence, device, "ended", **facts)
+
+    def _forget(self, seat: Seat, reason: str, now: float) -> None:
+        """`reason` is why it ends, if it was not finished; empty: another takes its place."""
+        if reason and not seat.state.finish and self._seats.get(seat.session) is seat:
+            self._ended(seat, reason, now)
         if self._seats.get(seat.session) is seat:
             del self._seats[seat.session]
+            if seat.running:
+                self._leaving.append(seat)
         if not seat.running:
-            self._free(seat)
+            self._free(seat, now, keep=reason != "error")
 
-    def _free(self, seat: Seat) -> None:
-        """Gives the slot back; a seat in flight keeps it until its batch has run."""
-        if seat.slot is not None:
-            self._engine.close(seat.slot)
-            self._slots -= 1
-            seat.slot = None
+    def _free(self, seat: Seat, now: float, *, keep: bool = True) -> None:
+        """Gives the memory back; a seat in flight has it until its batch has run."""
+        self.memory.leave(seat, now, keep=keep)
+        self._leaving = [other for other in self._leaving if other is not seat]

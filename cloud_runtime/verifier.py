@@ -31,7 +31,8 @@ def verdict(seat: Seat, choice: Choices, now: float) -> Verdict:
     seat.rhythm.sent(seat.length, now)
     path = seat.paths.best()
     seat.asked = path is not None and path.end > seat.length
-    seat.ready_since = now
+    if seat.began is None:
+        seat.began = now, seat.length
     seat.verdict = Verdict(
         seat.session, number, base, len(draft), confirmed, accepted, taken, seat.state.finish
     )

@@ -2,61 +2,85 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
-from cloud_runtime.service import Speeds
+from cloud_runtime.beside import BesideDrafter
+from cloud_runtime.costs import Speeds, StepCosts
 from edgespec.sampling import Sampling
 from engines.base import Engine, Row
-from engines.drafting import Drafter
 
 PAST = 32
-"""Cached positions of the session that is measured on."""
-TOKENS = (1, 2, 4, 8)
+"""Cached positions of the sessions that are measured on."""
+SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (4, 2), (4, 4), (8, 2))
+"""Rows and width of the steps."""
+CHUNKS = ((1, 32), (1, 64), (2, 32))
+TEXTS = (1, 2, 4)
+"""Of a step of the draft beside the target."""
 REPEATS = 3
+BESIDE = (0.003, 0.001, 0.0, 0.0)
+"""Seconds, before the first measurement."""
 
 
-def measure(engine: Engine, drafter: Drafter | None, *, hints: bool) -> Speeds:
+def measure(
+    engine: Engine,
+    drafter: BesideDrafter | None,
+    *,
+    hints: bool,
+    clock: Callable[[], float] = time.monotonic,
+) -> Speeds:
     """Runs some steps of each kind; leaves no session behind."""
-    speeds = Speeds()
-    slot = engine.open()
-    try:
-        ids = [number % engine.vocabulary for number in range(3, 3 + PAST + max(TOKENS))]
-        for _ in engine.run([Row(slot, 0, ids[:PAST], 0)]):
+    speeds = Speeds(StepCosts(least=engine.min_tokens), StepCosts(least=engine.min_tokens))
+    most = max(rows for rows, _ in SHAPES)
+    slots = [engine.open() for _ in range(min(most, engine.slots))]
+    longest = max(width for _, width in (*SHAPES, *CHUNKS))
+    ids = [number % engine.vocabulary for number in range(3, 3 + PAST + longest)]
+
+    def run(rows: int, width: int, wanted: int, *, exits: bool = False) -> float:
+        began = clock()
+        tokens = ids[PAST:][:width]
+        for _ in engine.run([Row(slot, PAST, tokens, wanted, exits) for slot in slots[:rows]]):
             pass
+        return clock() - began
 
-        def step(tokens: int, *, exits: bool = False) -> float:
-            began = time.monotonic()
-            for _ in engine.run([Row(slot, PAST, ids[PAST:][:tokens], tokens, exits)]):
-                pass
-            return time.monotonic() - began
+    def learn(costs: StepCosts, rows: int, width: int, wanted: int) -> None:
+        if rows <= len(slots) and PAST + width <= engine.context:
+            run(rows, width, wanted)  # the first one makes buffers
+            for _ in range(REPEATS):
+                costs.learn(rows, width, run(rows, width, wanted), PAST * rows)
 
-        step(max(TOKENS), exits=hints)  # the first one makes buffers
-        for _ in range(REPEATS):
-            for tokens in TOKENS:
-                speeds.costs.learn(1, tokens, step(tokens))
+    try:
+        for _ in engine.run([Row(slot, 0, ids[:PAST], 0) for slot in slots]):
+            pass
+        for rows, width in SHAPES:
+            learn(speeds.costs, rows, width, width)
+        for rows, width in CHUNKS:
+            learn(speeds.chunks, rows, width, 0)
         speeds.costs.remember()
+        speeds.chunks.remember()
         if hints:
-            with_exits = _median(lambda: step(4, exits=True))
-            speeds.hints = max(0.0, with_exits - _median(lambda: step(4)))
+            run(1, 4, 4, exits=True)
+            pairs = [(run(1, 4, 4, exits=True), run(1, 4, 4)) for _ in range(REPEATS)]
+            speeds.hints = max(0.0, sorted(a - b for a, b in pairs)[REPEATS // 2])
     finally:
-        engine.close(slot)
+        for slot in slots:
+            engine.close(slot)
     if drafter is not None:
-        text = ids[:PAST]
-
-        def draft() -> float:
-            began = time.monotonic()
-            (guess,) = drafter.guess([text], Sampling())
-            if guess is not None:
-                text.append(guess.token)
-            return time.monotonic() - began
-
-        draft()
-        speeds.beside = speeds.beside_alone = max(_median(draft), 1e-6)
-        drafter.reset()
+        speeds.beside = _beside(drafter, ids[:PAST], clock)
     return speeds
 
 
-def _median(measured: Callable[[], float]) -> float:
-    return statistics.median(measured() for _ in range(REPEATS))
+def _beside(drafter: BesideDrafter, prompt: list[int], clock: Callable[[], float]) -> StepCosts:
+    costs = StepCosts(BESIDE)
+    texts = [list(prompt) for _ in range(max(TEXTS))]
+    drafter.guess(range(len(texts)), texts, Sampling())
+    for count in TEXTS:
+        for _ in range(REPEATS):
+            for text in texts[:count]:
+                text.append(prompt[0])
+            began = clock()
+            drafter.guess(range(count), texts[:count], Sampling())
+            costs.learn(count, 1, clock() - began)
+    drafter.retain(())
+    costs.remember()
+    return costs

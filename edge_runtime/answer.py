@@ -7,6 +7,7 @@ session changes nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from edge_runtime.modes import Meter
 from edge_runtime.policy import choose
@@ -114,8 +115,10 @@ class Answer:
         most = min(self._ahead, self.state.remaining - 1)
         if not self._tactics.streaming:
             return self._in_lockstep(min(most, self._draft_length))[:1]
-        branches = self._tactics.branches
-        chosen = choose(self.tree, self._meter.pace, most=most, branches=branches)
+        pace = self._meter.pace
+        if not self.terms.decoding:  # a cloud that waits is never ahead
+            pace = replace(pace, round_trip=0.0)
+        chosen = choose(self.tree, pace, most=most, branches=self._tactics.branches)
         return [path if place is None else self.tree.fork(path, place) for _, path, place in chosen]
 
     def _in_lockstep(self, most: int) -> list[Path]:
@@ -198,6 +201,14 @@ class Answer:
     def missed(self, verdict: Verdict) -> bool:
         """Whether the verdict stands on tokens that never arrived here."""
         return verdict.session == self.session_id and verdict.base > len(self.state.tokens)
+
+    def deferred(self, error: Error) -> bool:
+        """Whether the cloud asks to open this session again later: it is full, or shuts down."""
+        if error.session != self.session_id or error.code not in ("busy", "drained"):
+            return False
+        if error.retryable:
+            self._forget()
+        return error.retryable
 
     def on_error(self, error: Error) -> Open | None:
         """What to send after an error; nothing if it is about a session that is over.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from edge_runtime.answer import Answer
+from edge_runtime.deferral import Deferral
 from edge_runtime.modes import Modes
 from edgespec.config import NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import LinkError
 from edgespec.manifest import Bundle
 from edgespec.protocol import (
     VERSION,
+    Admitted,
     AnyMessage,
     Draft,
     Error,
@@ -33,9 +36,10 @@ Clock = Callable[[], float]
 PACK_SECONDS, PACK_IDS = 0.002, 16
 """Drafted ids wait for company so long, and are sent at once when they are so many."""
 PING_SECONDS = 1.0
-"""How often the round trip is measured."""
+"""How often the round trip is measured, and the cloud told that somebody is there."""
 STALL = 1.0
 """Seconds of silence that the report names."""
+NAME = 200
 
 
 class Piece(NamedTuple):
@@ -81,9 +85,11 @@ def round_trip(link: Link, settings: EdgeSettings, clock: Clock = time.monotonic
     return max(0.0, clock() - began)
 
 
-def hello_for(bundle: Bundle, device: str) -> Hello:
+def hello_for(bundle: Bundle, device: str, drafter: str = "", hardware: str = "") -> Hello:
+    """Names are cut to what the protocol allows."""
     manifest = bundle.manifest
-    return Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, device)
+    who = (name[:NAME] for name in (device, drafter, hardware))
+    return Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, *who)
 
 
 def exit_agreements(bundle: Bundle) -> dict[int, float]:
@@ -106,11 +112,12 @@ class EdgeLoop:
         *,
         exits: Mapping[int, float] | None = None,
         explain: Callable[[str], None] | None = None,
+        report: Callable[[str], None] | None = None,
         trace: Trace | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         """`exits`: how often each exit head is right, by layer. `explain` is told every change of
-        mode, and why."""
+        mode, and why; `report`, why an answer waits."""
         self._link = link
         self._drafter = drafter
         self._hello = hello
@@ -119,6 +126,7 @@ class EdgeLoop:
         self._settings = settings
         self._exits = exits or {}
         self._explain = explain
+        self._report = report
         self._trace = trace
         self._clock = clock
         self._pings: dict[int, float] = {}
@@ -140,12 +148,14 @@ class EdgeLoop:
     ) -> Iterator[Piece]:
         """Yields tokens as they are committed, until the answer is done; then tells the cloud.
 
-        Raises `LinkError` when the cloud refuses, or is silent for `give_up` seconds.
+        Raises `LinkError` when the cloud refuses for good, or is silent, full or shut down for
+        `give_up` seconds.
         """
-        began = self._spoke = self._clock()
+        began = self._clock()
         self._silent, self._last_verdict = 0.0, 0.0
         self._unsent_since: float | None = None
         self._read = False
+        self._deferral = Deferral(self._settings.give_up, random.Random(answer.session_id))
         up, down = self._link.bytes_up, self._link.bytes_down
         stats = answer.stats
         self._drafter.reset()
@@ -154,7 +164,7 @@ class EdgeLoop:
         self._link.send(answer.open())
         try:
             while not answer.done:
-                busy = self._draft(answer, request)
+                busy = not self._deferral.waiting and self._draft(answer, request)
                 for piece in self._listen(answer, text, busy=busy):
                     stats.tokens += 1
                     if stats.tokens == 1:
@@ -195,7 +205,7 @@ class EdgeLoop:
 
     def _send(self, answer: Answer, packet: Draft) -> None:
         self._link.send(packet)
-        self._spoke = now = self._clock()
+        now = self._clock()
         if self._trace:
             self._note(
                 "send", answer, now, now, round=packet.round, base=packet.base,
@@ -204,9 +214,11 @@ class EdgeLoop:
 
     def _listen(self, answer: Answer, text: TextStream | None, *, busy: bool) -> Iterator[Piece]:
         """Takes what has come; with nothing to draft, waits for it."""
-        patience = self._settings.patience
         before = self._clock()
-        messages = self._link.receive(0.0 if busy else patience)
+        wait = patience = self._settings.patience
+        if self._deferral.waiting:
+            wait = min(patience, self._deferral.left(before))
+        messages = self._link.receive(0.0 if busy else wait)
         now = self._clock()
         waited = min(max(now - before, 0.0), patience)  # whatever the clock does
         if not busy:
@@ -217,13 +229,15 @@ class EdgeLoop:
             if self._silent + waited >= STALL:
                 answer.stats.stalls.append(self._silent + waited)
             self._silent = 0.0
-        else:
+        elif not self._deferral.waiting:
             self._silent += waited
             self._check_silence(answer, busy=busy)
-        if now - self._spoke >= min(patience, PING_SECONDS) or now < self._spoke:
-            self._ping()  # one that only reads would seem gone
+        if now - self._pinged >= min(patience, PING_SECONDS) or now < self._pinged:
+            self._ping()
         for message in messages:
             yield from self._take(answer, message, text)
+        if self._deferral.waiting and not self._deferral.left(self._clock()):
+            self._try_again(answer)
         if messages and self.modes.reconsider():
             self._say(f"{self.modes.name}: {self.modes.reason}")
             self._link.send(answer.serve(self.modes.terms))
@@ -247,23 +261,47 @@ class EdgeLoop:
             left = self._pings.pop(message.nonce, None)
             if left is not None:
                 self.modes.meter.tripped(self._clock() - left)
+                self.modes.company = message.company
         elif isinstance(message, Hint):
             answer.on_hint(message)
+        elif isinstance(message, Admitted) and message.session == answer.session_id:
+            self._deferral.served()
+            if message.wait_ms:
+                self._tell(
+                    f"the cloud is busy; the answer starts in about {message.wait_ms / 1e3:.1f} s"
+                )
         elif isinstance(message, Error):
-            if (opening := answer.on_error(message)) is not None:
-                if message.code == "hello":  # another server, or the same one started anew
-                    self._link.send(self._hello)
-                self._link.send(opening)
+            self._refused(answer, message)
         elif isinstance(message, Verdict) and answer.missed(message):
             if (resume := answer.resume()) is not None:
                 self._link.send(resume)
         elif isinstance(message, Verdict):
             yield from self._verdict(answer, message, text)
 
+    def _refused(self, answer: Answer, error: Error) -> None:
+        if answer.deferred(error):
+            wait = self._deferral.put_off(error, self._clock())
+            self._tell(f"{error.message}; asking again in {wait:.1f} s")
+        elif self._deferral.waiting and error.code == "session":
+            pass  # about what was sent before
+        elif (opening := answer.on_error(error)) is not None:
+            if error.code == "hello":  # another server, or the same one started anew
+                self._link.send(self._hello)
+            self._link.send(opening)
+
+    def _try_again(self, answer: Answer) -> None:
+        """Opens from what is committed; another cloud may listen there by now."""
+        self._deferral.tried()
+        answer.stats.resumed += 1
+        self._link.send(self._hello)
+        self._link.send(answer.open())
+
     def _verdict(
         self, answer: Answer, verdict: Verdict, text: TextStream | None
     ) -> Iterator[Piece]:
         accepted, tokens = answer.on_verdict(verdict)
+        if verdict.session == answer.session_id:
+            self._deferral.served()
         if not tokens:
             answer.stands(verdict)
             return
@@ -277,8 +315,8 @@ class EdgeLoop:
         now = self._clock()
         since = now - self._last_verdict if self._last_verdict else 0.0
         self.modes.verdict(verdict, len(pieces), since)
-        if since and not verdict.round:
-            self.modes.meter.stepped(since, len(tokens))
+        if since and (not verdict.round or self.modes.crowded):
+            self.modes.meter.stepped(since, max(1, len(tokens) - accepted))
         self._last_verdict = now
         if self._trace:
             self._note(
@@ -289,13 +327,17 @@ class EdgeLoop:
 
     def _ping(self) -> None:
         nonce = secrets.randbits(62)
-        self._spoke = self._clock()
-        self._pings = {nonce: self._spoke}
+        self._pinged = self._clock()
+        self._pings = {nonce: self._pinged}
         self._link.send(Ping(nonce))
 
     def _say(self, sentence: str) -> None:
         if self._explain:
             self._explain(sentence)
+
+    def _tell(self, sentence: str) -> None:
+        if self._report:
+            self._report(sentence)
 
     def _note(self, what: What, answer: Answer, start: float, end: float, **about: Any) -> None:
         assert self._trace is not None

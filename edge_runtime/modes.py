@@ -29,6 +29,8 @@ rate that was measured without its drafts it must reach all."""
 DOUBT, LOOK = 0.5, 48
 """Chance of overtaking below which a device first looks, for so many tokens, how fast a cloud that
 drafts by itself is."""
+ALONE = 1.5
+"""Sessions a step up to which a cloud serves as good as one."""
 TRIAL = 64
 """Tokens over which that share is measured, at least."""
 PAUSE = 256
@@ -78,7 +80,7 @@ class Meter:
             self.drafts.setdefault(paths, deque(maxlen=15)).append(seconds)
 
     def stepped(self, seconds: float, tokens: int) -> None:
-        """A verdict came so long after the one before, with `tokens` none of which are ours."""
+        """A verdict came so long after the one before, with `tokens` that are not ours."""
         if 0 <= seconds < 10.0:
             self.step += SMOOTH * (seconds / tokens - self.step)
 
@@ -95,6 +97,7 @@ class Modes:
         self._mode = settings.mode
         self._tactics = settings.tactics
         self._welcome = welcome
+        self._wanted = settings.target_rate
         self._drafts = drafts
         self._on = drafts and settings.mode in ("auto", "edge")
         self._tokens = self._won = 0
@@ -104,6 +107,9 @@ class Modes:
         """Tokens and seconds since the mode last changed, or the last trial ended."""
         self._alone = 1e3 / max(welcome.step_ms, 1e-3)
         """Tokens a second while the device rests; what the cloud says until that is measured."""
+        self.company = 0.0
+        """Sessions that share a step of the cloud. Among others rates say little: a device that
+        stops drafting would slow itself down."""
         self._least = SLOWER
         self.reason = "asked for" if settings.mode != "auto" else "to begin with"
 
@@ -122,12 +128,17 @@ class Modes:
             beside=self._beside,
             decoding=not (self._on and waits),
             hints=bool(self._on and hints and self._welcome.exits),
+            rate=self._wanted,
         )
 
     @property
     def _beside(self) -> bool:
         """Whether the cloud may draft, and can."""
         return self._mode in ("auto", "cloud-draft") and self._welcome.draft_ms > 0
+
+    @property
+    def crowded(self) -> bool:
+        return self.company > ALONE
 
     @property
     def name(self) -> str:
@@ -178,7 +189,7 @@ class Modes:
             reason = f"a draft overtakes the cloud with probability {pace.overtaking:.3f}"
         elif share < LEAST_SHARE and pace.overtaking < PROMISE:
             reason = f"of the last {tokens} tokens {share:.0%} were the device's"
-        elif rate and rate < self._least * self._alone:
+        elif not self.crowded and rate and rate < self._least * self._alone:
             reason = f"{rate:.1f} tokens/s with it, {self._alone:.1f} without"
         else:
             self._pause = PAUSE

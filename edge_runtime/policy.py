@@ -85,7 +85,7 @@ def _steps(tree: Tree, pace: Pace, most: int, branches: bool) -> Iterator[Choice
         return
     path = tree.main
     before = itertools.accumulate(path.sures, lambda a, b: a * b, initial=1.0)
-    for place, ((other, sure), chance) in enumerate(zip(path.others, before, strict=False)):
-        if other >= 0 and place + 1 < most:
-            worth = chance * sure * acceptance ** max(0.0, lead - place - 1)
+    for place, (others, chance) in enumerate(zip(path.others, before, strict=False)):
+        if others and place + 1 < most:
+            worth = chance * others[0][1] * acceptance ** max(0.0, lead - place - 1)
             yield Choice(worth, path, place)

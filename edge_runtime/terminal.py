@@ -20,6 +20,7 @@ from edgespec.text import Codec, TextStream
 from edgespec.trace import Trace
 from edgespec.transport import DealerLink
 from engines.drafting import Drafter, NoDrafter
+from engines.machine import brief
 
 ACCEPTED, WRITTEN = "green", "yellow"
 
@@ -63,7 +64,7 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     trace = Trace(settings.trace, "device") if settings.trace else None
     link = DealerLink(settings.connect, settings.server_key)
     try:
-        hello = hello_for(bundle, f"{socket.gethostname()} {drafter.name}"[:200])
+        hello = hello_for(bundle, socket.gethostname(), drafter.name, brief())
         welcome = greet(link, hello, settings)
         if settings.mode == "cloud-draft" and not welcome.draft_ms:
             raise UsageError(
@@ -79,6 +80,7 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
             settings,
             exits=exit_agreements(bundle),
             explain=_explain if text.explain else None,
+            report=_report if text.explain or sys.stderr.isatty() else None,
             trace=trace,
         )
         for prompt, heard in prompts:
@@ -101,6 +103,11 @@ def _drafter(bundle: Bundle, settings: EdgeSettings) -> Drafter:
 def _explain(sentence: str) -> None:
     sys.stdout.flush()
     print(f"\n[mode {sentence}]", file=sys.stderr, flush=True)
+
+
+def _report(sentence: str) -> None:
+    sys.stdout.flush()
+    print(f"\n[{sentence}]", file=sys.stderr, flush=True)
 
 
 def _prompts(codec: Codec, text: TextSettings) -> Iterator[tuple[list[int], list[str]]]:

@@ -39,8 +39,8 @@ class Path:
     """Probability of each id if those before it are right."""
     said: list[float] = field(default_factory=list)
     """What the draft itself said of that."""
-    others: list[tuple[int, float]] = field(default_factory=list)
-    """For each id the runner-up and its probability; (-1, 0.0) where there is none to try."""
+    others: list[list[tuple[int, float]]] = field(default_factory=list)
+    """For each id the runners-up that are left to try and their probabilities, likeliest first."""
     stuck: bool = False
     """The draft has no guess at what follows."""
     sent: int = 0
@@ -85,15 +85,16 @@ class Tree:
         path.ahead.append(guess.token)
         sure = self._trust.probability(guess.sure)
         # What the trust takes from the first guess it gives to the others, and the reverse.
-        share = min(1.0, guess.other_sure / max(1 - guess.sure, 1e-9))
+        share = (1 - sure) / max(1 - guess.sure, 1e-9)
         path.sures.append(sure)
         path.said.append(guess.sure)
-        path.others.append((guess.other, (1 - sure) * share))
+        path.others.append(
+            [(other, min(1 - sure, chance * share)) for other, chance in guess.others]
+        )
 
     def fork(self, path: Path, place: int) -> Path:
         """A path that names the runner-up at `place` of `path`; it is not tried again there."""
-        token, sure = path.others[place]
-        path.others[place] = (-1, 0.0)
+        token, sure = path.others[place].pop(0)
         return self.open(path, place, token, sure, "branch")
 
     def open(self, path: Path, place: int, token: int, sure: float, via: Hit) -> Path:
@@ -107,7 +108,7 @@ class Tree:
             [*path.ahead[:place], token],
             [*path.sures[:place], sure],
             [*path.said[:place], sure],
-            [(-1, 0.0)] * (place + 1),
+            [[] for _ in range(place + 1)],
         )
         self.paths.append(new)
         if len(self.paths) > KEPT:
@@ -126,7 +127,7 @@ class Tree:
                 return self._towards(path, place, token, sure)
             if path.ahead[place] != token:
                 path.sures[place] = min(path.sures[place], 1 - sure)
-                path.others[place] = (-1, 0.0)
+                path.others[place] = []
                 return self._towards(path, place, token, sure)
         return None
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import logging
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +20,7 @@ import click
 from edgespec import __version__
 from edgespec.config import LOOPBACK, CloudSettings, EdgeSettings, Mode, PreDraft, Tactics
 from edgespec.errors import EdgespecError, UsageError
+from edgespec.logs import Format, Level, configure
 
 CLOUD, EDGE = CloudSettings(), EdgeSettings()
 PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4"])
@@ -33,6 +34,17 @@ class _Seconds(click.FloatRange):
         if seconds != seconds:  # NaN passes every range
             self.fail("not a number of seconds", param, ctx)
         return seconds
+
+
+def size(value: str | int) -> int:
+    """Bytes: `512M`, `4G`, `1.5g`, or a plain number; units are powers of 1024."""
+    if isinstance(value, int):
+        return value
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d*)?)\s*([kmgt]?)(?:i?b)?", value.strip().lower())
+    amount = float(found[1]) * 1024 ** "_kmgt".index(found[2] or "_") if found else 0.0
+    if amount < 1:
+        raise click.BadParameter(f"{value!r} is no size, as in 512M or 4G")
+    return int(amount)
 
 
 SECONDS = _Seconds(0.0, 86400.0)
@@ -51,6 +63,7 @@ EXTRAS = {
     "torch": "calibration",
     "transformers": "check",
     "matplotlib": "plots",
+    "prometheus_client": "cloud",
 }
 """Which extra brings a module that a lean install lacks."""
 ELSEWHERE = {
@@ -222,7 +235,27 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
 @click.argument("bundle", type=FOLDER)
 @click.option("--bind", default=LOOPBACK, show_default=True, help="Endpoint to listen on.")
 @click.option("--key", type=FOLDER, help="Secret key file; needed beyond loopback.")
-@click.option("--max-sessions", type=POSITIVE, default=CLOUD.max_sessions, show_default=True)
+@click.option(
+    "--max-sessions",
+    type=POSITIVE,
+    default=CLOUD.max_sessions,
+    show_default=True,
+    help="Sessions open at once, those that wait for memory included.",
+)
+@click.option(
+    "--kv-memory",
+    type=size,
+    default=CLOUD.kv_memory,
+    metavar="SIZE",
+    help="For the KV cache, as in 512M or 4G; with --draft shared with the draft's, so that both "
+    "hold equally many tokens. [default: a quarter of the free memory]",
+)
+@click.option(
+    "--max-batch-rows",
+    type=click.IntRange(min=0),
+    default=CLOUD.max_batch_rows,
+    help="Sessions of one step of the target; 0 is as many as pay.",
+)
 @click.option(
     "--max-draft",
     type=click.IntRange(1, 64),
@@ -263,14 +296,25 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     type=SECONDS,
     default=CLOUD.drain_timeout,
     show_default=True,
-    help="Seconds that SIGTERM leaves to answers in flight.",
+    help="Seconds that SIGTERM and Ctrl-C leave to answers in flight; what is unfinished then goes "
+    "back to its device, which goes on elsewhere.",
 )
-def cloud_run(bundle: Path, **options: Any) -> None:
+@click.option(
+    "--status",
+    default=CLOUD.status,
+    metavar="HOST:PORT",
+    help="Serve /metrics, /health, /health/ready and what 'edgespec top' shows, unencrypted.",
+)
+@click.option(
+    "--log-format", type=click.Choice(get_args(Format)), default="text", show_default=True
+)
+@click.option("--log-level", type=click.Choice(get_args(Level)), default="info", show_default=True)
+def cloud_run(bundle: Path, log_format: Format, log_level: Level, **options: Any) -> None:
     """Serve the target of BUNDLE to devices."""
     from cloud_runtime.command import cloud_run
     from edgespec.manifest import Bundle
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configure(log_format, log_level)
     settings = CloudSettings(**options)
     try:
         cloud_run(Bundle.open(bundle), settings)
@@ -345,6 +389,20 @@ def cloud_run(bundle: Path, **options: Any) -> None:
     show_default=True,
     help="Seconds to wait for the cloud.",
 )
+@click.option(
+    "--give-up",
+    type=SECONDS,
+    default=EDGE.give_up,
+    show_default=True,
+    help="Seconds to wait, in the middle of an answer, for a cloud that is silent, full or stops.",
+)
+@click.option(
+    "--target-rate",
+    type=click.FloatRange(0.0, 1e6, max_open=True),
+    default=EDGE.target_rate,
+    help="Tokens a second that are enough: others go first while this answer is faster. "
+    "[default: as fast as possible]",
+)
 @click.option("--show-drafts", is_flag=True, help="Colour accepted and corrected tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Figures as one JSON line on stderr.")
 def edge_run(bundle: Path, **options: Any) -> None:
@@ -378,11 +436,37 @@ def edge_run(bundle: Path, **options: Any) -> None:
         trace=options["trace"],
         threads=options["threads"],
         connect_timeout=options["connect_timeout"],
+        give_up=options["give_up"],
+        target_rate=options["target_rate"],
     )
     # As systemd stops a service: the cloud is told, so that the slot is free at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         edge_run(Bundle.open(bundle), settings, text)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@main.command()
+@click.option(
+    "--connect",
+    default="http://127.0.0.1:5556",
+    show_default=True,
+    metavar="URL",
+    help="What --status of cloud-run says.",
+)
+@click.option("--once", is_flag=True, help="Show it once, also into a pipe.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON line each time.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 3600.0), default=1.0, show_default=True,
+    help="Seconds between two looks.",
+)  # fmt: skip
+def top(connect: str, once: bool, as_json: bool, interval: float) -> None:
+    """Watch a cloud: sessions, batch, acceptance, memory and modes."""
+    from edgespec.top import watch
+
+    try:
+        watch(connect, once=once, as_json=as_json, interval=interval)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -29,11 +29,12 @@ class CloudSettings:
     max_sessions: int = 256
     """Sessions open at once; one more is asked to come later."""
     kv_memory: int = 0
-    """Bytes of the target's KV cache; 0: a quarter of the memory that is free at the start."""
+    """Bytes of the KV cache, that of the draft beside the target included; 0: a quarter of the
+    memory that is free at the start."""
     max_batch_rows: int = 0
     """Sessions of one step of the target; 0: as many as pay."""
     max_batch_tokens: int = 256
-    """Tokens of one batch, at least one row whatever its length."""
+    """Prompt tokens of one step, at least one row whatever its length."""
     prefill_chunk: int = 64
     """Prompt tokens of one row, at most; beside other sessions fewer."""
     max_draft: int = 32

@@ -53,7 +53,7 @@ Tokens = Annotated[list[Token], msgspec.Meta(max_length=MAX_DRAFT + 1)]
 Name = Annotated[str, msgspec.Meta(max_length=200)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
-"""Tokens a second."""
+"""Tokens a second, or another number that is not negative."""
 
 ErrorCode = Literal[
     "malformed",  # bytes that are no message
@@ -206,8 +206,8 @@ class Ping(Message, frozen=True, tag="ping"):
 
 class Pong(Message, frozen=True, tag="pong"):
     nonce: Identifier
-    step_ms: Milliseconds = 0.0
-    """Between two steps of one session as the cloud is loaded now; 0: not known."""
+    company: Rate = 0.0
+    """Sessions that share a step of the target, on average lately."""
 
 
 class Drain(Message, frozen=True, tag="drain"):

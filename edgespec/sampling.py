@@ -118,26 +118,29 @@ def choose(logits: Logits, sampling: Sampling, position: int) -> int:
     return int(ids[np.argmax(_perturbed(logits, ids, sampling, position))])
 
 
+RUNNERS_UP = 3
+"""That are named beside a choice."""
+
+
 class Ranked(NamedTuple):
-    """The rule's choice and its runner-up, weighed by their scores.
+    """The rule's choice and its runners-up, weighed by their scores.
 
     A score is a logit, under sampling with its noise, `temperature * g`, added. What top-k and
     top-p leave out is weighed too, since another model's cut lies elsewhere.
     """
 
     token: int
-    other: int
-    """The best score after the choice's; -1 where nothing else is."""
     odds: float
     """Log-odds of the choice against all others by the softmax of scores; infinite without any."""
-    share: float
-    """Of the others' weight, what the runner-up has; 0 where there is none."""
+    others: tuple[tuple[int, float], ...]
+    """The best after the choice, and what each has of the others' weight; fewer than `RUNNERS_UP`
+    where there are no more."""
 
 
 def rank(
     logits: Logits, sampling: Sampling, position: int, top: npt.NDArray[np.int64] | None = None
 ) -> Ranked:
-    """`choose`, with the runner-up among `top`, ids in any order (all without). `logits` is
+    """`choose`, with the runners-up among `top`, ids in any order (all without). `logits` is
     [vocabulary]. Ties go to the lowest id."""
     token = choose(logits, sampling, position)
     ids = np.arange(logits.shape[0]) if top is None else np.sort(top)
@@ -147,11 +150,13 @@ def rank(
         scores = sampling.temperature * _perturbed(logits, ids, sampling, position)
     own, others = float(scores[-1]), scores[:-1]
     if not others.size or others.max() == -np.inf:
-        return Ranked(token, -1, np.inf, 0.0)
-    second = int(np.argmax(others))
-    weight = float(np.exp(others - others[second]).sum())
-    odds = own - float(others[second]) - float(np.log(weight))
-    return Ranked(token, int(ids[second]), odds, 1.0 / weight)
+        return Ranked(token, np.inf, ())
+    best = np.argsort(-others, kind="stable")[:RUNNERS_UP]
+    weights = np.exp(others - others[best[0]])
+    odds = own - float(others[best[0]]) - float(np.log(weights.sum()))
+    shares = weights[best] / weights.sum()
+    said = zip(ids[best].tolist(), shares.tolist(), strict=True)
+    return Ranked(token, odds, tuple((other, share) for other, share in said if share > 0))
 
 
 def _perturbed(

@@ -5,10 +5,13 @@ Loops take a `Link` or a `Hub`, so tests hand them one that lives in the process
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 import zmq
@@ -18,7 +21,19 @@ from edgespec.errors import LinkError, UsageError
 from edgespec.protocol import MAX_PACKET, AnyMessage, Message, Packet, pack, unpack
 
 QUEUE = 10_000
-"""Packets that may wait for one peer; beyond that they are dropped, and asked for again."""
+"""Packets that a device may keep for its cloud."""
+WAITING = 1000
+"""Packets that may wait in the cloud for one device to read them; beyond that it does not read."""
+UNREAD = 128
+"""Packets of one device that the cloud's socket takes in advance; beyond that TCP slows it down."""
+SHARE = 64
+"""Packets of one peer, after which a poll ends. ZeroMQ takes from all in turns, so by then everyone
+else has had as many, or has none: who sends too much keeps neither the others nor the next step."""
+HEARTBEAT_MS, VANISHED_MS = 2000, 10_000
+"""How often a silent connection is tried, and how long it may stay silent before it is closed."""
+
+Fate = Literal["gone", "unread"]
+"""Why a packet did not leave: nobody is there, or nobody reads."""
 
 
 class Link(Protocol):
@@ -36,7 +51,8 @@ class Link(Protocol):
 class Hub(Protocol):
     """The cloud's end. A peer is the opaque name of one connection."""
 
-    def send(self, peer: bytes, message: Message) -> None: ...
+    def send(self, peer: bytes, message: Message) -> Fate | None:
+        """Never waits. None: it left."""
 
     def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:
         """Packets that have come, not yet decoded, waiting at most `timeout` seconds."""
@@ -65,19 +81,26 @@ def is_loopback(endpoint: str) -> bool:
 class DealerLink:
     """Connects to a cloud. ZeroMQ reconnects by itself; what was lost meanwhile is asked again."""
 
-    def __init__(self, endpoint: str, server_key: Path | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        server_key: Path | None = None,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        """`context`: one that several links share, and that outlives them."""
         if not is_loopback(endpoint) and server_key is None:
             raise UsageError(
                 f"{endpoint} is not on this machine, so the link must be encrypted: pass "
                 "--server-key with the key file that 'edgespec keygen' wrote for the cloud"
             )
         cloud_key = _read_key(server_key, secret=False)[0] if server_key else b""
-        self._context = zmq.Context()
+        self._shared = context is not None
+        self._context = context or zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 500)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         self._socket.setsockopt(zmq.SNDHWM, QUEUE)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET)
+        _watch(self._socket)
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         self.bytes_up = self.bytes_down = 0
         try:
@@ -103,7 +126,8 @@ class DealerLink:
 
     def close(self) -> None:
         self._socket.close()
-        self._context.term()
+        if not self._shared:
+            self._context.term()
 
 
 class RouterHub:
@@ -119,8 +143,10 @@ class RouterHub:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET)
-        self._socket.setsockopt(zmq.SNDHWM, QUEUE)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.SNDHWM, WAITING)
+        self._socket.setsockopt(zmq.RCVHWM, UNREAD)
+        _watch(self._socket)
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         try:
             if keys is not None:
@@ -137,29 +163,49 @@ class RouterHub:
             raise LinkError(f"cannot listen on {endpoint}: {reason}") from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def send(self, peer: bytes, message: Message) -> None:
-        self._socket.send_multipart([peer, *pack(message)], copy=True)
+    def send(self, peer: bytes, message: Message) -> Fate | None:
+        try:
+            self._socket.send_multipart([peer, *pack(message)], zmq.NOBLOCK, copy=True)
+        except zmq.Again:
+            return "unread"
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return "gone"
+        return None
 
     def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:
-        return [(frames[0], frames[1:]) for frames in _drain(self._socket, timeout)]
+        packets: list[tuple[bytes, Packet]] = []
+        taken: Counter[bytes] = Counter()
+        for peer, *packet in _drain(self._socket, timeout):
+            packets.append((peer, packet))
+            taken[peer] += 1
+            if taken[peer] >= SHARE:
+                break
+        return packets
 
     def close(self) -> None:
         self._socket.close()
         self._context.term()
 
 
-def _drain(socket: zmq.Socket[bytes], timeout: float) -> list[Packet]:
-    packets: list[Packet] = []
+def _watch(socket: zmq.Socket[bytes]) -> None:
+    """Bounds what comes, and closes a connection whose other end has vanished."""
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, VANISHED_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, VANISHED_MS)
+
+
+def _drain(socket: zmq.Socket[bytes], timeout: float) -> Iterator[Packet]:
+    """What is there, waiting at most `timeout` seconds for the first."""
     if not socket.poll(
         max(0, math.ceil(timeout * 1000))
     ):  # never early, or a short wait would spin
-        return packets
-    while len(packets) < QUEUE:
-        try:
-            packets.append(socket.recv_multipart(zmq.NOBLOCK))
-        except zmq.Again:
-            break
-    return packets
+        return
+    with contextlib.suppress(zmq.Again):
+        for _ in range(QUEUE):
+            yield socket.recv_multipart(zmq.NOBLOCK)
 
 
 def _read_key(path: Path, *, secret: bool) -> tuple[bytes, bytes]:

@@ -70,11 +70,28 @@ class Engine(Protocol):
     def context(self) -> int:
         """Positions that a slot may hold."""
 
+    @property
+    def min_tokens(self) -> int:
+        """Tokens that a row costs at least: shorter ones are padded."""
+
+    @property
+    def slots(self) -> int:
+        """Slots that may be open at once."""
+
+    def slot_bytes(self, positions: int) -> int:
+        """Bytes of a slot that holds so many positions. Grows in steps, since capacities do."""
+
     def open(self) -> int:
         """A free slot, empty. Raises `EngineError` when all are taken."""
 
     def close(self, slot: int) -> None:
         """Gives the slot back."""
+
+    def rest(self, slot: int) -> None:
+        """The slot will run nothing for long: it makes way, so that those that run lie together.
+
+        Costs a copy; so does the row or the copy into it that brings it back.
+        """
 
     def truncate(self, slot: int, length: int) -> None:
         """Forgets everything from position `length` on. Costs nothing."""

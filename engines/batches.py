@@ -44,15 +44,17 @@ class Call:
 def plan(rows: Sequence[Row], cache: SlotCache, min_tokens: int) -> list[Call]:
     """Reserves room for every row and returns the calls that run them all."""
     for row in rows:
-        cache.reserve(row.slot, row.start + width_class(len(row.tokens)))
+        cache.reserve(row.slot, row.start + max(min_tokens, len(row.tokens)))
     groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for number, row in enumerate(rows):
         pool, index = cache.place(row.slot)
-        key = (pool.capacity, width_class(len(row.tokens)))
-        groups.setdefault(key, []).append((index, number))
+        width = width_class(len(row.tokens))
+        if row.start + width > pool.capacity:  # no room for the pads of a longer row
+            width = max(min_tokens, len(row.tokens))
+        groups.setdefault((pool.capacity, width), []).append((index, number))
     calls = []
-    for (capacity, width), members in sorted(groups.items()):
-        pool = cache.pools[capacity]
+    for (_, width), members in sorted(groups.items()):
+        pool, _ = cache.place(rows[members[0][1]].slot)
         gap = GAP if width == SHORT else 0
         for run in _runs(sorted(members), pool, cache, width, gap):
             first, last = run[0][0], run[-1][0]

@@ -36,10 +36,9 @@ class Guess(NamedTuple):
     """What the draft picks by the target's rule, with the shared noise."""
     sure: float
     """Probability, in (0, 1), that it is the target's token."""
-    other: int = -1
-    """The runner-up under the same rule; -1 where there is none."""
-    other_sure: float = 0.0
-    """Probability that the target's token is the runner-up."""
+    others: tuple[tuple[int, float], ...] = ()
+    """The runners-up under the same rule, likeliest first, and each one's probability to be the
+    target's token."""
 
 
 class Drafter(Protocol):
@@ -66,6 +65,25 @@ def draft(drafter: Drafter, tokens: Sequence[int], count: int, sampling: Samplin
             break
         text.append(guess.token)
     return text[len(tokens) :]
+
+
+def judge(
+    choices: Choices, calibration: Calibration, sampling: Sampling, position: int
+) -> Guess | None:
+    """A draft's guess at a position, from its one wanted choice; None where its logits are not
+    finite."""
+    if not choices.finite:
+        return None
+    best = rank(choices.logits[0], sampling, position, choices.top_ids[0])
+    sure = probability(best.odds, calibration, sampling.temperature)
+    others = tuple((other, (1 - sure) * share) for other, share in best.others)
+    return Guess(best.token, sure, others)
+
+
+def known(text: Sequence[int], vocabulary: int, start: int) -> list[int]:
+    """Its ids from `start` on; those that a draft with a smaller vocabulary does not have become
+    0."""
+    return [token if token < vocabulary else 0 for token in text[start:]]
 
 
 class _Held(NamedTuple):
@@ -136,22 +154,17 @@ class ModelDrafter:
             for number, branch in placed.items():
                 start = min(len(branch.fed), len(texts[number]) - 1)
                 del branch.fed[start:]
-                rows.append(Row(branch.slot, start, self._known(texts[number][start:])))
+                rows.append(
+                    Row(branch.slot, start, known(texts[number], self._engine.vocabulary, start))
+                )
             for (number, branch), choices in zip(
                 placed.items(), final_choices(self._engine, rows), strict=True
             ):
                 branch.fed += texts[number][len(branch.fed) :]
                 assert choices is not None
-                guesses[number] = self._judge(choices, sampling, len(texts[number]))
+                guesses[number] = judge(choices, self._calibration, sampling, len(texts[number]))
             waiting = [number for number in waiting if number not in placed]
         return guesses
-
-    def _judge(self, choices: Choices, sampling: Sampling, position: int) -> Guess | None:
-        if not choices.finite:
-            return None
-        best = rank(choices.logits[0], sampling, position, choices.top_ids[0])
-        sure = probability(best.odds, self._calibration, sampling.temperature)
-        return Guess(best.token, sure, best.other, (1 - sure) * best.share)
 
     def _place(self, texts: dict[int, Sequence[int]]) -> dict[int, _Branch]:
         """A branch for each text, its prompt read but for the last tokens.
@@ -208,14 +221,11 @@ class ModelDrafter:
         self._steps += 1
         branch.used = self._steps
         while (start := len(branch.fed)) + CHUNK < len(text):
-            part = text[start : start + CHUNK]
-            final_choices(self._engine, [Row(branch.slot, start, self._known(part), 0)])
-            branch.fed += part
+            part = text[: start + CHUNK]
+            ids = known(part, self._engine.vocabulary, start)
+            final_choices(self._engine, [Row(branch.slot, start, ids, 0)])
+            branch.fed += part[start:]
         return branch
-
-    def _known(self, tokens: Sequence[int]) -> list[int]:
-        """Ids that a draft with a smaller vocabulary does not have become 0."""
-        return [token if token < self._engine.vocabulary else 0 for token in tokens]
 
 
 class _Entry(NamedTuple):

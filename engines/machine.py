@@ -22,6 +22,8 @@ from edgespec.config import usable_cores
 from edgespec.profiles import PROFILES, runs_graphs
 
 ROOT = Path("/")
+UNKNOWN_FREE = 1 << 30
+"""Bytes of memory taken to be free where the system does not say."""
 SMALL_MEMORY_MB = 4096
 """Below this much memory a draft shares too little with everything else to be int8."""
 FEATURES = (
@@ -134,6 +136,13 @@ def describe(root: Path = ROOT) -> Machine:
     )
 
 
+def brief(root: Path = ROOT) -> str:
+    """This machine in a few words, read in no time: board or CPU, and cores."""
+    name = read_board(root) or read_processor(root).model or platform.machine()
+    cores = usable_cores()
+    return f"{name}, {cores} core{'s' if cores != 1 else ''}"
+
+
 def report(machine: Machine) -> str:
     """Lines for people."""
     profile, reason = machine.profile
@@ -183,6 +192,22 @@ def read_memory(root: Path = ROOT) -> Memory:
         if amount and amount[0].isdigit():
             sizes[key] = int(amount[0]) // 1024
     return Memory(sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0))
+
+
+def free_bytes(root: Path = ROOT) -> int:
+    """Memory that this process may still take, as far as the system and its control group say."""
+    free = [read_memory(root).available_mb << 20]
+    own = next((line[3:] for line in _lines(root / "proc/self/cgroup") if line[:3] == "0::"), "/")
+    for group, limit, used in (
+        (root / "sys/fs/cgroup" / own.strip("/"), "memory.max", "memory.current"),
+        (root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        sizes = [line for name in (limit, used) for line in _lines(group / name)[:1]]
+        if len(sizes) == 2 and all(size.isdigit() for size in sizes):
+            stat = dict(line.split()[:2] for line in _lines(group / "memory.stat"))
+            cache = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+            free.append(max(1, int(sizes[0]) - int(sizes[1]) + cache))
+    return min((size for size in free if size), default=UNKNOWN_FREE)
 
 
 def read_board(root: Path = ROOT) -> str:

@@ -59,12 +59,15 @@ class OrtEngine(SlotEngine):
         self.context = context
         self._segments = segments
         self._head = head
-        self._min_tokens = settings.min_tokens
+        self.min_tokens = settings.min_tokens
         self._frames: OrderedDict[tuple[int, int, int, int], Frame] = OrderedDict()
+
+    def slot_bytes(self, positions: int) -> int:
+        return super().slot_bytes(positions + self.min_tokens - 1)
 
     def run(self, rows: Sequence[Row]) -> Iterator[Step]:
         check_rows(self, rows)
-        calls = plan(rows, self._cache, self._min_tokens)
+        calls = plan(rows, self._cache, self.min_tokens)
         with self._cache.still():
             yield from self._run(rows, calls)
 
@@ -116,11 +119,7 @@ class OrtEngine(SlotEngine):
         pool = call.pool
         key = (pool.capacity, call.first, call.count, call.width)
         frame = self._frames.get(key)
-        if frame is None or frame.generation != pool.generation:
-            # A stale frame keeps the arrays alive that its pool has outgrown.
-            for other in [k for k in self._frames if k[0] == pool.capacity]:
-                if self._frames[other].generation != pool.generation:
-                    del self._frames[other]
+        if frame is None:
             graphs = [segment.graph for segment in self._segments]
             frame = self._frames[key] = Frame(graphs, pool, call.first, call.count, call.width)
             if len(self._frames) > FRAMES:

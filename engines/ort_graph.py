@@ -104,7 +104,6 @@ class Frame:
         }
         for name, array in pool.arrays.items():
             self.tensors[name] = array[first : first + count]
-        self.generation = pool.generation
         self.bindings = [self._bind(graph, count, width) for graph in chain]
 
     def _bind(self, graph: Graph, count: int, width: int) -> Any:

@@ -23,12 +23,13 @@ class ToyEngine(SlotEngine):
         seed: int = 0,
         order: int = 2,
         layers: int = 3,
-        slots: int = 16,
+        slots: int = 1024,
         noise: float = 0.0,
     ) -> None:
         """`noise` blurs the table: a toy draft is its target's seed with some noise."""
         self.vocabulary = vocabulary
         self.context = context
+        self.min_tokens = 1
         self._layers = layers
         self._order = order
         generator = np.random.default_rng(seed)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cloud_runtime.costs import Speeds, StepCosts
 from cloud_runtime.server import CloudLoop
-from cloud_runtime.service import Identity, Service, Speeds
+from cloud_runtime.service import Identity, Service
 from edge_runtime.loop import EdgeLoop, greet
 from edgespec.config import CloudSettings, EdgeSettings, Request
 from edgespec.loopback import LoopbackHub
@@ -41,7 +42,7 @@ class Hostile:
     def guess(self, texts, sampling):
         choice = self._random.choice
         return [
-            Guess(choice(self._ids), self._random.uniform(0.01, 0.99), choice(self._ids), 0.3)
+            Guess(choice(self._ids), self._random.uniform(0.01, 0.99), ((choice(self._ids), 0.3),))
             for _ in texts
         ]
 
@@ -54,7 +55,9 @@ class House:
     end_ids: tuple[int, ...] = ()
     settings: CloudSettings = field(default_factory=CloudSettings)
     beside: object = None
-    """A drafter in the cloud."""
+    """A `SessionDrafter`."""
+    tick: float = 1e-3
+    """Seconds from one look at its clock to the next."""
 
     def __post_init__(self):
         self.hub = LoopbackHub()
@@ -64,17 +67,23 @@ class House:
         """A cloud without memory of sessions, on the same hub."""
         ticks = itertools.count()
         identity = Identity("target", "tokenizer", (1, 2))
-        speeds = Speeds(beside=5e-3, beside_alone=5e-3) if self.beside else Speeds()
+        speeds = Speeds(beside=StepCosts((5e-3, 0.0, 0.0, 0.0)) if self.beside else None)
         self.service = Service(identity, self.engine, self.settings, speeds)
         self.cloud = CloudLoop(
             self.hub,
             self.service,
             self.engine,
             self.settings,
-            clock=lambda: next(ticks) * 1e-3,
+            clock=lambda: next(ticks) * self.tick,
             drafter=self.beside,
         )
         self.hub.pump = lambda: self.cloud.turn(0.0)
+
+    def close(self):
+        """Gives the slots back, also those of texts that are kept: an engine may outlive a test."""
+        memory = self.service.memory
+        for text in list(memory._texts.values()):
+            memory._close(text)
 
     def hostile(self):
         return Hostile(self.engine.vocabulary)
@@ -111,7 +120,15 @@ class House:
 
 @pytest.fixture
 def house():
-    return House
+    houses = []
+
+    def build(*about, **more):
+        houses.append(House(*about, **more))
+        return houses[-1]
+
+    yield build
+    for one in houses:
+        one.close()
 
 
 def write_tiny_llama(folder: Path) -> Path:

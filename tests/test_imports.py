@@ -17,7 +17,10 @@ BELOW = {
     "calibration": {"edgespec", "engines"},
     "bench": {"edgespec", "engines", "edge_runtime", "cloud_runtime", "export", "calibration"},
 }
-HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "gguf", "safetensors", "ml_dtypes")
+HEAVY = (
+    "torch", "transformers", "onnx", "onnx_ir", "gguf", "safetensors", "ml_dtypes",
+    "prometheus_client",
+)  # fmt: skip
 LEAN = {"numpy", "onnxruntime", "tokenizers", "zmq", "msgspec", "click", "rich", "jinja2"}
 
 

@@ -14,7 +14,7 @@ from bench.simulation import Script, Times, simulate
 from edgespec.config import EdgeSettings
 from edgespec.errors import EdgespecError
 
-TIMES = Times(20.0, 1.0, 4.0, rtt_ms=30.0, message_ms=0.0)
+TIMES = Times(20.0, 1.0, 4.0, rtt_ms=30.0, message_ms=0.0, cloud_message_ms=0.0)
 RTTS = (0.0, 10.0, 25.0, 50.0, 100.0, 200.0)
 
 
@@ -38,7 +38,7 @@ def test_a_run_is_repeated_exactly():
 
 @pytest.mark.parametrize("rtt", [0.0, 30.0, 300.0])
 def test_the_cloud_alone_takes_a_step_a_token_wherever_it_is(rtt):
-    times = Times(20.0, 1.0, 4.0, rtt_ms=rtt, message_ms=0.0)
+    times = Times(20.0, 1.0, 4.0, rtt_ms=rtt, message_ms=0.0, cloud_message_ms=0.0)
     assert rate(synthetic(0.6, answers=2), times, "cloud") == pytest.approx(50.0)
 
 
@@ -56,7 +56,7 @@ def marginal(agreement, times, length, more, *, useless=False):
 @pytest.mark.parametrize("length", [1, 4, 7])
 @pytest.mark.parametrize("rtt", [0.0, 30.0])
 def test_lock_step_with_a_draft_that_is_always_right(length, rtt):
-    times = Times(20.0, 1.0, 4.0, rtt_ms=rtt, message_ms=0.0)
+    times = Times(20.0, 1.0, 4.0, rtt_ms=rtt, message_ms=0.0, cloud_message_ms=0.0)
     a_round = length * 4.0 + rtt + 20.0 + length * 1.0
     spent = marginal(1.0, times, length, 10 * (length + 1))
     assert spent == pytest.approx(10 * a_round, rel=1e-6)

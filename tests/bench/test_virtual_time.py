@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bench.virtual_time import Stopped, World
+from bench.virtual_time import Stopped, World, alone
 
 
 def run(*bodies):
@@ -102,3 +102,38 @@ def test_no_thread_outlives_its_world():
 
     run(forever, lambda process, notes: process.sleep(5.0))
     assert set(threading.enumerate()) <= before
+
+
+def test_alone_returns_what_the_body_does_or_raises_it():
+    def body(process):
+        process.sleep(2.0)
+        return process.world.now
+
+    assert alone(body) == 2.0
+    with pytest.raises(ZeroDivisionError):
+        alone(lambda process: 1 / 0)
+
+
+@pytest.mark.parametrize("ends", [0.5, 3.0])
+def test_an_error_of_an_event_is_raised_whoever_lets_time_pass(ends):
+    def fails():
+        raise ZeroDivisionError("event")
+
+    world = World()
+    world.at(1.0, fails)
+    world.start(lambda process: process.sleep(ends))
+    last = world.start(lambda process: process.wait(9.0))
+    with pytest.raises(ZeroDivisionError, match="event"):
+        world.run(last)
+
+
+def test_a_world_without_further_events_ends():
+    def forever(process):
+        process.wait(1.0)
+        process.wait(1e9)
+
+    world = World()
+    process = world.start(forever)
+    world.at(5.0, lambda: None)
+    world.run(process)
+    assert process.done and world.now == 1.0 + 1e9

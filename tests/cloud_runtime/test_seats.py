@@ -1,5 +1,7 @@
 """When ids are expected, and what a seat knows of itself when its turn comes."""
 
+from dataclasses import replace
+
 import pytest
 
 from cloud_runtime.decision import AHEAD
@@ -99,21 +101,65 @@ def test_an_outlook_says_what_is_here_and_what_is_coming():
     for base, now in ((3, 1.040), (4, 1.050)):
         path = one.paths.add(message := draft(1, base, 20 + base, sures=b"\xcc"))
         one.rhythm.came(message, path, now)
-    outlook = one.outlook(1.056, 0.002, company=False)
+    outlook = one.outlook(1.056, 8)
     assert outlook.here == pytest.approx([0.8, 0.8])
     assert outlook.coming[0] == pytest.approx(0.004)
     assert outlook.coming_sure == one.paths.trust.acceptance > 0
-    assert outlook.beside == 0.0, "its terms do not allow it"
-    assert one.outlook(1.056, 0.002, company=True).company
+    assert not outlook.beside, "its terms do not allow it"
+    assert (outlook.pending, outlook.whole, outlook.weight) == (3, False, 1.0)
+    one.cached = 2
+    assert one.outlook(1.056, 8, 2.0) == replace(outlook, pending=1, weight=2.0)
+
+
+@pytest.mark.parametrize(
+    ("most", "here", "more"), [(0, 0, False), (1, 1, False), (2, 2, False), (3, 2, True)]
+)
+def test_no_more_is_expected_than_is_of_use(most, here, more):
+    one = seat(Terms(beside=True))
+    one.rhythm.sent(3, now=1.0)
+    for base, now in ((3, 1.040), (4, 1.050)):
+        path = one.paths.add(message := draft(1, base, 20 + base))
+        one.rhythm.came(message, path, now)
+    outlook = one.outlook(1.056, most)
+    assert (len(outlook.here), bool(outlook.coming), outlook.beside) == (here, more, more)
+
+
+def test_in_lock_step_all_that_is_here_is_verified_and_nothing_is_waited_for():
+    one = seat(Terms(beside=True, decoding=False))
+    one.rhythm.sent(3, now=1.0)
+    for base, now in ((3, 1.040), (4, 1.050)):
+        path = one.paths.add(message := draft(1, base, 20 + base))
+        one.rhythm.came(message, path, now)
+    outlook = one.outlook(1.056, 8)
+    assert outlook.whole and len(outlook.here) == 2
+    assert not outlook.coming and not outlook.beside
+
+
+@pytest.mark.parametrize(
+    ("rate", "began", "due"),
+    [
+        (0.0, None, 5.0),  # since it could be served
+        (0.0, (2.0, 3), 5.0),
+        (4.0, None, 5.0),  # nobody promised when the first token comes
+        (4.0, (2.0, 4), 2.25),
+        (4.0, (2.0, 3), 2.5),
+        (0.5, (2.0, 4), 4.0),
+    ],
+)
+def test_when_the_next_token_is_due(rate, began, due):
+    one = seat(Terms(rate=rate))
+    one.ready_since, one.began = 5.0, began
+    one.state.commit([9])
+    assert one.due == pytest.approx(due)
 
 
 @pytest.mark.parametrize(
     ("terms", "opened", "coming", "beside"),
     [
-        (Terms(beside=True), True, True, 0.002),
-        (Terms(beside=True), False, False, 0.0),
-        (Terms(drafting=False, beside=True), True, False, 0.002),
-        (Terms(drafting=False), True, False, 0.0),
+        (Terms(beside=True), True, True, True),
+        (Terms(beside=True), False, False, False),
+        (Terms(drafting=False, beside=True), True, False, True),
+        (Terms(drafting=False), True, False, False),
     ],
 )
 def test_who_is_expected_to_draft(terms, opened, coming, beside):
@@ -122,7 +168,7 @@ def test_who_is_expected_to_draft(terms, opened, coming, beside):
     one.rhythm.came(message := draft(1, 3, 5), one.paths.add(message), now=1.040)
     one.paths = Paths(one.state.tokens)
     one.rhythm.sent(4, now=2.0)
-    outlook = one.outlook(2.010, 0.002, company=False)
+    outlook = one.outlook(2.010, 8)
     assert bool(outlook.coming) == coming
     assert outlook.beside == beside
 
@@ -135,7 +181,7 @@ def test_a_devices_failures_lower_what_it_promises():
         one.settle()
         one.state.finish, one.state.max_tokens = "", 100
     one.paths.add(draft(50, one.length, 7, sures=b"\xe6"))
-    (sure,) = one.outlook(0.0, 0.0, company=False).here
+    (sure,) = one.outlook(0.0, 8).here
     assert 0.2 < sure < 0.5
 
 

@@ -1,7 +1,8 @@
-"""What a failing target does to a running cloud."""
+"""What a failing target or draft does to a running cloud."""
 
 import pytest
 
+from cloud_runtime.beside import SessionDrafter
 from edgespec.config import Request
 from edgespec.errors import EngineError, LinkError
 from engines.drafting import NoDrafter
@@ -33,3 +34,24 @@ def test_the_sessions_of_a_failed_batch_end_and_the_cloud_goes_on(house):
     assert home.service.active == 0
     answer = home.answer(NoDrafter(), request)
     assert answer.stats.token_ids == home.alone(request)
+
+
+def test_sessions_whose_draft_beside_the_target_fails_go_on_without(house, caplog):
+    draft = Failing()
+    home = house(ToyEngine(), beside=SessionDrafter(draft))
+    request = Request((1, 2), 60)
+    loop = home.device(NoDrafter())
+    answer = loop.start(request)
+    pieces = loop.write(answer, request)
+    for _ in range(12):
+        next(pieces)
+    drafted = home.service.tally.beside_steps
+    draft.fail = True
+    for _ in pieces:
+        pass
+    assert answer.stats.token_ids == home.alone(request)
+    assert home.service.tally.beside_steps == drafted + 1
+    assert "the draft beside the target failed on 1 texts: no memory" in caplog.text
+    later = home.answer(NoDrafter(), request)
+    assert later.stats.token_ids == home.alone(request)
+    assert home.service.tally.beside_steps > drafted + 1, "the next session tries again"

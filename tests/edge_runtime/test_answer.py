@@ -66,6 +66,15 @@ def test_a_verdict_brings_its_tokens_and_what_of_them_was_drafted_here():
     assert (stats.confirmed, stats.accepted, stats.hits) == (2, 2, {"full": 1, "miss": 1})
 
 
+@pytest.mark.parametrize(("decoding", "drafts"), [(True, False), (False, True)])
+def test_a_slow_draft_is_of_use_to_a_cloud_that_waits_alone(decoding, drafts):
+    """Far away, and slower than the target: it would never get ahead of one that goes on."""
+    answer = begin(Terms(decoding=decoding))
+    answer._meter.tripped(0.5)
+    answer._meter.drafted(0.3, 1)
+    assert bool(answer.steps()) == drafts
+
+
 @pytest.mark.parametrize(
     "message",
     [

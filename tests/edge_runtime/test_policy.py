@@ -57,7 +57,7 @@ def test_overtaking_takes_the_lead_and_one_more(lead, chance):
     assert pace(0.5, lead=lead).overtaking == pytest.approx(chance)
 
 
-DOUBT = (Guess(20, 0.9, 30, 0.08), Guess(21, 0.4, 31, 0.5))
+DOUBT = (Guess(20, 0.9, ((30, 0.08),)), Guess(21, 0.4, ((31, 0.5),)))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,14 @@ DOUBT = (Guess(20, 0.9, 30, 0.08), Guess(21, 0.4, 31, 0.5))
         ((), pace(0.5, lead=9), {}, [(0.001953, 1, None)]),
         ((), pace(0.9, lead=6), {}, [(0.531441, 1, None)]),
         # No runner-up.
-        ((Guess(20, 0.5, -1, 0.4),), pace(together=ALIKE), {}, [(0.5, 1, None)]),
+        ((Guess(20, 0.5),), pace(together=ALIKE), {}, [(0.5, 1, None)]),
+        # Of several runners-up the likeliest that is left; one step takes one of a place.
+        (
+            (Guess(20, 0.5, ((30, 0.3), (31, 0.1))),),
+            pace(together=ALIKE),
+            {},
+            [(0.5, 1, None), (0.3, 1, 0)],
+        ),
         # The draft has no guess.
         ((None,), pace(), {}, []),
         ((DOUBT[1], None), pace(), {}, [(0.5, 1, 0)]),
@@ -109,9 +116,17 @@ def test_the_worthiest_steps(guesses, at, options, expected):
 def test_branches_grow_and_only_the_main_path_is_forked():
     made = tree(*DOUBT)
     branch = made.fork(made.main, 1)
-    made.grow(branch, Guess(41, 0.8, 51, 0.15))
+    made.grow(branch, Guess(41, 0.8, ((51, 0.15),)))
     assert sorted(steps(made, pace(together=ALIKE)), key=lambda step: step[1:2]) == [
         (0.36, 1, None),
         (0.08, 1, 0),
         (0.36, branch.round, None),
     ]
+
+
+def test_a_place_is_forked_again_for_its_next_runner_up():
+    made = tree(Guess(20, 0.5, ((30, 0.3), (31, 0.1))))
+    made.fork(made.main, 0)
+    assert steps(made, pace(together=ALIKE))[-1] == (0.1, 1, 0)
+    made.fork(made.main, 0)
+    assert (0.1, 1, 0) not in steps(made, pace(together=ALIKE))

@@ -44,14 +44,14 @@ def packets(tree):
     return [tree.packet(1, path) for path in tree.unsent()]
 
 
-TWO = (Guess(20, 0.9, 30, 0.08), Guess(21, 0.5, 31, 0.4))
+TWO = (Guess(20, 0.9, ((30, 0.08),)), Guess(21, 0.5, ((31, 0.4),)))
 
 
 def test_a_path_grows_by_guesses():
     tree = grown(*TWO)
     assert tree.text(tree.main) == [10, 11, 12, 20, 21]
     assert tree.main.chance == pytest.approx(0.45)
-    assert tree.main.others == [(30, *approx(0.08)), (31, *approx(0.4))]
+    assert tree.main.others == [[(30, *approx(0.08))], [(31, *approx(0.4))]]
     tree.grow(tree.main, None)
     assert tree.main.stuck and tree.main.ahead == [20, 21]
 
@@ -60,25 +60,27 @@ def test_the_tree_weighs_with_trust_and_tells_the_cloud_what_the_draft_said():
     trust = Trust()
     tree = Tree(list(PROMPT), trust)
     for _ in range(30):
-        tree.grow(tree.main, Guess(20, 0.9, 30, 0.05))
+        tree.grow(tree.main, Guess(20, 0.9, ((30, 0.05),)))
         commit(tree, 99)
-    tree.grow(tree.main, Guess(20, 0.9, 30, 0.05))
+    tree.grow(tree.main, Guess(20, 0.9, ((30, 0.05),)))
     assert tree.main.sures[0] < 0.3, "it was wrong all the time"
-    ((other, sure),) = tree.main.others
+    (((other, sure),),) = tree.main.others
     assert other == 30 and sure == pytest.approx((1 - tree.main.sures[0]) / 2)
     assert packets(tree)[0].sures == bytes([round(255 * 0.9)])
     commit(tree, 20)
     assert trust.acceptance > 0
 
 
-def test_a_fork_names_the_runner_up_once():
-    tree = grown(*TWO)
+def test_a_fork_names_each_runner_up_once():
+    tree = grown(TWO[0], Guess(21, 0.5, ((31, 0.4), (32, 0.05))))
     branch = tree.fork(tree.main, 1)
     assert tree.text(branch) == [10, 11, 12, 20, 31]
     assert (branch.parent, branch.base) == (tree.main.round, 4)
     assert branch.chance == pytest.approx(0.9 * 0.4)
-    assert tree.main.others == [(30, *approx(0.08)), (-1, 0.0)]
-    assert branch.others == [(-1, 0.0), (-1, 0.0)], "what it shares is the main path's to fork"
+    assert tree.main.others == [[(30, *approx(0.08))], [(32, *approx(0.05))]]
+    assert branch.others == [[], []], "what it shares is the main path's to fork"
+    assert tree.fork(tree.main, 1).ahead == [20, 32]
+    assert tree.main.others[1] == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_a_verdict_cuts_the_tree(committed, hit, main):
 
 
 def test_the_likeliest_of_several_branches_goes_on():
-    tree = grown(Guess(20, 0.5, 30, 0.3))
+    tree = grown(Guess(20, 0.5, ((30, 0.3),)))
     first = tree.fork(tree.main, 0)
     tree.grow(first, Guess(31, 0.2))
     second = tree.open(first, 1, 32, 0.6, "hint")
@@ -123,14 +125,14 @@ def test_hints_raise_and_lower_and_open_paths():
     assert tree.hinted(tree.main.round, 3, [20, 21], 0.6) is None, "as drafted"
     path = tree.hinted(tree.main.round, 3, [20, 33, 34], 0.6)
     assert (path.ahead, path.via, path.sures) == ([20, 33], "hint", [0.9, 0.6])
-    assert tree.main.sures == [0.9, 0.4] and tree.main.others[1] == (-1, 0.0)
+    assert tree.main.sures == [0.9, 0.4] and tree.main.others[1] == []
     assert tree.hinted(tree.main.round, 3, [20, 33], 0.8) is None, "it is there already"
     assert path.sures[1] == 0.8
     assert tree.hinted(tree.main.round, 3, [20, 21, 22], 0.6).ahead == [20, 21, 22]
 
 
 def test_there_are_never_too_many_paths_and_the_main_one_stays():
-    tree = grown(Guess(20, 0.01, 30, 0.01))
+    tree = grown(Guess(20, 0.01, ((30, 0.01),)))
     for token in range(3 * KEPT):
         tree.open(tree.main, 0, 40 + token, 0.5 + token / 100, "hint")
     assert len(tree.paths) == KEPT
@@ -216,12 +218,13 @@ class Walk:
         chance, tree = self.chance, self.tree
         for _ in range(chance.randint(0, 4)):
             path = chance.choice(tree.paths)
-            places = [n for n, (other, _) in enumerate(path.others) if other >= 0]
+            places = [n for n, others in enumerate(path.others) if others]
             if places and chance.random() < 0.4:
                 tree.fork(path, chance.choice(places))
             elif len(path.ahead) < 8 and not path.stuck:
-                token, other = chance.sample(range(4), 2)
-                tree.grow(path, Guess(token, chance.uniform(0.05, 0.95), other, 0.2))
+                token, *others = chance.sample(range(4), chance.randint(1, 4))
+                doubts = tuple((other, 0.2) for other in others)
+                tree.grow(path, Guess(token, chance.uniform(0.05, 0.95), doubts))
         self.remember()
         if chance.random() < 0.7:
             for packet in packets(tree):

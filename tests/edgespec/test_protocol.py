@@ -1,5 +1,6 @@
 """Every message survives the wire; nothing else does."""
 
+import itertools
 import random
 
 import msgspec
@@ -38,12 +39,13 @@ MESSAGES = [
     Draft(2**60, 3, 0, 100, []),
     Serve(2**60, Terms(drafting=False, hints=True)),
     Serve(2**60, Terms(decoding=False)),
+    Serve(2**60, Terms(rate=12.5)),
     Hint(2**60, 3, 100, 20, [1, 2, 3, 4]),
     Verdict(2**60, 3, 100, 4, 2, 1, [1, 2, 9], "end"),
     Resume(2**60, 100),
     Close(2**60),
     Ping(5),
-    Pong(5, 21.5),
+    Pong(5, 2.5),
     Admitted(7, 40.0),
     Drain(),
     Error("busy", "later", 2**60, True),
@@ -66,7 +68,8 @@ def test_a_draft_of_eight_tokens_with_probabilities_is_well_under_100_bytes():
 
 def test_whatever_the_terms_they_arrive_as_they_were():
     flags = (False, True)
-    every = [Terms(a, b, c, d) for a in flags for b in flags for c in flags for d in flags]
+    rates = (0.0, 7.5)
+    every = [Terms(*terms) for terms in itertools.product(flags, flags, flags, flags, rates)]
     assert [unpack(pack(Serve(1, terms))).terms for terms in every] == every
 
 
@@ -112,6 +115,9 @@ def test_truncated_and_extended_packets_are_refused(message):
         header("serve", 1, [1, 0, 1, 0]),
         header("serve", 1, [True, False, True, False, True]),
         header("serve", 1, True),
+        *(header("serve", 1, [True, False, True, False, rate]) for rate in (-1.0, 1e6, "1")),
+        header("serve", 1, [True, False, True, False, float("nan")]),
+        *(header("pong", 1, company) for company in (-1.0, float("inf"), True)),
         *(
             header(*WELCOME, *times)
             for times in (

@@ -8,6 +8,7 @@ from scipy import stats
 
 from edgespec.errors import UsageError
 from edgespec.sampling import (
+    RUNNERS_UP,
     Sampling,
     agreeing,
     choose,
@@ -191,7 +192,7 @@ RULES = [
 
 @pytest.mark.parametrize("sampling", RULES, ids=str)
 @pytest.mark.parametrize("spread", [0.0, 1.0, 6.0])
-def test_rank_is_the_choice_and_the_next_best_score(spread, sampling):
+def test_rank_is_the_choice_and_the_next_best_scores(spread, sampling):
     generator = np.random.default_rng(2)
     for position in range(25):
         logits = np.round(generator.standard_normal(60) * spread).astype(np.float32)  # many ties
@@ -202,30 +203,32 @@ def test_rank_is_the_choice_and_the_next_best_score(spread, sampling):
             scores *= sampling.temperature
         first = choose(logits, sampling, position)
         others = [token for token in range(60) if token != first]
-        second = min(others, key=lambda token: (-scores[token], token))
-        token, other, odds, share = rank(logits, sampling, position)
-        assert (token, other) == (first, second)
+        best = sorted(others, key=lambda token: (-scores[token], token))[:RUNNERS_UP]
+        token, odds, runners_up = rank(logits, sampling, position)
+        assert (token, [other for other, _ in runners_up]) == (first, best)
         weights = np.exp(scores - scores.max())
         rest = weights[others].sum()
-        assert share == pytest.approx(weights[second] / rest)
+        assert [share for _, share in runners_up] == pytest.approx(list(weights[best] / rest))
         if weights[first] > 1e-200 and rest > 1e-200:
             assert odds == pytest.approx(np.log(weights[first] / rest))
 
 
 def test_rank_weighs_only_the_candidates_that_it_is_given():
     logits = np.array([0.0, 5.0, 4.0, 3.0])
+    rest = math.exp(3) + 1
     assert rank(logits, Sampling(), 0, np.array([3, 0])) == (
         1,
-        3,
-        pytest.approx(5 - math.log(math.exp(3) + 1)),
-        pytest.approx(math.exp(3) / (math.exp(3) + 1)),
+        pytest.approx(5 - math.log(rest)),
+        ((3, pytest.approx(math.exp(3) / rest)), (0, pytest.approx(1 / rest))),
     )
 
 
 def test_rank_of_a_single_token_has_no_runner_up():
     for sampling in (Sampling(), Sampling(0.7, 0.9)):
-        assert rank(np.array([2.0]), sampling, 3) == (0, -1, math.inf, 0.0)
-        assert rank(np.array([2.0, -np.inf]), sampling, 3) == (0, -1, math.inf, 0.0)
+        assert rank(np.array([2.0]), sampling, 3) == (0, math.inf, ())
+        assert rank(np.array([2.0, -np.inf]), sampling, 3) == (0, math.inf, ())
+        ranked = rank(np.array([2.0, -np.inf, 1.0]), sampling, 3, np.arange(3))
+        assert [share for _, share in ranked.others] == [1.0], "one that cannot be is none"
 
 
 def test_common_prefixes_are_those_of_a_walk():

@@ -7,7 +7,7 @@ import pytest
 
 from edgespec.errors import EngineError
 from edgespec.manifest import Calibration
-from edgespec.sampling import Sampling, choose, rank
+from edgespec.sampling import RUNNERS_UP, Sampling, choose, rank
 from engines.base import Row, final_choices
 from engines.drafting import CHUNK, Guess, ModelDrafter, NgramDrafter, NoDrafter, draft
 from engines.toy import ToyEngine
@@ -77,13 +77,17 @@ def test_a_guess_says_how_sure_it_is_and_what_else_it_may_be():
     for sampling in (GREEDY, SAMPLED, Sampling(0.7, 0.5, seed=1), Sampling(0.7, top_k=1)):
         expected = rank(choices.logits[0], sampling, len(text))
         (guess,) = ModelDrafter(ToyEngine(), "toy").guess([text], sampling)
-        assert guess[::2] == expected[:2]
-        assert 0 < guess.other_sure < 1 - guess.sure < 1
+        assert guess.token == expected.token
+        assert [other for other, _ in guess.others] == [other for other, _ in expected.others]
+        assert len(guess.others) == RUNNERS_UP
+        chances = [sure for _, sure in guess.others]
+        assert 0 < sum(chances) < 1 - guess.sure < 1
+        assert chances == sorted(chances, reverse=True)
         cautious = Calibration(agreement=0.5, slope=0.0, offset=-1.0, error=0.0, tokens=9)
         (less,) = ModelDrafter(ToyEngine(), "toy", cautious).guess([text], sampling)
         assert less.sure == pytest.approx(1 / (1 + math.exp(1 - sampling.temperature**2)))
-        assert less.other_sure / (1 - less.sure) == pytest.approx(
-            guess.other_sure / (1 - guess.sure)
+        assert [sure / (1 - less.sure) for _, sure in less.others] == pytest.approx(
+            [sure / (1 - guess.sure) for sure in chances]
         )
 
 

@@ -16,6 +16,7 @@ from engines.machine import (
     Memory,
     Processor,
     describe,
+    free_bytes,
     read_board,
     read_memory,
     read_processor,
@@ -175,3 +176,39 @@ def test_this_machine() -> None:
     assert figures["runs_opset_24"]
     assert "CPUExecutionProvider" in figures["providers"]
     assert figures["profile"] in PROFILES
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 7168 << 20),
+        ({"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "5\n"}, 7168 << 20),
+        (
+            {
+                "proc/self/cgroup": "0::/system.slice/edgespec.service\n",
+                "sys/fs/cgroup/system.slice/edgespec.service/memory.max": "1000\n",
+                "sys/fs/cgroup/system.slice/edgespec.service/memory.current": "900\n",
+                "sys/fs/cgroup/system.slice/edgespec.service/memory.stat": "inactive_file 300\n",
+            },
+            400,
+        ),
+        (
+            {
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "1000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "2000\n",
+            },
+            1,
+        ),
+    ],
+)
+def test_free_memory_is_what_system_and_control_group_leave(
+    pi: Path, files: dict[str, str], free: int
+) -> None:
+    for name, text in files.items():
+        (pi / name).parent.mkdir(parents=True, exist_ok=True)
+        (pi / name).write_text(text)
+    assert free_bytes(pi) == free
+
+
+def test_free_memory_that_nobody_tells_is_guessed(tmp_path: Path) -> None:
+    assert free_bytes(tmp_path) == 1 << 30

@@ -35,7 +35,7 @@ def test_a_session_that_leaves_during_a_batch_takes_nothing_with_it(engine):
     assert np.array_equal(rest, expected[30:])
 
 
-def test_a_growing_pool_forgets_the_addresses_of_the_old_one(engine):
+def test_slots_that_come_and_grow_leave_each_other_alone(engine):
     ids = list(range(10, 60))
     slots = []
     for _ in range(3):
@@ -92,3 +92,27 @@ def test_a_broken_graph_is_named(tiny_bundle, tmp_path):
         Graph(path, OrtSettings())
     with pytest.raises(EngineError, match=r"missing\.onnx"):
         Graph(tmp_path / "missing.onnx", OrtSettings())
+
+
+@pytest.mark.parametrize("shared", [9, 33, 63, 300])
+def test_a_copied_beginning_gives_the_same_bits(engine, shared):
+    """Read by another session in other chunks, at rest or not, and gone on from in a batch."""
+    ids = [(7 * number) % 290 + 5 for number in range(340)]
+    alone = engine.open()
+    (expected,) = logits(engine, Row(alone, 0, ids, len(ids)))
+    engine.close(alone)
+    source = engine.open()
+    other = [*ids[:shared], *reversed(ids[shared:])]
+    for start in range(0, len(other), 48):
+        logits(engine, Row(source, start, other[start : start + 48]))
+    for rests in (False, True):
+        if rests:
+            engine.truncate(source, shared)
+            engine.rest(source)
+        slot, company = engine.open(), engine.open()
+        engine.copy(source, slot, 0, shared)
+        (got, _) = logits(engine, Row(slot, shared, ids[shared:], len(ids) - shared),
+                          Row(company, 0, ids[:20]))  # fmt: skip
+        assert np.array_equal(got, expected[shared:])
+        for one in (slot, company):
+            engine.close(one)

@@ -1,5 +1,8 @@
 """Slots stay neighbours, keep what they hold, and copy only when they must."""
 
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -182,3 +185,102 @@ def test_a_copy_of_what_is_not_there_is_refused(start, end):
     with pytest.raises(ValueError, match="cannot be copied"):
         store.copy(source, target, start, end)
     assert holds(store, target, 5, 2)
+
+
+def test_a_row_without_room_for_pads_runs_at_its_own_width():
+    """It would otherwise grow before it must, and count as more than it holds."""
+    store, (a, b) = filled(2)
+    write(store, a, 256 - 5, 1)
+    rows = [Row(a, 251, [1] * 5), Row(b, 10, [1] * 7)]
+    assert shapes(plan(rows, store, 2)) == [(256, 0, (0,), 5), (256, 1, (1,), 7)]
+    assert shapes(plan([Row(a, 251, [1] * 6)], store, 2)) == [(512, 0, (0,), 6)]
+
+
+def test_slots_at_rest_make_way_and_come_back():
+    store = cache()
+    slots = [store.open() for _ in range(4)]
+    for number, slot in enumerate(slots):
+        write(store, slot, 300, number + 1)
+    store.length[slots[1]] = 40
+    store.rest(slots[1])
+    store.rest(slots[0])
+    assert sorted(store.place(slot)[1] for slot in slots[2:]) == [0, 1]
+    assert store.place(slots[1])[0].capacity == 256, "what it holds fits there"
+    assert holds(store, slots[0], 300, 1) and holds(store, slots[1], 40, 2)
+    store.reserve(slots[0], 10)
+    assert store.place(slots[0])[0] is store.place(slots[2])[0]
+    store.copy(slots[3], slots[1], 0, 20)
+    assert holds(store, slots[1], 20, 4)
+    assert all(holds(store, slots[n], 300, n + 1) for n in (0, 2, 3))
+
+
+def test_a_slot_laid_to_rest_during_a_batch_moves_when_it_is_over():
+    store = cache()
+    first, second, third = (store.open() for _ in range(3))
+    for number, slot in enumerate((first, second, third)):
+        write(store, slot, 10, number + 1)
+    pool, _ = store.place(first)
+    with store.still():
+        store.rest(first)
+        store.rest(second)
+        store.close(second)
+        assert store.place(first) == (pool, 0)
+    assert store.place(third) == (pool, 0)
+    assert store.place(first)[0] is not pool
+    assert holds(store, first, 10, 1) and holds(store, third, 10, 3)
+    assert second not in store.length
+
+
+def test_addresses_stay_when_others_come_and_grow():
+    store, slots = filled(2)
+    before = {name: array.ctypes.data for name, array in store.place(slots[0])[0].arrays.items()}
+    for _ in range(6):
+        write(store, store.open(), 300, 1)
+        write(store, slots[1], 300, 1)
+    after = {name: array.ctypes.data for name, array in store.place(slots[0])[0].arrays.items()}
+    assert before == after
+
+
+def test_a_bound_in_bytes_says_how_many_slots_there_are():
+    store = cache()
+    assert store.slot_bytes(1) == store.slot_bytes(256) == 256 * (2 * 3 * 4 + 3 * 2)
+    assert store.slot_bytes(257) == 2 * store.slot_bytes(1)
+    store.limit(5 * store.slot_bytes(1))
+    slots = [store.open() for _ in range(5)]
+    with pytest.raises(EngineError, match="all 5 slots"):
+        store.open()
+    for slot in slots[:2]:
+        store.reserve(slot, 300)
+    with pytest.raises(EngineError, match="all 2 slots of 512 positions"):
+        store.reserve(slots[2], 300)
+
+
+def resident():
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_memory_is_what_was_written_and_comes_back():
+    tensors = [CacheTensor(f"cache_{n}", 4, 64, np.float32) for n in range(20)]
+    store = SlotCache(tensors, 4096)
+    size = store.slot_bytes(256)
+    before = resident()
+    slots = [store.open() for _ in range(8)]
+    for slot in slots:
+        store.reserve(slot, 256)
+    assert resident() - before < size, "addresses cost nothing"
+    for slot in slots:
+        write(store, slot, 256, 1)
+    assert 7 * size < resident() - before < 9 * size
+    for slot in slots[:6]:
+        store.close(slot)
+    assert resident() - before < 3.5 * size
+    again = store.open()
+    store.reserve(again, 1)
+    pool, index = store.place(again)
+    assert not any(array[index].any() for array in pool.arrays.values())
+    store.rest(slots[6])
+    for slot in (again, *slots[6:]):
+        store.close(slot)
+    assert resident() - before < size

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -49,7 +50,7 @@ def cloud(bundle, *options, bind="tcp://127.0.0.1:*"):
         raise AssertionError(process.said)
     reader = threading.Thread(target=lambda: process.said.extend(process.stderr), daemon=True)
     reader.start()
-    process.endpoint = line.split()[-1]
+    process.endpoint = line.split()[-1].rstrip('"}')
     try:
         yield process
     finally:
@@ -226,6 +227,9 @@ def test_ways_that_do_not_fit_are_refused_in_one_sentence(tmp_path, tiny_bundle,
     cloud_run = ["cloud-run", tiny_bundle.folder, "--bind", "tcp://127.0.0.1:*"]
     result = refused(2, "cpu-fp32, cpu-int8", *cloud_run, "--draft", "nothing")
     assert "nothing" in result.stderr
+    for size in ("5x", "-1", "0", ""):
+        refused(2, "is no size, as in 512M or 4G", *cloud_run, "--kv-memory", size)
+    refused(2, "0.0 MB of KV cache hold no session", *cloud_run, "--kv-memory", "1k")
     for command in (run, cloud_run):
         result = refused(1, "the trace cannot be written to", *command, "--trace", tmp_path)
         assert len(result.stderr.strip().splitlines()) == 1
@@ -530,10 +534,10 @@ def test_a_busy_cloud_says_so(tiny_bundle):
         request = Request((5, 6), 300)
         pieces = loop.write(loop.start(request), request)
         next(pieces)
-        done = edge(tiny_bundle, process.endpoint, "--prompt", "the")
+        done = edge(tiny_bundle, process.endpoint, "--prompt", "the", "--give-up", "1")
         pieces.close()
     assert done.returncode == 1
-    assert "all 1 sessions are taken" in done.stderr
+    assert "all places are taken by 1 sessions" in done.stderr
     assert len(done.stderr.strip().splitlines()[-1:]) == 1
 
 
@@ -560,14 +564,49 @@ def test_closed_standard_streams_are_no_traceback(tiny_bundle):
         assert "Traceback" not in done.stderr
 
 
-def test_interrupting_the_cloud_is_no_traceback(tiny_bundle):
+def test_interrupting_the_cloud_drains_and_interrupting_it_again_stops(tiny_bundle):
     # A shell that starts the tests in its background ignores the signal, and so would the cloud.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with cloud(tiny_bundle) as process:
-        time.sleep(0.2)
         process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    assert "stopped" in process.said[-1]
+    with (
+        cloud(tiny_bundle) as process,
+        device(tiny_bundle, process.endpoint, give_up=1.0) as loop,
+    ):
+        request = Request((5, 6), 300)
+        pieces = loop.write(loop.start(request), request)
+        next(pieces)
+        process.send_signal(signal.SIGINT)
+        while not any("once more" in line for line in process.said):
+            next(pieces)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(LinkError, match="has been silent for 1 s; the answer stands at"):
+            list(pieces)
         assert process.wait(10) == 130
+    assert any("handing back 1 answers" in line for line in process.said)
     assert not any("Traceback" in line for line in process.said)
+
+
+def test_what_a_drain_cannot_finish_goes_on_in_the_next_cloud(tiny_bundle, alone):
+    prompt = tuple(ids(tiny_bundle, "the quick"))
+    request = Request(prompt, 120, Sampling(1.0, seed=3))
+    with ExitStack() as stack:
+        with cloud(tiny_bundle, "--drain-timeout", "0") as process:
+            loop = stack.enter_context(device(tiny_bundle, process.endpoint))
+            told = []
+            loop._report = told.append
+            answer = loop.start(request)
+            pieces = loop.write(answer, request)
+            written = [next(pieces).token for _ in range(10)]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        with cloud(tiny_bundle, bind=process.endpoint):
+            written += [piece.token for piece in pieces]
+    assert any("handing back 1 answers" in line for line in process.said)
+    assert written == answer.stats.token_ids == alone(prompt, 120, request.sampling)
+    assert "has shut down" in told[0] and "asking again in" in told[0]
 
 
 def test_a_device_with_only_its_own_part_of_the_bundle(tmp_path, tiny_bundle, served):
@@ -580,7 +619,50 @@ def test_a_device_with_only_its_own_part_of_the_bundle(tmp_path, tiny_bundle, se
     assert result.exit_code == 0, result.output
 
 
+def test_the_operators_tour(tiny_bundle, alone):
+    """Start, look, scrape, drain, as docs/operations.md has it; the log is JSON."""
+    options = ["--status", "127.0.0.1:0", "--log-format", "json", "--drain-timeout", "1"]
+    with cloud(tiny_bundle, *options) as process:
+        said = [json.loads(line) for line in process.said]
+        url = said[0]["message"].split()[-1]
+
+        def get(path):
+            with urllib.request.urlopen(url + path) as reply:
+                return reply.read().decode()
+
+        assert get("/health/ready") == "ready\n"
+        options = ["--prompt", "the quick", "--max-tokens", "12", "--target-rate", "5", "--json"]
+        done = edge(tiny_bundle, process.endpoint, *options, "--drafter", "ngram")
+        assert json.loads(done.stderr)["token_ids"] == alone(ids(tiny_bundle, "the quick"), 12)
+        with device(tiny_bundle, process.endpoint) as loop:
+            request = Request((5, 6), 300)
+            pieces = loop.write(loop.start(request), request)
+            next(pieces)
+            while '"device":"test"' not in get("/fleet").partition('"devices"')[0]:
+                time.sleep(0.1)  # a snapshot is half a second old
+            view = invoke("top", "--connect", url, "--once").output
+            for words in ("ready", "tokens/s", "memory", "2 devices, 1 sessions: 1 ", "test"):
+                assert words in view, view
+            fleet = json.loads(invoke("top", "--connect", url, "--once", "--json").output)
+            assert fleet["sessions"][0]["device"] == "test"
+            metrics = get("/metrics")
+            assert 'edgespec:request_success_total{finished_reason="length"' in metrics
+            assert "edgespec:num_requests_running{" in metrics
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            pieces.close()
+    lines = [json.loads(line) for line in process.said]
+    first = next(line for line in lines if line.get("event") == "device")
+    assert first["hardware"] and first["drafter"] == "ngram"
+    (drained,) = (line for line in lines if line.get("reason") == "drained")
+    assert drained["device"] == "test" and drained["tokens"] >= 1
+    refused(1, "no cloud answers", "top", "--connect", url, "--once")
+    refused(2, "is no address", "top", "--connect", "tcp://x:1")
+    refused(2, "HOST:PORT", "cloud-run", tiny_bundle.folder, "--status", "x")
+
+
 def test_help_of_every_command():
     commands = ["export", "inspect", "cloud-run", "edge-run", "doctor", "demo", "keygen", "bench"]
+    commands += ["top"]
     for command in [[], *([c] for c in commands), ["bench", "local"], ["bench", "export"]]:
         assert invoke(*command, "--help").exit_code == 0

@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from bench.builtin import PROFILE, builtin_bundle, weights_file
-from edgespec.config import Request, Tactics
+from cloud_runtime.beside import SessionDrafter
+from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.errors import EdgespecError
 from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
@@ -151,12 +152,14 @@ def test_four_devices_at_once(house, target, codec, drafts):
 def pair():
     """The built-in pair, with a draft for the device and one for the cloud."""
     bundle = builtin_bundle()
+    calibration = bundle.draft(PROFILE).calibration
 
-    def drafter(slots):
-        engine = load_draft(bundle, PROFILE, OrtSettings(threads=2, slots=slots, min_tokens=1))
-        return ModelDrafter(engine, PROFILE, bundle.draft(PROFILE).calibration, slots=slots)
+    def draft(slots):
+        return load_draft(bundle, PROFILE, OrtSettings(threads=2, slots=slots, min_tokens=1))
 
-    return load_target(bundle, OrtSettings(threads=2)), drafter(4), drafter(2)
+    target = load_target(bundle, OrtSettings(threads=2))
+    drafter = ModelDrafter(draft(4), PROFILE, calibration, slots=4)
+    return target, drafter, SessionDrafter(draft(2), calibration)
 
 
 def written(pair, codec, texts, question, sampling):
@@ -195,7 +198,35 @@ def test_every_way_and_a_link_in_trouble_give_the_targets_text(
         expected = written(pair, codec, texts, question, sampling)
         assert answer.stats.token_ids == expected, (question, seed)
         while home.service.active:  # a link in trouble may keep the device's last word
-            home.service._forget(home.service.seats[0])
+            home.service._forget(home.service.unfinished[0], "closed", 0.0)
+
+
+def test_every_answer_of_eight_devices_of_four_kinds_with_memory_for_three_is_the_targets_own(
+    house, pair, codec, texts
+):
+    """A draft on the device, prompt lookup, the cloud's draft, lock-step."""
+    target, drafter, beside = pair
+    settings = CloudSettings(kv_memory=3 * target.slot_bytes(1), idle_timeout=1e9)
+    home = house(target, end_ids=(2,), beside=beside, settings=settings, tick=0.05)
+    kinds = [
+        (lambda: drafter, {}),
+        (NgramDrafter, {"mode": "edge"}),
+        (NoDrafter, {"mode": "cloud-draft"}),
+        (NgramDrafter, {"tactics": Tactics("none"), "draft_length": 4}),
+    ]
+    requests = [
+        Request(chat(codec, QUESTIONS[number % 3]), 16, SAMPLINGS[3 * (number // 4)])
+        for number in range(8)
+    ]
+    loops = [home.device(make(), **way, give_up=1e9) for make, way in kinds * 2]
+    for number, answer in enumerate(home.together(loops, requests)):
+        sampling = requests[number].sampling
+        expected = written(pair, codec, texts, number % 3, sampling)[:16]
+        assert answer.stats.token_ids == expected, number
+    counts, memory = home.service.memory.counts, home.service.memory
+    assert counts.evictions > 0 and counts.read_again > 0
+    assert memory.session_bytes + memory.kept_bytes <= memory.limit
+    assert home.service.tally.beside_steps > 0
 
 
 @pytest.fixture(scope="module")

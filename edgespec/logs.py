@@ -1,0 +1,51 @@
+"""Log lines: for people, or one JSON object each, with the facts as fields of their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+Format = Literal["text", "json"]
+Level = Literal["debug", "info", "warning"]
+TEXT = "%(asctime)s %(levelname)s %(message)s"
+FIELDS = "fields"
+"""Attribute of a log record that holds the facts of its sentence."""
+
+
+class Note(NamedTuple):
+    """Something worth a line, said by code that does not log itself."""
+
+    level: int
+    sentence: str
+    fields: Mapping[str, Any]
+
+    def write(self, log: logging.Logger) -> None:
+        log.log(self.level, "%s", self.sentence, extra={FIELDS: self.fields})
+
+
+class JsonLines(logging.Formatter):
+    """`{"time": …, "level": …, "logger": …, "message": …}` and the fields of a note."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, timezone.utc)
+        line = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, FIELDS, {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def configure(form: Format, level: Level) -> None:
+    """Log lines of this process go to standard error, unless it has handlers already."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if form == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])

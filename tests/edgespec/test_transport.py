@@ -1,0 +1,96 @@
+"""The cloud's socket against devices in trouble."""
+
+import contextlib
+import time
+from contextlib import contextmanager
+
+import pytest
+import zmq
+
+from edgespec.protocol import MAX_DRAFT, Ping, Verdict, unpack
+from edgespec.transport import SHARE, UNREAD, WAITING, DealerLink, RouterHub
+
+
+@contextmanager
+def meeting():
+    hub = RouterHub("tcp://127.0.0.1:*")
+    link = DealerLink(hub.endpoint)
+    try:
+        link.send(Ping(1))
+        ((peer, packet),) = take(hub, 1)
+        assert unpack(packet) == Ping(1)
+        yield hub, link, peer
+    finally:
+        link.close()
+        hub.close()
+
+
+def take(hub, count):
+    packets, end = [], time.monotonic() + 10
+    while len(packets) < count and time.monotonic() < end:
+        packets += hub.receive(0.5)
+    return packets
+
+
+def test_what_is_sent_to_nobody_is_said_to_be_gone():
+    with meeting() as (hub, _, peer):
+        assert hub.send(b"nobody", Ping(2)) == "gone"
+        assert hub.send(peer, Ping(2)) is None
+
+
+def test_a_device_that_closed_is_gone():
+    with meeting() as (hub, link, peer):
+        link.close()
+        end = time.monotonic() + 10
+        while (fate := hub.send(peer, Ping(2))) is None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert fate == "gone"
+
+
+def test_a_device_that_never_reads_costs_a_bounded_queue_and_nobody_waits():
+    """What its kernel and its socket take in advance comes on top, and is bounded as well."""
+    packet = Verdict(1, 1, 1, 1, 1, 1, list(range(1 << 17)))  # half a megabyte
+    with meeting() as (hub, link, peer):
+        link._socket.setsockopt(zmq.LINGER, 0)
+        hub._socket.setsockopt(zmq.LINGER, 0)
+        sent, small = 0, Verdict(1, 1, 1, 1, 1, 1, [7] * MAX_DRAFT)
+        for _ in range(100_000):
+            if hub.send(peer, small) is not None:
+                break
+            sent += 1
+        else:
+            pytest.fail("it took everything")
+        assert sent >= WAITING
+        assert hub.send(peer, packet) == "unread"
+
+
+def test_a_flooder_takes_its_share_of_a_poll_and_no_more():
+    with meeting() as (hub, link, peer):
+        loud = DealerLink(hub.endpoint)
+        try:
+            for number in range(20 * SHARE):
+                loud.send(Ping(number))
+            time.sleep(0.2)
+            for number in range(3):
+                link.send(Ping(1000 + number))
+            time.sleep(0.2)
+            packets = hub.receive(0.5)
+            assert len(packets) <= 2 * SHARE
+            assert [unpack(p).nonce for who, p in packets if who == peer] == [1000, 1001, 1002]
+        finally:
+            loud.close()
+
+
+def test_a_flood_is_held_back_at_its_source():
+    """The cloud's socket takes some in advance; the rest stays with whoever sends it."""
+    with meeting() as (hub, _, _), zmq.Context() as context, context.socket(zmq.DEALER) as loud:
+        loud.setsockopt(zmq.LINGER, 0)
+        loud.setsockopt(zmq.SNDHWM, 100)
+        loud.setsockopt(zmq.SNDTIMEO, 1000)
+        loud.connect(hub.endpoint)
+        big, sent = b"x" * 500_000, 0
+        with contextlib.suppress(zmq.Again):
+            while sent < 10 * UNREAD:
+                loud.send(big)
+                sent += 1
+        assert UNREAD <= sent < 4 * UNREAD
