@@ -50,6 +50,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     beside_ms: Time = 0.0
     """A draft step beside the target, in the cloud; 0: it has no draft."""
     beside_text_ms: Time = 0.0
+    beside_read_ms: Time = 0.0
     """Each further session of such a step."""
     hint_ms: Time = 0.0
     """What exit heads add to a step."""
@@ -78,6 +79,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             self.target_ms, self.token_ms, self.draft_ms, self.beside_ms, self.hint_ms, rtt_ms,
             self.batch, exits=self.exits, row_ms=self.row_ms, padded=self.padded,
             beside_text_ms=self.beside_text_ms,
+            beside_read_ms=self.beside_read_ms,
         )  # fmt: skip
 
 

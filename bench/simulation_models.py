@@ -68,6 +68,8 @@ class Times:
     """Tokens of a row, at least; shorter ones are padded."""
     beside_text_ms: float = 0.0
     """Each further text of a draft step beside the target."""
+    beside_read_ms: float = 0.0
+    """Each further token of each text that it reads."""
 
     @property
     def layers(self) -> int:
@@ -79,9 +81,10 @@ class Times:
         tokens = rows * max(width, self.padded) - self.padded
         return (self.target_ms + self.row_ms * (rows - 1) + self.token_ms * tokens) / 1e3
 
-    def beside(self, texts: int) -> float:
-        """Seconds of a step of the draft beside the target."""
-        return (self.beside_ms + self.beside_text_ms * (texts - 1)) / 1e3
+    def beside(self, texts: int, width: int = 1) -> float:
+        """Seconds of a step of the draft beside the target that reads so much of each text."""
+        reading = self.beside_read_ms * texts * (width - 1)
+        return (self.beside_ms + self.beside_text_ms * (texts - 1) + reading) / 1e3
 
 
 class Script:
@@ -187,19 +190,26 @@ class SimulatedBeside:
         self.steps: list[tuple[float, float]] = []
         """When each began, and its seconds."""
         self._script, self._times = script, times
+        self._read: dict[int, int] = {}
+        """Tokens of each session's text that it has read."""
 
     def guess(
         self, sessions: Sequence[int], texts: Sequence[Sequence[int]], sampling: Sampling
     ) -> list[Guess | None]:
-        del sessions, sampling
+        del sampling
         assert self.process is not None
-        seconds = self._times.beside(len(texts))
+        unread = [
+            max(1, len(text) - self._read.get(session, 0))
+            for session, text in zip(sessions, texts, strict=True)
+        ]
+        self._read |= {s: len(text) for s, text in zip(sessions, texts, strict=True)}
+        seconds = self._times.beside(len(texts), max(unread))
         self.steps.append((self.process.world.now, seconds))
         self.process.sleep(seconds)
         return [self._script.guess(text) for text in texts]
 
     def retain(self, sessions: Collection[int]) -> None:
-        pass
+        self._read = {s: read for s, read in self._read.items() if s in sessions}
 
 
 @dataclass(frozen=True)

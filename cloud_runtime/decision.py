@@ -15,14 +15,16 @@ times and chances in, a decision out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 AHEAD = 8
 """Ids that are waited for, or drafted beside the target, at most."""
-MOMENTS = 6
-"""Times that are weighed for waiting."""
+MOMENTS = 24
+"""Times that are weighed for waiting, over the number of sessions: the more there are, the less one
+wait is worth to all of them."""
 SHORTEST = 0.001
 """Seconds; a shorter wait would only turn the loop."""
 
@@ -40,6 +42,8 @@ class Outlook:
     beside: bool = False
     """The draft beside the target may draft for it."""
     beside_sure: float = 0.0
+    unread: int = 1
+    """Tokens that the draft beside reads before its first id."""
     pending: int = 1
     """Committed tokens that its row runs before any ids."""
     whole: bool = False
@@ -73,11 +77,11 @@ StepTime = Callable[[int, int], float]
 def decide(
     outlooks: Sequence[Outlook],
     step: StepTime,
-    beside: Callable[[int], float] | None = None,
+    beside: StepTime | None = None,
     widest: int = 1 << 16,
 ) -> Decision:
-    """The way with the highest rate. `beside(n)` is the time of a step of the draft beside the
-    target over n texts; `widest` bounds the width of a row.
+    """The way with the highest rate. `beside(texts, width)` is the time of a step of the draft
+    beside the target that reads so many tokens of each text; `widest` bounds the width of a row.
 
     Of equal ways the first stands: verifying before waiting, fewer ids before more.
     """
@@ -87,7 +91,7 @@ def decide(
 def _ways(
     outlooks: Sequence[Outlook],
     step: StepTime,
-    beside: Callable[[int], float] | None,
+    beside: StepTime | None,
     widest: int,
 ) -> Iterator[_Way]:
     lines = [_Line(outlook) for outlook in outlooks]
@@ -98,7 +102,7 @@ def _ways(
     moments = sorted(
         {max(when, SHORTEST) for line in lines for when in line.outlook.coming[:AHEAD]}
     )
-    for moment in moments[:MOMENTS]:
+    for moment in moments[: max(1, min(AHEAD, MOMENTS // len(lines)))]:
         later = [line.at(moment) for line in lines]
         wait = Decision("wait", 0, moments[0])
         for _, tokens, width in _widths(later, widest):
@@ -144,16 +148,29 @@ class _Line:
 
 
 def _widths(lines: Sequence[_Line], widest: int) -> Iterator[tuple[int, float, int]]:
-    """Ids a session at most, the tokens to expect, the width of the step."""
+    """Ids a session at most, the tokens to expect, the width of the step. In time proportional to
+    the ids, since there may be many sessions."""
     least = max((line.ids for line in lines if line.outlook.whole), default=0)
-    for ids in range(least, max(line.ids for line in lines) + 1):
-        width = max(line.width(ids) for line in lines)
-        if width <= widest or ids == least:
-            yield ids, sum(line.gain(ids) for line in lines), width
+    most = max(line.ids for line in lines)
+    gained, pending, ended = [0.0] * (most + 1), [0] * (most + 1), 0
+    for line in lines:
+        before = 0.0
+        for ids, gain in enumerate(line.gains):
+            gained[ids] += gain - before
+            before = gain
+        pending[line.ids] = max(pending[line.ids], line.outlook.pending)
+    longer = list(itertools.accumulate(reversed(pending), max))[::-1]
+    tokens = 0.0
+    for ids in range(most + 1):
+        tokens += gained[ids]
+        width = max(ended, longer[ids] + ids)  # of those that end before, and that go on
+        ended = max(ended, pending[ids] + ids if pending[ids] else 0)
+        if ids >= least and (width <= widest or ids == least):
+            yield ids, tokens, width
 
 
 def _drafting(
-    lines: Sequence[_Line], step: StepTime, beside: Callable[[int], float], widest: int
+    lines: Sequence[_Line], step: StepTime, beside: StepTime, widest: int
 ) -> Iterator[_Way]:
     """Every session that may be drafted for is brought to a number of ids, step by step."""
     shortest = min((line.ids for line in lines if line.outlook.beside), default=None)
@@ -162,7 +179,12 @@ def _drafting(
     seconds = 0.0
     for ids in range(shortest + 1, shortest + AHEAD + 1):
         short = [line.outlook.beside and line.ids < ids for line in lines]
-        seconds += beside(sum(short))
+        first = (
+            line.outlook.unread
+            for line, drafts in zip(lines, short, strict=True)
+            if drafts and line.ids + 1 == ids
+        )
+        seconds += beside(sum(short), max(first, default=1))
         later = [
             line.longer(ids - line.ids, line.outlook.beside_sure) if drafts else line
             for line, drafts in zip(lines, short, strict=True)

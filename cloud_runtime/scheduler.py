@@ -2,8 +2,9 @@
 
 Sessions are served by the time at which their next token is due, the earliest first. Everyone who
 is ready joins a step, since the rows of a step share its fixed cost; left out are rows beyond
-`max_batch_rows`, and further sessions of a device that has one in the step already, where they
-would make the others wait. Prompts run in steps of their own, as long as those who wait can bear.
+`max_batch_rows`, further sessions of a device that has one in the step already, where they would
+make the others wait, and, while someone is late for his promised rate, those who are early.
+Prompts run in steps of their own, as long as those who wait can bear.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class DraftStep:
     """One more id for each seat, by the draft beside the target."""
 
     seats: list[Seat]
+    width: int = 1
+    """Tokens that it reads of the longest text."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ def pick(
     if step.what == "wait":
         return Wait(step.seconds)
     if step.what == "draft":
-        return DraftStep([seat for seat in others if _lacks(seat, step.ids, settings)])
+        company = len(others) > 1
+        lacking = [seat for seat in others if _lacks(seat, step.ids, settings, company=company)]
+        return DraftStep(lacking, max(seat.unread for seat in lacking))
     batch = Batch()
     for seat in others:
         batch.seats.append(seat)
@@ -105,11 +110,11 @@ def _most(seat: Seat, settings: CloudSettings) -> int:
     return max(0, min(settings.max_draft, seat.state.remaining - 1))
 
 
-def _lacks(seat: Seat, ids: int, settings: CloudSettings) -> bool:
+def _lacks(seat: Seat, ids: int, settings: CloudSettings, *, company: bool) -> bool:
     """Whether the draft beside the target is to name another for it, where each is to have so
     many."""
     wanted = min(ids, _most(seat, settings))
-    return seat.may_draft and seat.terms.decoding and seat.ahead < wanted
+    return seat.may_draft(company=company) and seat.terms.decoding and seat.ahead < wanted
 
 
 def _paused(seats: Sequence[Seat], now: float) -> list[Seat]:
@@ -197,13 +202,14 @@ def _decide(seats: Sequence[Seat], settings: CloudSettings, speeds: Speeds, now:
     outlooks = []
     for seat in seats:
         weight = URGENT if seat.promised and seat.due < now else 1.0
-        outlooks.append(seat.outlook(now, _most(seat, settings), weight))
+        company = len(seats) > 1
+        outlooks.append(seat.outlook(now, _most(seat, settings), weight, company=company))
 
     def step(rows: int, width: int) -> float:
         return speeds.costs.step(width, rows, cached)
 
     beside = speeds.beside
-    draft = (lambda texts: beside.step(1, texts)) if beside is not None else None
+    draft = (lambda texts, width: beside.step(width, texts)) if beside is not None else None
     widest = SHORT if len(seats) > 1 else 1 << 16
     return decide(outlooks, step, draft, widest)
 

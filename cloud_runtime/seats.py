@@ -14,6 +14,10 @@ from edgespec.sampling import Sampling
 from edgespec.session import Session
 from engines.base import Row
 
+IN_TIME = 0.3
+SMOOTH = 0.1
+READING = 16
+"""Tokens at most that the draft beside the target is charged for reading."""
 LATE = 1.0
 """Drafting intervals after which an id that has not come is no longer waited for."""
 
@@ -92,6 +96,10 @@ class Seat:
     besides: Path | None = None
     """What the cloud has drafted itself."""
     beside_trust: Trust = field(default_factory=Trust)
+    in_time: float = 1.0
+    """Share of its steps lately for which the device had ids ready."""
+    read: int = 0
+    """Tokens of the text that the draft beside the target has read."""
     away: bool = False
     """Nothing reaches its device: nothing is done for it until the device asks again."""
     paused: bool = False
@@ -166,9 +174,16 @@ class Seat:
         return path.end - self.length if path is not None else 0
 
     @property
-    def may_draft(self) -> bool:
-        """Whether the draft beside the target may draft for it now."""
-        return self.terms.beside and self.opened
+    def unread(self) -> int:
+        """Tokens that the draft beside the target has yet to read of the text."""
+        return max(1, self.length + self.ahead - self.read)
+
+    def may_draft(self, *, company: bool) -> bool:
+        """Whether the draft beside the target may draft for it now. Among others, whose time that
+        takes, not while its device mostly is in time: reading after it costs more than it brings.
+        """
+        device = self.terms.drafting and company and self.in_time > IN_TIME
+        return self.terms.beside and self.opened and not device
 
     def best(self) -> Path | None:
         """The path to go on along: the device's, unless what was drafted here goes further on it,
@@ -184,6 +199,7 @@ class Seat:
 
     def drafted(self, token: int, sure: float) -> None:
         """The draft beside the target names what follows the best path."""
+        self.read = self.length + self.ahead
         path = self.best()
         if path is None or path is not self.besides:
             ids = path.ahead(self.length) if path is not None else []
@@ -193,8 +209,11 @@ class Seat:
         path.tokens.append(token)
         path.sures.append(sure)
 
-    def outlook(self, now: float, most: int, weight: float = 1.0) -> Outlook:
-        """What `decide` needs to know. `most` ids are of use; `weight` is what its tokens count."""
+    def outlook(
+        self, now: float, most: int, weight: float = 1.0, *, company: bool = False
+    ) -> Outlook:
+        """What `decide` needs to know. `most` ids are of use; `weight` is what its tokens count;
+        `company`: it shares the step."""
         path = self.best()
         own = path is not None and path is self.besides
         here = path.sures_ahead(self.length)[:most] if path is not None else []
@@ -207,8 +226,10 @@ class Seat:
             here=[trust.probability(sure) for sure in here],
             coming=coming,
             coming_sure=self.paths.trust.acceptance,
-            beside=more and self.may_draft and self.terms.decoding,
+            beside=more and self.may_draft(company=company) and self.terms.decoding,
             beside_sure=self.beside_trust.acceptance,
+            # What it reads once serves the whole answer, above all where nobody else drafts.
+            unread=min(self.unread, READING if self.terms.drafting else 2),
             pending=self.pending,
             whole=not self.terms.decoding,
             weight=weight,
@@ -243,6 +264,7 @@ class Seat:
     def settle(self) -> None:
         """After tokens were committed: every path is compared with them."""
         self.paths.settle()
+        self.read = min(self.read, self.length - 1)
         if self.besides is not None:
             self.besides.compare(self.state.tokens, self.beside_trust)
             if self.besides.dead or self.besides.end < self.length:

@@ -322,15 +322,13 @@ class Service:
         return self._draft(seat, message, now)
 
     def _draft(self, seat: Seat, draft: Draft, now: float) -> list[Message]:
-        known = next(
-            (place for place, token in enumerate(draft.tokens) if token >= self._engine.vocabulary),
-            len(draft.tokens),
-        )
-        draft = msgspec.structs.replace(
-            draft, tokens=draft.tokens[:known], sures=draft.sures[:known]
-        )
-        if len(draft.sures) not in (0, known):
-            return [self._invalid(draft, f"{len(draft.sures)} probabilities for {known} ids")]
+        vocabulary, ids = self._engine.vocabulary, draft.tokens
+        if ids and max(ids) >= vocabulary:
+            known = next(place for place, token in enumerate(ids) if token >= vocabulary)
+            draft = msgspec.structs.replace(draft, tokens=ids[:known], sures=draft.sures[:known])
+        if draft.sures and len(draft.sures) != len(draft.tokens):
+            sentence = f"{len(draft.sures)} probabilities for {len(draft.tokens)} ids"
+            return [self._invalid(draft, sentence)]
         path = seat.paths.add(draft)
         seat.rhythm.came(draft, path, now)
         if path is not None and not path.dead and path.end >= seat.length and not seat.asked:
@@ -385,9 +383,7 @@ class Service:
             self.tally.beside_steps += 1
             self.tally.beside_seconds += seconds
         if isinstance(work, DraftStep) and self.speeds.beside is not None:
-            texts = len(work.seats)
-            # The first of a session reads its text: not all of it counts.
-            self.speeds.beside.learn(texts, 1, min(seconds, 2 * self.speeds.beside.step(1, texts)))
+            self.speeds.beside.learn(len(work.seats), work.width, seconds)
 
     def hints(self, batch: Batch, layer: int, choices: Sequence[Choices | None]) -> Outgoing:
         """What an exit head says about the drafts of a batch."""

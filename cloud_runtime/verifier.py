@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloud_runtime.seats import Seat
+from cloud_runtime.seats import SMOOTH, Seat
 from edgespec.protocol import Hint, Verdict
 from edgespec.sampling import choose, guess, verify
 from engines.base import Choices
@@ -27,6 +27,7 @@ def verdict(seat: Seat, choice: Choices, now: float) -> Verdict:
     seat.cached = base + confirmed
     number = path.round if path is not None and path.theirs(base, base + len(draft)) else 0
     accepted = path.theirs(base, base + confirmed) if path is not None else 0
+    seat.in_time += SMOOTH * ((number > 0) - seat.in_time)
     seat.settle()
     seat.rhythm.sent(seat.length, now)
     path = seat.paths.best()

@@ -17,8 +17,10 @@ SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (4, 2), (4, 4), (8, 2)
 CHUNKS = ((1, 32), (1, 64), (2, 32))
 TEXTS = (1, 2, 4)
 """Of a step of the draft beside the target."""
+WIDTHS = (1, 8)
+"""Tokens that it reads of each."""
 REPEATS = 3
-BESIDE = (0.003, 0.001, 0.0, 0.0)
+BESIDE = (0.003, 0.001, 0.0003, 0.0)
 """Seconds, before the first measurement."""
 
 
@@ -73,14 +75,21 @@ def measure(
 def _beside(drafter: BesideDrafter, prompt: list[int], clock: Callable[[], float]) -> StepCosts:
     costs = StepCosts(BESIDE)
     texts = [list(prompt) for _ in range(max(TEXTS))]
-    drafter.guess(range(len(texts)), texts, Sampling())
+
+    def step(count: int, width: int) -> float:
+        """Seconds; 0 where the context is full, from which nothing is learnt."""
+        for text in texts[:count]:
+            text += prompt[:width]
+        began = clock()
+        guesses = drafter.guess(range(count), texts[:count], Sampling())
+        return 0.0 if None in guesses else clock() - began
+
+    step(len(texts), 1)
     for count in TEXTS:
-        for _ in range(REPEATS):
-            for text in texts[:count]:
-                text.append(prompt[0])
-            began = clock()
-            drafter.guess(range(count), texts[:count], Sampling())
-            costs.learn(count, 1, clock() - began)
+        for width in WIDTHS:
+            step(count, width)  # the first one makes buffers
+            for _ in range(REPEATS):
+                costs.learn(count, width, step(count, width))
     drafter.retain(())
     costs.remember()
     return costs

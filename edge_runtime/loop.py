@@ -35,6 +35,9 @@ from engines.drafting import Drafter
 Clock = Callable[[], float]
 PACK_SECONDS, PACK_IDS = 0.002, 16
 """Drafted ids wait for company so long, and are sent at once when they are so many."""
+PACK_SHARE = 1 / 8
+"""Of the target's step they wait at least where many share it: then packets cost, and a step is far
+away."""
 PING_SECONDS = 1.0
 """How often the round trip is measured, and the cloud told that somebody is there."""
 STALL = 1.0
@@ -197,11 +200,17 @@ class EdgeLoop:
         pending = answer.pending(idle=not paths)
         if pending:
             since = self._unsent_since = self._unsent_since or began
-            if not paths or pending >= PACK_IDS or self._clock() - since >= PACK_SECONDS:
+            if not paths or pending >= PACK_IDS or self._clock() - since >= self._pack:
                 self._unsent_since = None
                 for packet in answer.packets():
                     self._send(answer, packet)
         return bool(paths)
+
+    @property
+    def _pack(self) -> float:
+        """Seconds that drafted ids wait for company."""
+        shared = PACK_SHARE * self.modes.meter.step if self.modes.crowded else 0.0
+        return max(PACK_SECONDS, shared)
 
     def _send(self, answer: Answer, packet: Draft) -> None:
         self._link.send(packet)

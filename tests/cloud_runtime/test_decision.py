@@ -19,8 +19,9 @@ def steep(rows, width):
 
 
 def beside(milliseconds):
-    """A draft beside the target that takes so long for any number of texts."""
-    return lambda texts: milliseconds / 1e3
+    """A draft beside the target that takes so long for any number of texts, and half a millisecond
+    for each further token that it reads."""
+    return lambda texts, width: (milliseconds + 0.5 * (width - 1)) / 1e3
 
 
 DECODE = Decision("verify", 0)
@@ -183,7 +184,7 @@ def test_waiting_among_several(outlooks, expected):
 THREE = Outlook(here=(0.9, 0.9, 0.9))
 
 
-def per_text(texts):
+def per_text(texts, width):
     """2 ms and 1 for each text."""
     return 0.002 + 0.001 * texts
 
@@ -211,13 +212,29 @@ def test_drafting_beside_for_those_who_lack_ids(outlooks, expected):
 def test_those_who_lack_most_are_drafted_for_first():
     texts = []
 
-    def counted(number):
+    def counted(number, width):
         texts.append(number)
-        return per_text(number)
+        return per_text(number, width)
 
     has_two = Outlook(here=(0.9, 0.9), beside=True, beside_sure=0.9)
     decide([has_two, LACKS, NOBODYS], flat, counted)
     assert texts == [1, 1, *[2] * (AHEAD - 2)]
+
+
+@pytest.mark.parametrize(
+    ("unread", "expected"),
+    [
+        # 5.22/50 = 0.1043 > 4.69/45 and 5.70/55.
+        (1, Decision("draft", 6)),
+        # Reading is charged once, 20 ms: 6.13/84 = 0.0729 > 5.70/79.
+        (41, Decision("draft", 8)),
+        # 1/20 > 6.13/(64 + 100).
+        (201, DECODE),
+    ],
+)
+def test_what_the_draft_beside_has_yet_to_read_counts(unread, expected):
+    outlook = Outlook(beside=True, beside_sure=0.9, unread=unread)
+    assert decide([outlook], flat, beside(3)) == expected
 
 
 LOCKSTEP = Outlook(here=(0.05, 0.05), whole=True)

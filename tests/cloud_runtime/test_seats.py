@@ -6,7 +6,7 @@ import pytest
 
 from cloud_runtime.decision import AHEAD
 from cloud_runtime.paths import Paths
-from cloud_runtime.seats import LATE, Rhythm, Seat
+from cloud_runtime.seats import LATE, READING, Rhythm, Seat
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
 from edgespec.session import Session
@@ -171,6 +171,35 @@ def test_who_is_expected_to_draft(terms, opened, coming, beside):
     outlook = one.outlook(2.010, 8)
     assert bool(outlook.coming) == coming
     assert outlook.beside == beside
+
+
+def test_reading_is_charged_once_and_in_full_only_where_the_device_drafts_too():
+    for terms, most in ((Terms(beside=True), READING), (Terms(drafting=False, beside=True), 2)):
+        one = seat(terms, opened=True)
+        one.state.commit(list(range(5, 22)))
+        assert (one.unread, one.outlook(0.0, 8).unread) == (20, most)
+        one.drafted(7, 0.9)
+        one.drafted(8, 0.9)
+        assert one.unread == one.outlook(0.0, 8).unread == 1
+        one.state.commit([7, 9])  # the second was wrong
+        one.settle()
+        assert one.unread == 1
+
+
+@pytest.mark.parametrize(
+    ("drafting", "in_time", "company", "may"),
+    [
+        (True, 1.0, False, True),
+        (True, 1.0, True, False),
+        (True, 0.2, True, True),
+        (False, 1.0, True, True),
+    ],
+)
+def test_among_others_a_device_in_time_is_not_drafted_for(drafting, in_time, company, may):
+    one = seat(Terms(drafting=drafting, beside=True), opened=True)
+    one.in_time = in_time
+    assert one.may_draft(company=company) == may
+    assert one.outlook(0.0, 8, company=company).beside == may
 
 
 def test_a_devices_failures_lower_what_it_promises():
