@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from edgespec.confidence import Trust
 from edgespec.protocol import Draft
 
-KEPT = 32
-"""Paths of a session; the least likely goes first."""
+KEPT, SPARE = 32, 16
+"""Paths of a session; when there are so many more, the least likely go, all at once since ranking
+them takes time."""
 LONGEST = 256
 """Ids of a path beyond the committed text; a device has far fewer, and more are dropped."""
 
@@ -115,9 +116,10 @@ class Paths:
             return None
         path = self._paths[draft.round] = Path(draft.round, start, tokens, sures)
         path.base, path.branch = draft.base, bool(draft.parent)
-        if len(self._paths) > KEPT:
-            others = (p for p in self._paths.values() if p is not path)
-            del self._paths[min(others, key=self._chance).round]
+        if len(self._paths) > KEPT + SPARE:
+            others = [p for p in self._paths.values() if p is not path]
+            for other in sorted(others, key=self._chance)[: SPARE + 1]:
+                del self._paths[other.round]
         return path
 
     def _chance(self, path: Path) -> float:
