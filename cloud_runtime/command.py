@@ -75,6 +75,11 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         speeds = measure(engine, drafter, hints=bool(exits))
         identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits)
         service = Service(identity, engine, settings, speeds)
+        if service.memory.context < engine.context:
+            log.warning(
+                "--kv-memory holds at most %d tokens of a session, prompt included; the target "
+                "could have %d", service.memory.context, engine.context,
+            )  # fmt: skip
         loop = CloudLoop(
             hub, service, engine, settings, drafter=drafter, trace=trace, status=status
         )

@@ -53,8 +53,8 @@ class Answer:
             raise UsageError("the prompt is empty; give at least one token of text")
         if length >= welcome.context:
             raise UsageError(
-                f"the prompt has {length} tokens and the target's context is {welcome.context}; "
-                "shorten the prompt"
+                f"the prompt has {length} tokens and a session of this cloud at most "
+                f"{welcome.context}; shorten the prompt"
             )
         self.session_id = session
         self.stats = AnswerStats(prompt_tokens=length)

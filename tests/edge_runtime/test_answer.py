@@ -42,7 +42,8 @@ def hear(answer, message):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "words"), [((), "prompt is empty"), ((1,) * 40, "the target's context is 40")]
+    ("prompt", "words"),
+    [((), "prompt is empty"), ((1,) * 40, "a session of this cloud at most 40")],
 )
 def test_a_prompt_that_does_not_fit_is_refused(prompt, words):
     with pytest.raises(UsageError, match=words):
