@@ -200,7 +200,7 @@ def test_bad_requests(tiny_bundle, served):
     refused(2, "top-p is 2.0", *run, "--prompt", "x", "--top-p", "2")
     refused(2, "--max-tokens", *run, "--prompt", "x", "--max-tokens", "-5")
     refused(2, "--draft-length", *run, "--prompt", "x", "--draft-length", "0")
-    refused(2, "context is 512", *run, "--prompt", "the " * 600)
+    refused(2, "a session of this cloud at most 512", *run, "--prompt", "the " * 600)
     refused(2, "prompt is empty", *run, "--prompt", "")
     refused(2, "standard input is empty", *run)
     refused(2, "not UTF-8", *run, "--prompt", "\udcff")
