@@ -25,7 +25,7 @@ from bench.crowd_cloud import PARTS, Crowd, CrowdSettings
 from bench.crowd_overhead import crowd_model, crowd_overhead
 from bench.crowd_polite import offences
 from bench.crowd_tables import crowd_tables
-from bench.fleet_profile import fleet_recording, read_fleet
+from bench.fleet_profile import chosen_fleet
 from edgespec.manifest import Bundle
 from engines.machine import describe
 
@@ -33,11 +33,7 @@ from engines.machine import describe
 def run(bundle: Path | None, settings: CrowdSettings, *, as_json: bool) -> None:
     """Measures and prints. Raises `EdgespecError` if an answer is not the recorded one."""
     settings.check()
-    profile, folder = read_fleet(settings.profile)
-    if settings.recording:
-        recording = fleet_recording(str(settings.recording), Path())
-    else:
-        recording = fleet_recording(profile.recording, folder)
+    profile, recording = chosen_fleet(settings.profile, settings.recording)
     opened = Bundle.open(bundle) if bundle else builtin_bundle()
     crowd = Crowd(opened, profile, recording, settings)
     measures: dict[str, Callable[[], dict[str, Any]]] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from bench.crowd_figures import ALLOWED_ERROR, ALLOWED_LOSS, ALLOWED_SHARE
 from bench.fleet_figures import BUSY
+from bench.plan_tables import plain_table
 
 COLUMNS = (
     ("alone\ntokens/s", "rate_alone", ".2f"),
@@ -38,7 +38,7 @@ def crowd_tables(figures: dict[str, Any]) -> Iterator[Table]:
 
 def _offenders(figures: dict[str, Any]) -> Table:
     greedy = figures["greedy_ratio_to_one_more"]
-    table = _table(
+    table = plain_table(
         f"{figures['polite']} polite devices ({figures['profile']}), and one more beside them",
         f"tokens/s: of a polite device, on average; they may lose {ALLOWED_LOSS:.0%}\n"
         f"beside the greedy one they have {greedy:.3f} of what they have beside one more of them\n"
@@ -59,7 +59,7 @@ def _offenders(figures: dict[str, Any]) -> Table:
 def _overhead(figures: dict[str, Any]) -> Table:
     cost = figures["overhead"]
     busy = "" if cost["trusted"] else f" (over {BUSY:.0%} or late: not to be trusted)"
-    table = _table(
+    table = plain_table(
         f"{cost['connected']} sessions, {cost['active']} of them active",
         f"of a step of {cost['run_ms']:.1f} ms and {cost['rows']:.1f} sessions; allowed are "
         f"{ALLOWED_SHARE:.0%}\nthe load generator used {cost['generator']:.0%} of its core{busy}",
@@ -79,7 +79,7 @@ def _overhead(figures: dict[str, Any]) -> Table:
 
 
 def _churn(figures: dict[str, Any]) -> Table:
-    table = _table(
+    table = plain_table(
         "short sessions, one after the other",
         f"{figures['churn']['connections']} connections in {figures['churn']['seconds']:.0f} s; "
         f"growth between the rows: {figures['growth_bytes_per_session']:.0f} bytes a session",
@@ -95,7 +95,7 @@ def _churn(figures: dict[str, Any]) -> Table:
 
 
 def _model(figures: dict[str, Any]) -> Table:
-    table = _table(
+    table = plain_table(
         "predicted times of steps",
         f"median error of the last 200; allowed are {ALLOWED_ERROR:.0%}",
     )
@@ -107,14 +107,3 @@ def _model(figures: dict[str, Any]) -> Table:
             f"{phase['prompt_error']:.1%}",
         )  # fmt: skip
     return table
-
-
-def _table(title: str, caption: str) -> Table:
-    return Table(
-        title=title,
-        caption=caption,
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        title_justify="left",
-        caption_justify="left",
-    )

@@ -35,7 +35,7 @@ from bench.fleet_generator import (
     nimble,
     serving,
 )
-from bench.fleet_profile import fleet_recording, read_fleet
+from bench.fleet_profile import chosen_fleet
 from bench.fleet_search import Search, explore, rotated
 from bench.fleet_tables import capacity_table, fleet_notes, fleet_table
 from bench.link import CLOUD, OURS
@@ -49,11 +49,7 @@ from engines.machine import describe
 def run(bundle: Path | None, settings: FleetSettings, *, as_json: bool) -> None:
     """Measures, prints and plots. Raises `EdgespecError` if an answer is not the recorded one."""
     settings.check()
-    profile, folder = read_fleet(settings.profile)
-    if settings.recording:
-        recording = fleet_recording(str(settings.recording), Path())
-    else:
-        recording = fleet_recording(profile.recording, folder)
+    profile, recording = chosen_fleet(settings.profile, settings.recording)
     opened = Bundle.open(bundle) if bundle else builtin_bundle()
     generator = Generator(opened, profile, recording, settings)
     measured: list[Measured] = []

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from bench.fleet_devices import Device, Written
 from bench.fleet_search import FIRST_TOKEN, SHARE
+from bench.simulation_stats import percentile
 from edgespec.trace import Span
 
 STALL = 1.0
@@ -104,10 +105,10 @@ def served(devices: Sequence[Device], window: Window) -> dict[str, Any]:
         "goodput": sum(tokens[device.number] for device in good) / window.seconds,
         "answers": sum(bool(each.finish) for each in stats),
         "refused": sum(device.refused for device in devices),
-        "first_token_ms": 1e3 * quantile(firsts, 0.5) if firsts else None,
-        "first_token_p95_ms": 1e3 * quantile(firsts, 0.95) if firsts else None,
-        "p50_ms": 1e3 * quantile(gaps, 0.5),
-        "p99_ms": 1e3 * quantile(gaps, 0.99),
+        "first_token_ms": 1e3 * percentile(firsts, 0.5) if firsts else None,
+        "first_token_p95_ms": 1e3 * percentile(firsts, 0.95) if firsts else None,
+        "p50_ms": 1e3 * percentile(gaps, 0.5),
+        "p99_ms": 1e3 * percentile(gaps, 0.99),
         "steps_per_token": sum(each.rounds for each in stats) / written,
         "accepted_per_token": sum(each.accepted for each in stats) / written,
         "bytes_up_per_token": sum(each.bytes_up for each in stats) / written,
@@ -123,12 +124,12 @@ def machine_load(load: Load, devices: Sequence[Device], window: Window) -> dict[
     """What the processes cost, and how punctual the devices' sleeps were."""
     sleeps = [sleep for device in devices for sleep in device.late]
     late = [seconds for ended, seconds in sleeps if window.opens <= ended <= window.closes]
-    p95 = quantile(late, 0.95)
+    p95 = percentile(late, 0.95)
     return {
         "memory_mb": load.memory_mb,
         "generator": load.generator,
         "cloud_cpu": load.cloud,
-        "late_p50_ms": 1e3 * quantile(late, 0.5),
+        "late_p50_ms": 1e3 * percentile(late, 0.5),
         "late_p95_ms": 1e3 * p95,
         "trusted": load.generator <= BUSY and p95 <= LATE,
     }
@@ -145,9 +146,9 @@ def batches(spans: Sequence[Span], starts: Sequence[float], window: Window) -> d
     seconds = [step.seconds for step in steps.values()]
     return {
         "steps_per_s": len(steps) / window.seconds,
-        "rows_p50": quantile(rows, 0.5),
-        "rows_p95": quantile(rows, 0.95),
-        "step_ms": 1e3 * quantile(seconds, 0.5),
+        "rows_p50": percentile(rows, 0.5),
+        "rows_p95": percentile(rows, 0.95),
+        "step_ms": 1e3 * percentile(seconds, 0.5),
         "drafting_share": beside / window.seconds,
         "cloud_busy": (sum(seconds) + beside) / window.seconds,
     }
@@ -157,9 +158,3 @@ def believed(cell: dict[str, Any]) -> dict[str, Any]:
     """A cell's figures, with the share of the time that others took from the cloud's core."""
     stolen = max(0.0, cell["cloud_busy"] - cell["cloud_cpu"])
     return cell | {"stolen": stolen, "trusted": cell["trusted"] and stolen <= STOLEN}
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least such a share of them does not exceed; 0 for none."""
-    ranked = sorted(values)
-    return ranked[max(0, math.ceil(share * len(ranked)) - 1)] if ranked else 0.0

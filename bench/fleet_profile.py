@@ -96,6 +96,14 @@ def fleet_recording(name: str, folder: Path) -> Recording:
     return recording
 
 
+def chosen_fleet(profile: Path | None, recording: Path | None) -> tuple[FleetProfile, Recording]:
+    """A file's profile or the built-in one, with the named recording or the profile's own."""
+    fleet, folder = read_fleet(profile)
+    if recording:
+        return fleet, fleet_recording(str(recording), Path())
+    return fleet, fleet_recording(fleet.recording, folder)
+
+
 def mix(kinds: Sequence[Kind], count: int) -> list[Kind]:
     """The kind of each device; any first ones of them are mixed as the shares say."""
     total = sum(kind.share for kind in kinds)

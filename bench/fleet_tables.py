@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from bench.fleet_figures import BUSY, LATE, STOLEN
+from bench.plan_tables import plain_table
 
 COLUMNS = (
     ("met\n%", 100, ".0f", ("share_met",)),
@@ -28,7 +28,7 @@ COLUMNS = (
 
 def fleet_table(figures: dict[str, Any]) -> Table:
     """A section a fleet size, a row a method, and one for the real devices beside it."""
-    table = _table(
+    table = plain_table(
         f"{figures['profile']}, each promised {figures['target_rate']:g} tokens/s",
         "met: devices that got it; goodput: tokens of those; first: to the first token; gaps: "
         "between tokens\nsteps: of the target, for one session; rows: sessions of a step; bytes: "
@@ -55,7 +55,7 @@ def fleet_table(figures: dict[str, Any]) -> Table:
 def capacity_table(figures: dict[str, Any]) -> Table:
     """A row a method: the largest fleet that was served, the next one that was not, and how many
     times as many devices ours serves."""
-    table = _table("capacity: devices, 95 % of which get what they were promised")
+    table = plain_table("capacity: devices, 95 % of which get what they were promised")
     for header in ("method", "serves", "not any more", "ours to it"):
         table.add_column(header, justify="left" if header == "method" else "right", no_wrap=True)
     capacity, fails = figures["capacity"], figures["fails"]
@@ -115,14 +115,3 @@ def _row(cell: dict[str, Any]) -> list[str]:
 
 def _number(value: float | None, factor: float, form: str) -> str:
     return "–" if value is None else format(factor * value, form)
-
-
-def _table(title: str, caption: str = "") -> Table:
-    return Table(
-        title=title,
-        caption=caption or None,
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        title_justify="left",
-        caption_justify="left",
-    )

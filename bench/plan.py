@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bench.link import CLOUD, METHODS, Method
 from bench.plan_tables import SKETCH_NOTE, plan_notes, plan_table
-from bench.profiles import Profile, builtin_profiles, named_recording, read_profile
+from bench.profiles import Profile, chosen_profiles
 from bench.recording import Recording, excerpt
 from bench.simulation import Times, simulate
 from bench.sketch import sketch
@@ -55,11 +55,7 @@ class PlanSettings:
 def run(settings: PlanSettings, *, as_json: bool) -> None:
     """Simulates, prints and plots. Raises `UsageError` for a profile that is none."""
     settings.check()
-    profiles = [read_profile(path) for path in settings.profiles] or builtin_profiles()
-    if settings.recording:
-        said = named_recording(settings.recording)
-        profiles = [(profile, said) for profile, _ in profiles]
-    figures = plan(profiles, settings)
+    figures = plan(chosen_profiles(settings.profiles, settings.recording), settings)
     console = Console(width=max(Console().width, 100))
     for each in figures:
         console.print(plan_table(each))

@@ -18,12 +18,12 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from bench.fleet_search import SHARE, Search
+from bench.fleet_search import FIRST_TOKEN, SHARE, Search
 from bench.link import CLOUD, METHODS, OURS
 from bench.plan import LONGEST_TRIP
 from bench.plan_fleet_tables import NOTE, capacity_table, fleet_table
 from bench.plan_tables import plan_notes
-from bench.profiles import Profile, builtin_profiles, named_recording, read_profile
+from bench.profiles import Profile, chosen_profiles
 from bench.recording import Recording
 from bench.simulation import SimulatedDevice, simulate_fleet
 from bench.simulation_stats import FleetStats, percentile
@@ -31,8 +31,6 @@ from edgespec.config import CloudSettings, EdgeSettings
 from edgespec.errors import UsageError
 from edgespec.progress import Advance, progress
 
-FIRST_TOKEN = 5.0
-"""Seconds."""
 ARRIVAL = 1.0
 """Seconds in which all devices come."""
 ONE = "lock-step one at a time"
@@ -111,11 +109,7 @@ class FleetFigures(msgspec.Struct, frozen=True):
 def run(settings: FleetPlan, *, as_json: bool) -> None:
     """Simulates, prints and plots. Raises `UsageError` for a profile that is none."""
     settings.check()
-    profiles = [read_profile(path) for path in settings.profiles] or builtin_profiles()
-    if settings.recording:
-        said = named_recording(settings.recording)
-        profiles = [(profile, said) for profile, _ in profiles]
-    figures = plan_fleets(profiles, settings)
+    figures = plan_fleets(chosen_profiles(settings.profiles, settings.recording), settings)
     console = Console(width=max(Console().width, 100))
     for each in figures:
         if not settings.devices:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from bench.plan_tables import plain_table
+from bench.plan_tables import WIDTH, plain_table
 
 NOTE = (
     "served: has its rate and waits at most {:g} s for an answer to begin. "
@@ -16,7 +16,7 @@ NOTE = (
 
 def capacity_table(figures: dict[str, Any]) -> Table:
     """A row a rate: how many devices each method serves at it."""
-    table = plain_table(figures["name"])
+    table = plain_table(figures["name"], min_width=WIDTH)
     table.add_column("tokens/s\neach", justify="right", no_wrap=True)
     names = list(next(iter(figures["rates"].values())))
     for name in names:
@@ -29,7 +29,7 @@ def capacity_table(figures: dict[str, Any]) -> Table:
 
 def fleet_table(figures: dict[str, Any], rate: str) -> Table:
     """A row a fleet and method, at one rate."""
-    table = plain_table(f"{figures['name']}, {rate} tokens/s each")
+    table = plain_table(f"{figures['name']}, {rate} tokens/s each", min_width=WIDTH)
     for header in (
         "devices", "method", "served\n%", "tokens/s\nmean", "\np5", "first\np95 ms",
         "busy %\ntarget", "\ndraft", "\nmessages", "rows\na step",

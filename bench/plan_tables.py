@@ -12,6 +12,8 @@ SKETCH_NOTE = (
     "cloud: tokens a second; all others: ratios to it. "
     "sketch: the best of streaming alone, on paper, without overheads or branches."
 )
+WIDTH = 60
+"""Characters of a table, at least, so that captions and notes have room."""
 COLUMNS = ("lock-step", "exits", "cloud-draft", "ours", "sketch")
 
 
@@ -32,7 +34,7 @@ class Compared(NamedTuple):
 def plan_table(figures: dict[str, Any]) -> Table:
     """A row an RTT: the cloud's tokens a second, and the ratios of the others to it; a dash where
     the hardware has no such method."""
-    table = plain_table(figures["name"])
+    table = plain_table(figures["name"], min_width=WIDTH)
     for header in ("RTT\nms", "cloud\ntokens/s", *COLUMNS):
         table.add_column(header, justify="right", no_wrap=True)
     for rtt in figures["rtts_ms"]:
@@ -51,7 +53,7 @@ def plan_notes(figures: dict[str, Any]) -> str:
 def compared_table(pair: str, cells: Sequence[Compared], tolerance: float) -> Table:
     """A row a cell; those beyond the tolerance (a share) are marked."""
     table = plain_table(
-        f"{pair}: simulated and measured", f"!: differs by more than {tolerance:.0%}"
+        f"{pair}: simulated and measured", f"!: differs by more than {tolerance:.0%}", WIDTH
     )
     for header in ("RTT\nms", "method", "measured\ntokens/s", "simulated\ntokens/s", "error\n%"):
         table.add_column(header, justify="left" if header == "method" else "right", no_wrap=True)
@@ -69,7 +71,7 @@ def compared_table(pair: str, cells: Sequence[Compared], tolerance: float) -> Ta
     return table
 
 
-def plain_table(title: str, caption: str = "") -> Table:
+def plain_table(title: str, caption: str = "", min_width: int | None = None) -> Table:
     return Table(
         title=title,
         caption=caption or None,
@@ -77,5 +79,5 @@ def plain_table(title: str, caption: str = "") -> Table:
         padding=(0, 1, 0, 0),
         title_justify="left",
         caption_justify="left",
-        min_width=60,
+        min_width=min_width,
     )

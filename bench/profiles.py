@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -94,6 +95,16 @@ def builtin_profiles() -> list[tuple[Profile, Recording]]:
     entries = json.loads(file.read_text("utf-8"))
     profiles = [profile_of(entry, Profile, str(file)) for entry in entries]
     return [(profile, recording_of(profile, Path())) for profile in profiles]
+
+
+def chosen_profiles(paths: Sequence[Path], recording: str) -> list[tuple[Profile, Recording]]:
+    """Those of the files, the built-in ones for none, each with what its pair says: all the same
+    where a `recording` is named."""
+    profiles = [read_profile(path) for path in paths] or builtin_profiles()
+    if recording:
+        said = named_recording(recording)
+        profiles = [(profile, said) for profile, _ in profiles]
+    return profiles
 
 
 def read_json(path: Path) -> Any:

@@ -147,10 +147,15 @@ class _Line:
         return self.longer(come, self.outlook.coming_sure) if come else self
 
 
+def _least(lines: Sequence[_Line]) -> int:
+    """Ids that a step verifies at least: in lock-step all that are here."""
+    return max((line.ids for line in lines if line.outlook.whole), default=0)
+
+
 def _widths(lines: Sequence[_Line], widest: int) -> Iterator[tuple[int, float, int]]:
     """Ids a session at most, the tokens to expect, the width of the step. In time proportional to
     the ids, since there may be many sessions."""
-    least = max((line.ids for line in lines if line.outlook.whole), default=0)
+    least = _least(lines)
     most = max(line.ids for line in lines)
     gained, pending, ended = [0.0] * (most + 1), [0] * (most + 1), 0
     for line in lines:
@@ -176,7 +181,7 @@ def _drafting(
     shortest = min((line.ids for line in lines if line.outlook.beside), default=None)
     if shortest is None:
         return
-    seconds = 0.0
+    seconds, least = 0.0, _least(lines)
     for ids in range(shortest + 1, shortest + AHEAD + 1):
         short = [line.outlook.beside and line.ids < ids for line in lines]
         first = (
@@ -189,7 +194,6 @@ def _drafting(
             line.longer(ids - line.ids, line.outlook.beside_sure) if drafts else line
             for line, drafts in zip(lines, short, strict=True)
         ]
-        least = max((line.ids for line in lines if line.outlook.whole), default=0)
         width = max(line.width(max(ids, least)) for line in later)
         if width > widest:
             return

@@ -182,7 +182,7 @@ def _prompt_step(
     for wider in widths[1:]:
         if speeds.chunks.step(wider, 1, prompts[0].cached) <= bearable:
             width = wider
-    width = min(width, prompts[0].length - prompts[0].cached)
+    width = min(width, prompts[0].pending)
     batch = Batch()
     for seat in prompts[: settings.max_batch_rows or None]:
         cached = _cached([*batch.seats, seat])
@@ -198,11 +198,10 @@ def _prompt_step(
 
 
 def _decide(seats: Sequence[Seat], settings: CloudSettings, speeds: Speeds, now: float) -> Decision:
-    cached = _cached(seats)
+    cached, company = _cached(seats), len(seats) > 1
     outlooks = []
     for seat in seats:
         weight = URGENT if seat.promised and seat.due < now else 1.0
-        company = len(seats) > 1
         outlooks.append(seat.outlook(now, _most(seat, settings), weight, company=company))
 
     def step(rows: int, width: int) -> float:
@@ -210,7 +209,7 @@ def _decide(seats: Sequence[Seat], settings: CloudSettings, speeds: Speeds, now:
 
     beside = speeds.beside
     draft = (lambda texts, width: beside.step(width, texts)) if beside is not None else None
-    widest = SHORT if len(seats) > 1 else 1 << 16
+    widest = SHORT if company else 1 << 16
     return decide(outlooks, step, draft, widest)
 
 

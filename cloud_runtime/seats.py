@@ -140,10 +140,6 @@ class Seat:
         return self.paused or self.left_out or self.away
 
     @property
-    def done(self) -> bool:
-        return bool(self.state.finish)
-
-    @property
     def opened(self) -> bool:
         """Whether the opening round, which needs no draft, is over."""
         return self.verdict is not None

@@ -151,7 +151,7 @@ class CloudLoop:
         """One id for each seat by the draft beside the target."""
         assert self._drafter is not None
         began, texts = self._clock(), [seat.text for seat in step.seats]
-        self._drafter.retain({seat.session for seat in self._service.seats if not seat.done})
+        self._drafter.retain({seat.session for seat in self._service.unfinished})
         guesses: list[Guess | None] = [None] * len(texts)
         alike: dict[Sampling, list[int]] = {}
         for number, seat in enumerate(step.seats):

@@ -125,9 +125,9 @@ class Service:
         except ProtocolError as error:
             self._trouble(device, "garbage", now, reason=str(error))
             return [(peer, Error("malformed", str(error)[:1000]))]
-        replies = self._handle(peer, message, now)
+        replies = self._handle(device, message, now)
         if replies and device.away:
-            self._back(device)  # for now: if the reply does not leave, it is away again
+            self._back(device)  # it is away again if the reply does not leave
         for reply in replies:
             if isinstance(reply, Error):
                 self._refused(device, reply, now)
@@ -165,16 +165,16 @@ class Service:
         who = {"device": device.name, "peer": device.peer.hex()} if device is not None else {}
         self._notes.append(Note(level, sentence, {"event": event, **who, **facts}))
 
-    def _handle(self, peer: bytes, message: AnyMessage, now: float) -> list[Message]:
+    def _handle(self, device: Device, message: AnyMessage, now: float) -> list[Message]:
+        peer = device.peer
         if isinstance(message, Hello):
-            return [self._hello(peer, message, now)]
+            return [self._hello(device, message)]
         if isinstance(message, Ping):
             for seat in self._seats.values():
                 if seat.peer == peer:
                     seat.heard = now
             return [Pong(message.nonce, self._company)]
-        device = self.devices.get(peer)
-        if device is None or not device.greeted:
+        if not device.greeted:
             return [Error("hello", "say hello first", getattr(message, "session", 0), True)]
         if isinstance(message, Open):
             return self._open(peer, message, now)
@@ -182,8 +182,7 @@ class Service:
             return self._continue(peer, message, now)
         return [Error("invalid", f"a device does not send {type(message).__name__}")]
 
-    def _hello(self, peer: bytes, hello: Hello, now: float) -> Message:
-        device = self.devices.heard(peer, now)
+    def _hello(self, device: Device, hello: Hello) -> Message:
         device.name = hello.device
         mine = self._identity
         checks: list[tuple[bool, ErrorCode, str]] = [

@@ -15,6 +15,7 @@ from edgespec.config import NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import LinkError
 from edgespec.manifest import Bundle
 from edgespec.protocol import (
+    LONGEST_NAME,
     VERSION,
     Admitted,
     AnyMessage,
@@ -42,7 +43,6 @@ PING_SECONDS = 1.0
 """How often the round trip is measured, and the cloud told that somebody is there."""
 STALL = 1.0
 """Seconds of silence that the report names."""
-NAME = 200
 
 
 class Piece(NamedTuple):
@@ -91,7 +91,7 @@ def round_trip(link: Link, settings: EdgeSettings, clock: Clock = time.monotonic
 def hello_for(bundle: Bundle, device: str, drafter: str = "", hardware: str = "") -> Hello:
     """Names are cut to what the protocol allows."""
     manifest = bundle.manifest
-    who = (name[:NAME] for name in (device, drafter, hardware))
+    who = (name[:LONGEST_NAME] for name in (device, drafter, hardware))
     return Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, *who)
 
 

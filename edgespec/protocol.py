@@ -50,7 +50,8 @@ Identifier = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 63) - 1)]
 Position = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Tokens = Annotated[list[Token], msgspec.Meta(max_length=MAX_DRAFT + 1)]
-Name = Annotated[str, msgspec.Meta(max_length=200)]
+LONGEST_NAME = 200
+Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
 """Tokens a second, or another number that is not negative."""

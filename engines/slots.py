@@ -119,6 +119,7 @@ class SlotCache:
         self.slots = slots
         self.length: dict[int, int] = {}
         self._tensors = tensors
+        self._position_bytes = sum(tensor.bytes(1) for tensor in tensors)
         self._memory = 0
         self._still = False
         self._closing: list[int] = []
@@ -136,7 +137,7 @@ class SlotCache:
 
     def slot_bytes(self, positions: int) -> int:
         """Bytes of a slot that holds so many positions."""
-        return sum(tensor.bytes(bucket(positions)) for tensor in self._tensors)
+        return bucket(positions) * self._position_bytes
 
     def open(self) -> int:
         if len(self.length) - len(self._closing) >= self.slots:

@@ -191,3 +191,17 @@ def tiny_bundle(tiny_llama_folder: Path) -> Bundle:
             drafts=(("cpu-fp32", SELF_DRAFT), ("cpu-int8", SELF_DRAFT)),
         )
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_recording(tiny_bundle: Bundle):
+    """What the tiny target and its int8 draft say to three prompts."""
+    from bench.recording import Recording, record
+    from engines.drafting import ModelDrafter
+    from engines.ort import OrtSettings, device_settings, load_draft, load_target
+
+    prompts = [[5 + n, 9, 40 + n, 7] for n in range(3)]
+    target = load_target(tiny_bundle, OrtSettings(threads=1, slots=17))
+    engine = load_draft(tiny_bundle, "cpu-int8", device_settings("cpu-int8", 1, 4))
+    said = dict(record(target, ModelDrafter(engine, "tiny"), prompts, 12, [1]))
+    return Recording("tiny", [4, 4, 4], [said[n] for n in range(3)], prompts)

@@ -12,13 +12,11 @@ from bench.crowd_offenders import OFFENDERS, Scene, _certain, _Writing
 from bench.crowd_overhead import record_bytes
 from bench.crowd_tables import crowd_tables
 from bench.processes import told
-from bench.recording import Recording, record
 from cloud_runtime.metrics import exposition
 from cloud_runtime.tally import Tally
 from edgespec.cli import main
 from edgespec.fleet import Fleet
 from edgespec.protocol import VERSION, Hello
-from engines.drafting import ModelDrafter
 
 # What a cloud says of itself.
 
@@ -114,17 +112,10 @@ def test_short_sessions_leave_nothing_behind():
 
 
 @pytest.fixture(scope="module")
-def small(tiny_bundle, tmp_path_factory):
+def small(tiny_recording, tmp_path_factory):
     """A profile and a recording for the tiny target."""
-    from engines.ort import OrtSettings, device_settings, load_draft, load_target
-
     folder = tmp_path_factory.mktemp("crowd")
-    prompts = [[5 + n, 9, 40 + n, 7] for n in range(3)]
-    target = load_target(tiny_bundle, OrtSettings(threads=1, slots=17))
-    engine = load_draft(tiny_bundle, "cpu-int8", device_settings("cpu-int8", 1, 4))
-    said = dict(record(target, ModelDrafter(engine, "tiny"), prompts, 12, [1]))
-    recording = Recording("tiny", [4, 4, 4], [said[n] for n in range(3)], prompts)
-    (folder / "said.json").write_bytes(msgspec.json.encode(recording))
+    (folder / "said.json").write_bytes(msgspec.json.encode(tiny_recording))
     kind = {"name": "a", "draft_ms": 2, "rtt_ms": 4, "answer_tokens": [2, 12], "think_s": 0.01}
     profile = {
         "name": "mine", "source": "made up", "kinds": [kind], "recording": "said.json",

@@ -16,14 +16,13 @@ from bench.fleet_plots import plot_fleet
 from bench.fleet_profile import Kind, answerable, fleet_recording, mix, read_fleet
 from bench.fleet_search import Search, explore
 from bench.fleet_tables import capacity_table, fleet_notes, fleet_table
-from bench.recording import Recording, Said, record, synthetic
+from bench.recording import Recording, Said, synthetic
 from edgespec.cli import main
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.protocol import Ping, Pong
 from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
 from edgespec.trace import Span
-from engines.drafting import ModelDrafter
 
 KIND = {"name": "a", "draft_ms": 5}
 PROFILE = {"name": "mine", "source": "made up", "kinds": [KIND]}
@@ -367,24 +366,17 @@ def test_methods_take_turns_and_stop_when_time_is_over():
 
 
 @pytest.fixture(scope="module")
-def small(tiny_bundle, tmp_path_factory):
+def small(tiny_recording, tmp_path_factory):
     """A fleet's profile and recording for the tiny target."""
-    from engines.ort import OrtSettings, device_settings, load_draft, load_target
-
     folder = tmp_path_factory.mktemp("fleet")
-    prompts = [[5 + n, 9, 40 + n, 7] for n in range(3)]
-    target = load_target(tiny_bundle, OrtSettings(threads=1, slots=17))
-    engine = load_draft(tiny_bundle, "cpu-int8", device_settings("cpu-int8", 1, 4))
-    said = dict(record(target, ModelDrafter(engine, "tiny"), prompts, 12, [1]))
-    recording = Recording("tiny", [4, 4, 4], [said[n] for n in range(3)], prompts)
-    (folder / "said.json").write_bytes(msgspec.json.encode(recording))
+    (folder / "said.json").write_bytes(msgspec.json.encode(tiny_recording))
     kinds = [
         KIND | {"draft_ms": 2, "rtt_ms": 4, "answer_tokens": [2, 12], "think_s": 0.01},
         KIND | {"name": "b", "drafter": "ngram", "answer_tokens": [2, 12], "think": "fixed"},
     ]
     changed = {"kinds": kinds, "recording": "said.json", "arrive_s": 0.2, "target_rate": 5}
     (folder / "fleet.json").write_text(json.dumps(PROFILE | changed))
-    return folder, recording
+    return folder, tiny_recording
 
 
 def test_a_small_fleet(tiny_bundle, small, tmp_path):
