@@ -23,9 +23,14 @@ import msgspec
 from edgespec.architecture import Architecture
 from edgespec.errors import BundleError, UsageError
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 SELF_DRAFT = "self"
+
+MAIN_OPSET = 24
+"""Of the graphs that ONNX Runtime 1.25 and TensorRT 11 run."""
+COMPAT_OPSET = 21
+"""Of the same graphs in plain operators, for what is older."""
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 
@@ -89,6 +94,7 @@ class Target(_Struct, frozen=True):
     precisions: Precisions
     segments: list[Segment]
     head: str
+    opset: int = MAIN_OPSET
     agreement: float | None = None
     """Share of tokens on which these precisions name the original's; None: not measured."""
 
@@ -105,6 +111,7 @@ class Draft(_Struct, frozen=True):
     graph: str
     vocabulary: int
     """Rows of its head: fewer than the architecture's where the draft was trimmed to some ids."""
+    opset: int = MAIN_OPSET
     calibration: Calibration | None = None
 
 

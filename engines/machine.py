@@ -18,8 +18,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from edgespec import profiles
 from edgespec.config import usable_cores
-from edgespec.profiles import PROFILES, runs_graphs
+from edgespec.profiles import runs_graphs
 
 ROOT = Path("/")
 UNKNOWN_FREE = 1 << 30
@@ -146,6 +147,7 @@ def brief(root: Path = ROOT) -> str:
 def report(machine: Machine) -> str:
     """Lines for people."""
     profile, reason = machine.profile
+    chosen = profiles.profile(profile)
     fits = "new enough" if machine.runs_opset_24 else "too old: the graphs need 1.25"
     memory = f"{machine.memory.total_mb} MB, {machine.memory.available_mb} MB available"
     tensorrt = [f"{module} {version}" for module, version in machine.tensorrt.items()]
@@ -161,7 +163,7 @@ def report(machine: Machine) -> str:
         "TensorRT": ", ".join(tensorrt) or "none",
         "GPU": ", ".join(machine.gpus) or "none found",
         "profile": f"{profile}: {reason}",
-        "": f"for {PROFILES[profile].purpose}; {PROFILES[profile].precisions}",
+        "": f"for {chosen.purpose}; {chosen.precisions}",
     }
     return "\n".join(f"{name:14}{fact}" for name, fact in facts.items())
 

@@ -13,6 +13,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from edgespec.errors import EngineError
+from edgespec.manifest import MAIN_OPSET
 from edgespec.profiles import ONNX_RUNTIME, runs_graphs
 from engines.slots import CacheTensor, Pool
 
@@ -65,7 +66,7 @@ class Graph:
         except ORT_ERRORS as error:
             version = onnxruntime.__version__
             if not runs_graphs(version):
-                needed = ".".join(map(str, ONNX_RUNTIME))
+                needed = ".".join(map(str, ONNX_RUNTIME[MAIN_OPSET]))
                 raise EngineError(
                     f"ONNX Runtime {version} is too old for the graphs, which need {needed}; "
                     "install a newer one (Python 3.11 or newer has it), or use --drafter ngram"

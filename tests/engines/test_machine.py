@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edgespec import profiles
 from edgespec.cli import main
-from edgespec.profiles import PROFILES
 from engines.machine import (
     Machine,
     Memory,
@@ -175,7 +175,7 @@ def test_this_machine() -> None:
     assert figures["cores"] > 0
     assert figures["runs_opset_24"]
     assert "CPUExecutionProvider" in figures["providers"]
-    assert figures["profile"] in PROFILES
+    assert figures["profile"] in profiles.names()
 
 
 @pytest.mark.parametrize(
