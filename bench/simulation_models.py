@@ -14,7 +14,8 @@ from edgespec.sampling import Sampling
 from engines.base import Choices, Row, Step, check_rows
 from engines.batches import plan
 from engines.drafting import Guess
-from engines.slots import CacheTensor, SlotCache, SlotEngine
+from engines.pools import CacheTensor
+from engines.slots import SlotCache, SlotEngine
 
 VOCABULARY = 1 << 20
 END = 1

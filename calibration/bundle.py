@@ -15,7 +15,8 @@ from edgespec.config import usable_cores
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
 from engines.base import Engine, Row, final_choices
-from engines.ort import OrtEngine, OrtSettings, device_settings, load_draft, load_target
+from engines.ort import OrtSettings, device_settings, load_draft, load_target
+from engines.staged import StagedEngine
 
 _COMPARED = 2_000
 """Answer positions on which a quantised target is compared with its original."""
@@ -75,6 +76,6 @@ def step_time(engine: Engine, tokens: int) -> float:
     return min(taken) * 1e3
 
 
-def _draft(bundle: Bundle, name: str) -> OrtEngine:
+def _draft(bundle: Bundle, name: str) -> StagedEngine:
     """A draft as a device runs it."""
     return load_draft(bundle, name, device_settings(name))

@@ -19,7 +19,8 @@ from edgespec.config import CloudSettings, usable_cores
 from edgespec.manifest import Bundle
 from edgespec.trace import Trace
 from edgespec.transport import RouterHub
-from engines.ort import OrtEngine, OrtSettings, device_settings, load_draft, load_target
+from engines.ort import OrtSettings, device_settings, load_draft, load_target
+from engines.staged import StagedEngine
 
 if TYPE_CHECKING:
     from cloud_runtime.status import Status
@@ -125,7 +126,7 @@ def _drain_on_signals(loop: CloudLoop) -> list[int]:
     return interrupts
 
 
-def _beside(bundle: Bundle, settings: CloudSettings, threads: int) -> OrtEngine | None:
+def _beside(bundle: Bundle, settings: CloudSettings, threads: int) -> StagedEngine | None:
     """The draft beside the target."""
     if not settings.draft:
         return None

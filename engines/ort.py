@@ -1,8 +1,8 @@
 """ONNX Runtime: the graphs of a bundle over an in-place KV cache.
 
-Every cache tensor is bound as input and as output of a graph with the same address, so
-`TensorScatter` writes it in place. The bindings for one shape of call (pool, neighbours, width) are
-made once and kept in a frame.
+Every cache tensor is bound as input and as output of a graph with the same address, so it is
+written in place. The bindings for one shape of call (pool, neighbours, width) are made once and
+kept in a frame.
 
 A target never runs one new token alone (`min_tokens=2`): ORT's attention takes another path for it,
 whose result differs in the last bits (4e-7, which int8 activations blow up to whole logits). From
@@ -11,8 +11,7 @@ two tokens up, every way of computing a position gives the same bits.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,15 +21,12 @@ from edgespec import profiles
 from edgespec.config import usable_cores
 from edgespec.errors import EngineError
 from edgespec.manifest import Bundle
-from engines.base import Choices, Row, Step, check_rows
-from engines.batches import Call, plan
-from engines.ort_graph import ORT_ERRORS, Frame, Graph, OrtSettings, bind, reason, run_head
-from engines.slots import SlotCache, SlotEngine
+from engines.batches import Call
+from engines.ort_graph import ORT_ERRORS, Graph, OrtSettings, bind, reason, run_head
+from engines.pools import HostPool, MakePool
+from engines.staged import Inputs, Sizes, Stage, StagedEngine
 
-__all__ = ["Graph", "OrtEngine", "OrtSettings", "load_draft", "load_target"]
-
-FRAMES = 64
-"""Shapes of call whose bindings are kept."""
+__all__ = ["Graph", "OrtSettings", "load_draft", "load_target"]
 
 
 class LoadedSegment(NamedTuple):
@@ -40,136 +36,76 @@ class LoadedSegment(NamedTuple):
     exit: Graph | None = None
 
 
-class OrtEngine(SlotEngine):
-    """A target (segments, exit heads, head) or a draft (one graph with its head inside)."""
+class OrtRunner:
+    """Segments with their exit heads, and the head; None where the last graph has it inside."""
 
-    def __init__(
-        self,
-        segments: Sequence[LoadedSegment],
-        head: Graph | None,
-        *,
-        vocabulary: int,
-        context: int,
-        settings: OrtSettings,
-    ) -> None:
-        """`head` is None where the last segment's graph has it inside."""
-        tensors = [tensor for segment in segments for tensor in segment.graph.cache_tensors()]
-        super().__init__(SlotCache(tensors, settings.slots))
-        self.vocabulary = vocabulary
-        self.context = context
-        self._segments = segments
-        self._head = head
-        self.min_tokens = settings.min_tokens
-        self._frames: OrderedDict[tuple[int, int, int, int], Frame] = OrderedDict()
+    make_pool: MakePool = HostPool
 
-    def slot_bytes(self, positions: int) -> int:
-        return super().slot_bytes(positions + self.min_tokens - 1)
+    def __init__(self, segments: Sequence[LoadedSegment], head: Graph | None) -> None:
+        self.segments = segments
+        self.head = head
+        self.stages = [Stage(segment.end, segment.exit is not None) for segment in segments]
+        self.tensors = [tensor for part in segments for tensor in part.graph.cache_tensors()]
 
-    def run(self, rows: Sequence[Row]) -> Iterator[Step]:
-        check_rows(self, rows)
-        calls = plan(rows, self._cache, self.min_tokens)
-        with self._cache.still():
-            yield from self._run(rows, calls)
+    def frame(self, call: Call) -> OrtFrame:
+        return OrtFrame(self, call)
 
-    def _run(self, rows: Sequence[Row], calls: Sequence[Call]) -> Iterator[Step]:
-        frames = [self._fill(call, rows) for call in calls]
-        for stage, segment in enumerate(self._segments):
-            final = stage == len(self._segments) - 1
-            choices: list[Choices | None] = [None] * len(rows)
-            for call, frame in zip(calls, frames, strict=True):
-                wanting = [
-                    (place, number)
-                    for place, number in enumerate(call.members)
-                    if number is not None
-                    and rows[number].wanted
-                    and (final or (segment.exit is not None and rows[number].hints))
-                ]
-                try:
-                    heads = self._run_stage(stage, frame, _select(call, rows, wanting))
-                except ORT_ERRORS as error:
-                    raise EngineError(f"ONNX Runtime failed: {reason(error)}") from error
-                _deal(heads, rows, wanting, choices)
-            if final:
-                for row in rows:
-                    self._cache.length[row.slot] = row.start + len(row.tokens)
-            yield Step(segment.end, final, choices)
 
-    def _run_stage(
-        self, stage: int, frame: Frame, select: npt.NDArray[np.int64]
-    ) -> list[npt.NDArray[Any]]:
-        """One segment of one call, and the head behind it for the selected tokens, if any."""
-        segment, binding = self._segments[stage], frame.bindings[stage]
+class OrtFrame:
+    """Buffers and bindings for calls of one shape."""
+
+    def __init__(self, runner: OrtRunner, call: Call) -> None:
+        self.inputs = Inputs(call.count, call.width)
+        self._runner = runner
+        self._tensors: dict[str, npt.NDArray[Any]] = dict(self.inputs.named())
+        for name, array in call.pool.arrays.items():
+            self._tensors[name] = array[call.first : call.first + call.count]
+        self._bindings = [
+            self._bind(segment.graph, call.count, call.width) for segment in runner.segments
+        ]
+
+    def run(self, stage: int, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+        try:
+            return self._run(stage, select)
+        except ORT_ERRORS as error:
+            raise EngineError(f"ONNX Runtime failed: {reason(error)}") from error
+
+    def _bind(self, graph: Graph, count: int, width: int) -> Any:
+        binding = graph.session.io_binding()
+        for name, info in graph.outputs.items():
+            if name.startswith(("hidden.", "features")):
+                shape = (count, width, info.shape[-1])
+                self._tensors[name] = np.empty(shape, graph.dtype(name))
+        for name in graph.inputs:
+            if name in self._tensors:
+                bind(binding.bind_input, name, self._tensors[name])
+        for name in graph.outputs:
+            source = name.removesuffix(".out")
+            if source in self._tensors:
+                bind(binding.bind_output, name, self._tensors[source])
+        return binding
+
+    def _run(self, stage: int, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+        segment, binding = self._runner.segments[stage], self._bindings[stage]
         if "select" in segment.graph.inputs:  # the head is inside, and needs at least one token
             padded = select if select.size else np.zeros(1, np.int64)
             return run_head(segment.graph, binding, padded)
         segment.graph.session.run_with_iobinding(binding)
         if not select.size:
             return []
-        features = frame.tensors.get("features")
+        features = self._tensors.get("features")
         if segment.exit is not None:
             name = f"hidden.{segment.end}"
-            features = segment.exit.session.run(None, {name: frame.tensors[name]})[0]
-        assert self._head is not None
+            features = segment.exit.session.run(None, {name: self._tensors[name]})[0]
+        head = self._runner.head
+        assert head is not None
         assert features is not None
-        binding = self._head.session.io_binding()
+        binding = head.session.io_binding()
         bind(binding.bind_input, "features", features)
-        return run_head(self._head, binding, select)
-
-    def _frame(self, call: Call) -> Frame:
-        pool = call.pool
-        key = (pool.capacity, call.first, call.count, call.width)
-        frame = self._frames.get(key)
-        if frame is None:
-            graphs = [segment.graph for segment in self._segments]
-            frame = self._frames[key] = Frame(graphs, pool, call.first, call.count, call.width)
-            if len(self._frames) > FRAMES:
-                self._frames.popitem(last=False)
-        self._frames.move_to_end(key)
-        return frame
-
-    def _fill(self, call: Call, rows: Sequence[Row]) -> Frame:
-        frame = self._frame(call)
-        frame.ids.fill(0)
-        for place, number in enumerate(call.members):
-            if number is None:
-                start = self._cache.length[call.pool.occupants[call.first + place]]
-            else:
-                start = rows[number].start
-                frame.ids[place, : len(rows[number].tokens)] = rows[number].tokens
-            frame.starts[place] = start
-        np.add(frame.starts, call.width, out=frame.lengths)
-        np.add(frame.starts[:, None], np.arange(call.width), out=frame.positions)
-        np.minimum(frame.positions, self.context - 1, out=frame.positions)
-        return frame
+        return run_head(head, binding, select)
 
 
-def _select(
-    call: Call, rows: Sequence[Row], wanting: Sequence[tuple[int, int]]
-) -> npt.NDArray[np.int64]:
-    """Flat indices, in `[count * width]`, of the tokens whose choices are wanted."""
-    picked = [
-        place * call.width + len(rows[number].tokens) - rows[number].wanted + j
-        for place, number in wanting
-        for j in range(rows[number].wanted)
-    ]
-    return np.array(picked, np.int64)
-
-
-def _deal(
-    heads: Sequence[npt.NDArray[Any]],
-    rows: Sequence[Row],
-    wanting: Sequence[tuple[int, int]],
-    choices: list[Choices | None],
-) -> None:
-    """Cuts a head's outputs into the rows that they belong to."""
-    done = 0
-    for _, number in wanting:
-        cut = slice(done, done + rows[number].wanted)
-        choices[number] = Choices(*(output[cut] for output in heads))
-        done = cut.stop
-
-
-def load_target(bundle: Bundle, settings: OrtSettings) -> OrtEngine:
+def load_target(bundle: Bundle, settings: OrtSettings) -> StagedEngine:
     """The bundle's target, segment by segment. Checks the files it reads."""
     bundle.check("target")
     target = bundle.manifest.target
@@ -181,13 +117,12 @@ def load_target(bundle: Bundle, settings: OrtSettings) -> OrtEngine:
         )
         for segment in target.segments
     ]
-    return OrtEngine(
-        segments,
-        Graph(bundle.path(target.head), settings),
-        vocabulary=target.architecture.vocabulary,
-        context=bundle.manifest.context,
-        settings=settings,
-    )
+    runner = OrtRunner(segments, Graph(bundle.path(target.head), settings))
+    return _engine(runner, target.architecture.vocabulary, bundle, settings)
+
+
+def open_target(bundle: Bundle, threads: int) -> StagedEngine:
+    return load_target(bundle, OrtSettings(threads=threads))
 
 
 def device_settings(name: str, threads: int = 0, slots: int = 1) -> OrtSettings:
@@ -200,18 +135,27 @@ def device_settings(name: str, threads: int = 0, slots: int = 1) -> OrtSettings:
         min_tokens=1,
         arena=chosen.arena,
         providers=chosen.providers,
+        capacities=chosen.capacities,
     )
 
 
-def load_draft(bundle: Bundle, profile: str, settings: OrtSettings) -> OrtEngine:
+def load_draft(bundle: Bundle, profile: str, settings: OrtSettings) -> StagedEngine:
     """The bundle's draft for a profile. Checks the files it reads."""
     draft = bundle.draft(profile)
     bundle.check(f"draft/{profile}")
     graph = Graph(bundle.path(draft.graph), settings)
-    return OrtEngine(
-        [LoadedSegment(draft.architecture.layers, graph)],
-        None,
-        vocabulary=draft.architecture.vocabulary,
-        context=bundle.manifest.context,
-        settings=settings,
+    runner = OrtRunner([LoadedSegment(draft.architecture.layers, graph)], None)
+    return _engine(runner, draft.architecture.vocabulary, bundle, settings)
+
+
+def _engine(
+    runner: OrtRunner, vocabulary: int, bundle: Bundle, settings: OrtSettings
+) -> StagedEngine:
+    sizes = Sizes(
+        vocabulary,
+        bundle.manifest.context,
+        settings.slots,
+        settings.min_tokens,
+        settings.capacities,
     )
+    return StagedEngine(runner, sizes)

@@ -1,8 +1,8 @@
-"""One ONNX file in ONNX Runtime, and the buffers that calls of one shape are bound to."""
+"""One ONNX file in ONNX Runtime."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _native
 from edgespec.errors import EngineError
 from edgespec.manifest import MAIN_OPSET
 from edgespec.profiles import ONNX_RUNTIME, runs_graphs
-from engines.slots import CacheTensor, Pool
+from engines.pools import BUCKETS, CacheTensor
 
 _DTYPES: Mapping[str, Any] = {
     "tensor(float)": np.float32,
@@ -44,6 +44,8 @@ class OrtSettings:
     arena: bool = True
     """ORT's memory arena: faster, and keeps its peak. Off on devices short of memory."""
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    capacities: tuple[int, ...] = BUCKETS
+    """Positions that a slot may hold."""
 
 
 class Graph:
@@ -87,40 +89,6 @@ class Graph:
             for name, info in self.inputs.items()
             if name.startswith("cache_")
         ]
-
-
-class Frame:
-    """Buffers and bindings for calls of one shape."""
-
-    def __init__(self, chain: Sequence[Graph], pool: Pool, first: int, count: int, width: int):
-        self.ids = np.zeros((count, width), np.int64)
-        self.positions = np.zeros((count, width), np.int64)
-        self.starts = np.zeros(count, np.int64)
-        self.lengths = np.zeros(count, np.int64)
-        self.tensors: dict[str, npt.NDArray[Any]] = {
-            "input_ids": self.ids,
-            "position_ids": self.positions,
-            "write_indices": self.starts,
-            "kv_lengths": self.lengths,
-        }
-        for name, array in pool.arrays.items():
-            self.tensors[name] = array[first : first + count]
-        self.bindings = [self._bind(graph, count, width) for graph in chain]
-
-    def _bind(self, graph: Graph, count: int, width: int) -> Any:
-        binding = graph.session.io_binding()
-        for name, info in graph.outputs.items():
-            if name.startswith(("hidden.", "features")):
-                shape = (count, width, info.shape[-1])
-                self.tensors[name] = np.empty(shape, graph.dtype(name))
-        for name in graph.inputs:
-            if name in self.tensors:
-                bind(binding.bind_input, name, self.tensors[name])
-        for name in graph.outputs:
-            source = name.removesuffix(".out")
-            if source in self.tensors:
-                bind(binding.bind_output, name, self.tensors[source])
-        return binding
 
 
 def reason(error: Exception) -> str:

@@ -1,122 +1,34 @@
-"""The KV cache of a back end whose memory is numpy's: fixed slots, written in place.
+"""The KV cache of a back end: fixed slots, written in place.
 
-Slots of one capacity live in one pool, an array `[slots, kv_heads, capacity, head_dim]` for each
-cache tensor, so that a run of neighbours is a batch without copying. Capacities are buckets,
-because ONNX Runtime's attention costs time for the whole capacity (one token over 256 cached
-positions: 161 µs at 2048, 40 µs at 512). A slot is copied only when it outgrows its bucket, when it
-is laid to rest among others that do not run, or to close the gap that another one left, which keeps
-a pool's slots neighbours.
-
-A pool maps the addresses of all slots that there may ever be, once: no address into it goes stale.
-Memory is only what was written; the pages of a slot that leaves are given back. They read as zeros,
-as they must: a masked position weighs 0, and 0 times the NaN of stray bits would be NaN.
+Slots of one capacity live in one pool (`engines/pools.py`), so that a run of neighbours is a batch
+without copying. A slot is copied only when it outgrows its bucket, when it is laid to rest among
+others that do not run, or to close the gap that another one left, which keeps a pool's slots
+neighbours.
 """
 
 from __future__ import annotations
 
 import itertools
-import mmap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from edgespec.errors import EngineError
-
-BUCKETS = (256, 512, 1024, 2048)
-"""Positions; beyond the last, multiples of it."""
-
-
-def bucket(positions: int) -> int:
-    """The smallest capacity that holds `positions`."""
-    for capacity in BUCKETS:
-        if positions <= capacity:
-            return capacity
-    return -(-positions // BUCKETS[-1]) * BUCKETS[-1]
-
-
-@dataclass(frozen=True)
-class CacheTensor:
-    """A cache input of the graph; for each slot `[heads, capacity, head_dim]`."""
-
-    name: str
-    heads: int
-    head_dim: int
-    dtype: npt.DTypeLike
-
-    def bytes(self, positions: int) -> int:
-        return self.heads * self.head_dim * np.dtype(self.dtype).itemsize * positions
-
-
-class Pool:
-    """Slots of one capacity. Raises `EngineError` where so many addresses cannot be had."""
-
-    def __init__(self, tensors: Sequence[CacheTensor], capacity: int, slots: int) -> None:
-        self.capacity = capacity
-        self.arrays: dict[str, npt.NDArray[Any]] = {}
-        """By tensor, `[slots, heads, capacity, head_dim]`."""
-        self.occupants: list[int] = []
-        """Slot ids, by index in the arrays."""
-        self._slots = slots
-        self._ranges: list[tuple[int, int]] = []
-        """Of each tensor, where it begins in the mapping, and the bytes of a slot."""
-        begin = 0
-        for tensor in tensors:
-            self._ranges.append((begin, tensor.bytes(capacity)))
-            begin = _page_up(begin + slots * tensor.bytes(capacity))
-        self._memory = _mapping(begin, slots, capacity)
-        for tensor, (offset, size) in zip(tensors, self._ranges, strict=True):
-            dtype = np.dtype(tensor.dtype)
-            flat = np.frombuffer(self._memory, dtype, slots * size // dtype.itemsize, offset)
-            self.arrays[tensor.name] = flat.reshape(slots, tensor.heads, capacity, tensor.head_dim)
-
-    def take(self, slot: int) -> int:
-        """The index of a slot that comes. Raises `EngineError` when all are taken."""
-        if len(self.occupants) == self._slots:
-            raise EngineError(f"all {self._slots} slots of {self.capacity} positions are taken")
-        self.occupants.append(slot)
-        return len(self.occupants) - 1
-
-    def give_back(self, index: int) -> None:
-        """The whole pages of an index that nobody occupies become free memory."""
-        advise = getattr(self._memory, "madvise", None)
-        if advise is None:
-            return
-        for begin, size in self._ranges:
-            start = _page_up(begin + index * size)
-            end = (begin + (index + 1) * size) // mmap.PAGESIZE * mmap.PAGESIZE
-            if start < end:
-                advise(mmap.MADV_DONTNEED, start, end - start)
-
-
-def _page_up(size: int) -> int:
-    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def _mapping(size: int, slots: int, capacity: int) -> mmap.mmap:
-    """Zeroed memory that is taken page by page as it is written, where the system can do that."""
-    try:
-        if not hasattr(mmap, "MAP_ANONYMOUS"):
-            return mmap.mmap(-1, size)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        memory = mmap.mmap(-1, size, flags=flags)
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a slot is to cost what it holds, not 2 MB a tensor
-            memory.madvise(mmap.MADV_NOHUGEPAGE)
-        return memory
-    except (OSError, OverflowError, ValueError) as error:
-        raise EngineError(
-            f"there is no memory for {slots} sessions of {capacity} positions"
-        ) from error
+from engines.pools import BUCKETS, CacheTensor, HostPool, MakePool, Pool, bucket
 
 
 class SlotCache:
     """Which slot lies where, and how much of it is filled."""
 
-    def __init__(self, tensors: Sequence[CacheTensor], slots: int) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[CacheTensor],
+        slots: int,
+        capacities: Sequence[int] = BUCKETS,
+        make_pool: MakePool = HostPool,
+    ) -> None:
         self.slots = slots
+        self._capacities = capacities
+        self._make_pool = make_pool
         self.length: dict[int, int] = {}
         self._tensors = tensors
         self._position_bytes = sum(tensor.bytes(1) for tensor in tensors)
@@ -137,7 +49,7 @@ class SlotCache:
 
     def slot_bytes(self, positions: int) -> int:
         """Bytes of a slot that holds so many positions."""
-        return bucket(positions) * self._position_bytes
+        return self._bucket(positions) * self._position_bytes
 
     def open(self) -> int:
         if len(self.length) - len(self._closing) >= self.slots:
@@ -161,7 +73,7 @@ class SlotCache:
         if self._still:
             self._resting.append(slot)
         elif slot in self._place:
-            self._move(slot, self._pool(bucket(self.length[slot]), resting=True))
+            self._move(slot, self._pool(self._bucket(self.length[slot]), resting=True))
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -184,7 +96,7 @@ class SlotCache:
 
     def reserve(self, slot: int, positions: int) -> None:
         """Makes room for `positions` among the slots that run, moving what is cached if need be."""
-        capacity = bucket(positions)
+        capacity = self._bucket(positions)
         if slot in self._place:
             pool = self._place[slot][0]
             capacity = max(capacity, pool.capacity)
@@ -214,7 +126,7 @@ class SlotCache:
             slots = self.slots
             if self._memory:
                 slots = max(1, min(slots, self._memory // self.slot_bytes(capacity)))
-            self._pools[key] = Pool(self._tensors, capacity, slots)
+            self._pools[key] = self._make_pool(self._tensors, capacity, slots)
         return self._pools[key]
 
     def _move(self, slot: int, pool: Pool) -> None:
@@ -240,9 +152,10 @@ class SlotCache:
     def _copy(
         self, source: tuple[Pool, int], target: tuple[Pool, int], end: int, start: int = 0
     ) -> None:
-        (a, i), (b, j) = source, target
-        for name, array in a.arrays.items():
-            b.arrays[name][j, :, start:end] = array[i, :, start:end]
+        target[0].copy(target[1], *source, start, end)
+
+    def _bucket(self, positions: int) -> int:
+        return bucket(positions, self._capacities)
 
 
 class SlotEngine:

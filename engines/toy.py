@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from engines.base import TOP, Choices, Row, Step, check_rows
-from engines.slots import CacheTensor, SlotCache, SlotEngine
+from engines.pools import CacheTensor
+from engines.slots import SlotCache, SlotEngine
 
 
 class ToyEngine(SlotEngine):
