@@ -22,7 +22,8 @@ from cloud_runtime.prefixes import LEAST, Prefixes, count, packed
 from cloud_runtime.seats import Seat
 from edgespec.errors import UsageError
 from engines.base import Engine
-from engines.machine import free_bytes
+from engines.staged import StagedEngine
+from engines.system_files import free_bytes
 
 KEPT = 512
 """Texts kept at most."""
@@ -273,9 +274,10 @@ class Memory:
         self._prefixes.remove(text.tokens, text)
 
 
-def default_limit() -> int:
-    """Bytes: a quarter of what is free now."""
-    return free_bytes() // 4
+def default_limit(engine: StagedEngine | None = None) -> int:
+    """Bytes: a quarter of what is free now; half, where the engine's caches lie in a GPU's memory,
+    whose pools may take half as much again as is in use."""
+    return engine.free() // 2 if engine and engine.free else free_bytes() // 4
 
 
 def share_of(memory: int, target: Engine, beside: Engine | None) -> int:

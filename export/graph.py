@@ -1,4 +1,4 @@
-"""The decoder as a graph, written node by node in standard ONNX, opset 24.
+"""The decoder as a graph, written node by node in standard ONNX.
 
 One graph serves drafting, verifying, prefill and batches. Its inputs:
 
@@ -13,8 +13,8 @@ and its outputs: the caches again (`….out`, written in place when bound to the
 `hidden.<last layer>`, or `features` after the final norm, or with a head `argmax` [N], `top_ids`
 and `top_logits` [N, TOP], and `logits` [N, vocabulary].
 
-`Attention` with `nonpad_kv_seqlen` and `is_causal` aligns its mask to each row's end, so rows of
-different lengths share a batch, and pads on the right see and disturb nobody.
+The mask is aligned to each row's end, so rows of different lengths share a batch, and pads on the
+right see and disturb nobody. `export/operators` has what depends on the opset.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgespec.architecture import Architecture
-from edgespec.manifest import Precisions
+from edgespec.manifest import MAIN_OPSET, Precisions
 from engines.base import TOP
 from export.nodes import NodeWriter, Shape
+from export.operators import Layers, Rows, operators
 from export.quantise import BLOCK
 from export.weights import Matrix, Quantised, WeightFolder
 
@@ -36,8 +37,11 @@ _INT64 = ir.DataType.INT64
 class GraphWriter(NodeWriter):
     """A graph whose weights come from a checkpoint."""
 
-    def __init__(self, weights: WeightFolder, precisions: Precisions, file: str) -> None:
-        super().__init__(precisions)
+    def __init__(
+        self, weights: WeightFolder, precisions: Precisions, opset: int, file: str
+    ) -> None:
+        super().__init__(precisions, opset)
+        self.operators = operators(self)
         self.weights = weights
         self._file = file
 
@@ -59,10 +63,10 @@ class GraphWriter(NodeWriter):
             y = self.node("Add", f"{name}.biased", y, bias)
         return y
 
-    def norm(self, name: str, x: ir.Value, epsilon: float, output: str = "") -> ir.Value:
+    def norm(self, name: str, x: ir.Value, epsilon: float) -> ir.Value:
         """RMS norm over the last axis, computed in fp32."""
         weight = self.constant(f"{name}.weight", self.weights.vector(f"{name}.weight", self.dtype))
-        return self.node("RMSNormalization", output or name, x, weight, axis=-1, epsilon=epsilon)
+        return self.operators.norm(name, x, weight, epsilon)
 
 
 def decoder(
@@ -72,11 +76,16 @@ def decoder(
     layers: range,
     *,
     file: str,
+    opset: int = MAIN_OPSET,
     with_head: bool = False,
 ) -> ir.Model:
-    """Layers `[layers.start, layers.stop)`, with the embedding before layer 0 and the last norm."""
+    """Layers `[layers.start, layers.stop)`, with the embedding before layer 0 and the last norm.
+
+    With its head inside, a graph is a draft's: its tokens are verified, so that speed goes before
+    the last bit.
+    """
     shapes = weights.checkpoint.architecture
-    graph = GraphWriter(weights, precisions, file)
+    graph = GraphWriter(weights, precisions, opset, file)
     first, last = layers.start == 0, layers.stop == shapes.layers
     if first:
         ids = graph.input("input_ids", ["batch", "tokens"], _INT64)
@@ -84,19 +93,14 @@ def decoder(
         hidden = graph.input(
             f"hidden.{layers.start}", ["batch", "tokens", shapes.hidden], graph.float
         )
-    rows = {
-        "positions": graph.input("position_ids", ["batch", "tokens"], _INT64),
-        "starts": graph.input("write_indices", ["batch"], _INT64),
-        "lengths": graph.input("kv_lengths", ["batch"], _INT64),
-    }
-    cos, sin = weights.rotary(context, graph.dtype)
-    rows |= {"cos": graph.constant("rotary.cos", cos), "sin": graph.constant("rotary.sin", sin)}
+    rows = _rows(graph, context)
     if first:
         hidden = _embed(graph, ids)
+    shared = graph.operators.layers(rows, shapes, exact=not with_head)
     for layer in layers:
         prefix = f"model.layers.{layer}"
         normed = graph.norm(f"{prefix}.input_layernorm", hidden, shapes.norm_epsilon)
-        attended = _attention(graph, shapes, layer, normed, rows)
+        attended = _attention(graph, shapes, layer, normed, shared)
         hidden = graph.node("Add", f"{prefix}.attended", hidden, attended)
         normed = graph.norm(f"{prefix}.post_attention_layernorm", hidden, shapes.norm_epsilon)
         hidden = graph.node("Add", f"{prefix}.hidden", hidden, _feed_forward(graph, layer, normed))
@@ -112,12 +116,23 @@ def decoder(
     return graph.model(file)
 
 
-def head(weights: WeightFolder, precisions: Precisions, *, file: str) -> ir.Model:
+def head(
+    weights: WeightFolder, precisions: Precisions, *, file: str, opset: int = MAIN_OPSET
+) -> ir.Model:
     """Features -> choices, for the target's own end and for every exit head."""
-    graph = GraphWriter(weights, precisions, file)
+    graph = GraphWriter(weights, precisions, opset, file)
     hidden = weights.checkpoint.architecture.hidden
     _head(graph, graph.input("features", ["batch", "tokens", hidden], graph.float))
     return graph.model(file)
+
+
+def _rows(graph: GraphWriter, context: int) -> Rows:
+    positions = graph.input("position_ids", ["batch", "tokens"], _INT64)
+    starts = graph.input("write_indices", ["batch"], _INT64)
+    lengths = graph.input("kv_lengths", ["batch"], _INT64)
+    cos, sin = graph.weights.rotary(context, graph.dtype)
+    tables = graph.constant("rotary.cos", cos), graph.constant("rotary.sin", sin)
+    return Rows(positions, starts, lengths, *tables)
 
 
 def _embed(graph: GraphWriter, ids: ir.Value) -> ir.Value:
@@ -131,7 +146,7 @@ def _embed(graph: GraphWriter, ids: ir.Value) -> ir.Value:
 
 
 def _attention(
-    graph: GraphWriter, shapes: Architecture, layer: int, x: ir.Value, rows: dict[str, ir.Value]
+    graph: GraphWriter, shapes: Architecture, layer: int, x: ir.Value, shared: Layers
 ) -> ir.Value:
     prefix = f"model.layers.{layer}.self_attn"
 
@@ -144,31 +159,17 @@ def _attention(
             y = graph.norm(f"{prefix}.{letter}_norm", y, shapes.norm_epsilon)
         return graph.node("Transpose", f"{prefix}.{letter}_heads", y, perm=[0, 2, 1, 3])
 
-    def rotate(letter: str, y: ir.Value) -> ir.Value:
-        return graph.node(
-            "RotaryEmbedding",
-            f"{prefix}.{letter}_rotated",
-            y,
-            rows["cos"],
-            rows["sin"],
-            rows["positions"],
-        )
-
     def cache(kind: str, new: ir.Value) -> ir.Value:
         shape: Shape = ["batch", shapes.kv_heads, "capacity", shapes.head_dim]
         past = graph.input(f"cache_{kind}.{layer}", shape, graph.float)
-        written = graph.node(
-            "TensorScatter", f"cache_{kind}.{layer}.out", past, new, rows["starts"], axis=2
-        )
+        written = shared.write(f"cache_{kind}.{layer}.out", past, new)
         graph.output(written, f"cache_{kind}.{layer}.out", shape, graph.float)
         return written
 
-    query = rotate("q", heads("q", shapes.heads))
-    key = cache("key", rotate("k", heads("k", shapes.kv_heads)))
+    query = shared.rotate(f"{prefix}.q_rotated", heads("q", shapes.heads))
+    key = cache("key", shared.rotate(f"{prefix}.k_rotated", heads("k", shapes.kv_heads)))
     value = cache("value", heads("v", shapes.kv_heads))
-    attended = graph.node(
-        "Attention", prefix, query, key, value, None, None, None, rows["lengths"], is_causal=1
-    )
+    attended = shared.attend(prefix, query, key, value)
     turned = graph.node("Transpose", f"{prefix}.turned", attended, perm=[0, 2, 1, 3])
     join = graph.constant("join", np.array([0, 0, shapes.heads * shapes.head_dim]))
     return graph.linear(f"{prefix}.o_proj", graph.node("Reshape", f"{prefix}.joined", turned, join))
@@ -176,7 +177,7 @@ def _attention(
 
 def _feed_forward(graph: GraphWriter, layer: int, x: ir.Value) -> ir.Value:
     prefix = f"model.layers.{layer}.mlp"
-    gate = graph.node("Swish", f"{prefix}.gate", graph.linear(f"{prefix}.gate_proj", x))
+    gate = graph.operators.swish(f"{prefix}.gate", graph.linear(f"{prefix}.gate_proj", x))
     gated = graph.node("Mul", f"{prefix}.gated", gate, graph.linear(f"{prefix}.up_proj", x))
     return graph.linear(f"{prefix}.down_proj", gated)
 

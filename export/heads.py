@@ -31,8 +31,9 @@ import onnx_ir as ir
 
 from edgespec.architecture import Architecture
 from edgespec.errors import CheckpointError, UsageError
-from edgespec.manifest import Calibration, Precisions
+from edgespec.manifest import MAIN_OPSET, Calibration, Precisions
 from export.nodes import NodeWriter, Shape
+from export.operators import operators
 from export.safetensors_file import Stored, read_header
 
 FINAL_NORM = "model.norm.weight"
@@ -157,13 +158,15 @@ def exit_graph(
     adapter: Adapter | None,
     *,
     file: str,
+    opset: int = MAIN_OPSET,
 ) -> ir.Model:
     """Hidden states after `layer` layers -> features, which the shared head reads.
 
     The weights, `final_norm` [hidden] among them, stay inside the graph, as floats of the type
     that the activations have. Raises `CheckpointError` where they are too large for it.
     """
-    graph = NodeWriter(precisions)
+    graph = NodeWriter(precisions, opset)
+    chosen = operators(graph)
     shape: Shape = ["batch", "tokens", shapes.hidden]
     epsilon = shapes.norm_epsilon
     hidden = graph.input(f"hidden.{layer}", shape, graph.float)
@@ -181,19 +184,14 @@ def exit_graph(
     if adapter is not None:
         name = f"exit.{layer}"
         norm = constant(f"{name}.norm.weight", adapter.norm)
-        normed = graph.node(
-            "RMSNormalization", f"{name}.norm", hidden, norm, axis=-1, epsilon=epsilon
-        )
+        normed = chosen.norm(f"{name}.norm", hidden, norm, epsilon)
         down = constant(f"{name}.down.weight", adapter.down.T)
-        inner = graph.node(
-            "Swish", f"{name}.inner", graph.node("MatMul", f"{name}.down", normed, down)
-        )
+        inner = graph.node("MatMul", f"{name}.down", normed, down)
+        inner = chosen.swish(f"{name}.inner", inner)
         up = constant(f"{name}.up.weight", adapter.up.T)
         change = graph.node("MatMul", f"{name}.up", inner, up)
         hidden = graph.node("Add", f"{name}.hidden", hidden, change)
     weight = constant(FINAL_NORM, final_norm)
-    features = graph.node(
-        "RMSNormalization", "model.norm", hidden, weight, axis=-1, epsilon=epsilon
-    )
+    features = chosen.norm("model.norm", hidden, weight, epsilon)
     graph.output(features, "features", shape, graph.float)
     return graph.model(file)

@@ -1,4 +1,4 @@
-"""Collecting the nodes of one graph in standard ONNX, opset 24."""
+"""Collecting the nodes of one graph in standard ONNX."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgespec import __version__
-from edgespec.manifest import Precisions
+from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET, Precisions
 from export.weights import float_type
 
-OPSET = 24
-IR_VERSION = 12
+IR_VERSIONS = {MAIN_OPSET: 12, COMPAT_OPSET: 10}
+"""Of files, by opset: what the oldest runtime of it reads."""
 Shape = Sequence[int | str]
 
 
 class NodeWriter:
     """One graph in the making. Every method that adds a node returns its output."""
 
-    def __init__(self, precisions: Precisions) -> None:
+    def __init__(self, precisions: Precisions, opset: int) -> None:
         self.precisions = precisions
+        self.opset = opset
         self.dtype = float_type(precisions.layers)
         self.float = ir.DataType.from_numpy(np.dtype(self.dtype))
         self._nodes: list[ir.Node] = []
@@ -66,12 +67,12 @@ class NodeWriter:
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._constants.values()),
-            opset_imports={"": OPSET},
+            opset_imports={"": self.opset},
             name=name,
         )
         return ir.Model(
             graph,
-            ir_version=IR_VERSION,
+            ir_version=IR_VERSIONS[self.opset],
             producer_name="edgespec",
             producer_version=__version__,
         )

@@ -1,4 +1,4 @@
-"""`edgespec doctor`, on recorded trees and on the machine that runs the tests."""
+"""`edgespec doctor`: what is installed, the report, and what it advises."""
 
 from __future__ import annotations
 
@@ -11,79 +11,12 @@ from click.testing import CliRunner
 
 from edgespec import profiles
 from edgespec.cli import main
-from engines.machine import (
-    Machine,
-    Memory,
-    Processor,
-    describe,
-    free_bytes,
-    read_board,
-    read_memory,
-    read_processor,
-    report,
-)
+from engines.installed import Gpu
+from engines.machine import Machine, describe, report
+from engines.system_files import Memory, Processor
 
-X86 = """\
-processor\t: 0
-vendor_id\t: GenuineIntel
-model name\t: Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz
-flags\t\t: fpu sse4_2 avx avx2 avx512f avx512_vnni
-
-processor\t: 1
-vendor_id\t: GenuineIntel
-model name\t: Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz
-flags\t\t: fpu sse4_2 avx avx2 avx512f avx512_vnni
-"""
-PI = """\
-processor\t: 0
-BogoMIPS\t: 108.00
-Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
-CPU implementer\t: 0x41
-CPU part\t: 0xd0b
-
-Revision\t: c04170
-Model\t\t: Raspberry Pi 5 Model B Rev 1.0
-"""
-
-
-def record(root: Path, **files: str) -> Path:
-    for name, text in files.items():
-        path = root / "proc" / name.replace("__", "/").replace("_", "-")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-@pytest.fixture
-def x86(tmp_path: Path) -> Path:
-    memory = "MemTotal:       65536000 kB\nMemFree: 1 kB\nMemAvailable:   32768000 kB\n"
-    return record(tmp_path, cpuinfo=X86, meminfo=memory)
-
-
-@pytest.fixture
-def pi(tmp_path: Path) -> Path:
-    memory = "MemTotal:        8245920 kB\nMemAvailable:    7340032 kB\n"
-    model = "Raspberry Pi 5 Model B Rev 1.0\0"
-    return record(tmp_path, cpuinfo=PI, meminfo=memory, device_tree__model=model)
-
-
-def test_x86_with_vnni(x86: Path) -> None:
-    processor, memory = read_processor(x86), read_memory(x86)
-    assert processor.model == "Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz"
-    assert processor.features == ("avx2", "avx512f", "avx512_vnni")
-    assert memory == Memory(64000, 32000)
-    assert read_board(x86) == ""
-    machine = Machine(processor=processor, memory=memory)
-    assert machine.profile == ("cpu-int8", "the CPU has int8 dot products (avx512_vnni)")
-
-
-def test_raspberry_pi_5(pi: Path) -> None:
-    processor, memory = read_processor(pi), read_memory(pi)
-    assert processor == Processor("Cortex-A76", ("asimd", "asimddp", "asimdhp"))
-    assert memory == Memory(8052, 7168)
-    assert read_board(pi) == "Raspberry Pi 5 Model B Rev 1.0"
-    assert Machine(processor=processor, memory=memory).profile[0] == "cpu-int8"
-    assert Machine(processor=processor, memory=Memory(2048, 900)).profile[0] == "cpu-int4"
+CPU = "CPUExecutionProvider"
+ORIN = "nvidia,tegra234"
 
 
 def test_nothing_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,23 +24,85 @@ def test_nothing_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     machine = describe(tmp_path)
     assert machine.processor == Processor()
     assert machine.memory == Memory()
-    assert (machine.board, machine.gpus) == ("", ())
+    assert (machine.board, machine.compatible, machine.gpus) == ("", (), ())
     assert machine.profile == ("cpu-fp32", "nothing is known of the CPU, and fp32 runs on any")
     words = report(machine).split()
     assert words.count("unknown") == 3
 
 
-def test_files_of_another_form_are_unknown(tmp_path: Path) -> None:
-    record(tmp_path, cpuinfo="no colon\n: : :\nflags\n", meminfo="MemTotal:\nMemTotal: much kB\n")
-    assert read_processor(tmp_path).features == ()
-    assert read_memory(tmp_path) == Memory()
+@pytest.mark.parametrize(
+    ("features", "memory_mb", "onnxruntime", "profile", "reason"),
+    [
+        (("asimd", "asimddp"), 8052, "1.31.1", "cpu-int8", "int8 dot products (asimddp)"),
+        (("asimd", "asimddp"), 2048, "1.31.1", "cpu-int4", "2048 MB of memory are little"),
+        (("asimd",), 8052, "1.31.1", "cpu-fp32", "no int8 dot products"),
+        (("asimd", "asimddp"), 8052, "1.23.2", "cpu-compat", "1.23.2 has no opset 24"),
+        (("asimd", "asimddp"), 8052, "", "cpu-int8", "int8 dot products"),
+    ],
+)
+def test_hardware_that_nobody_knows_gets_a_generic_profile(
+    features: tuple[str, ...], memory_mb: int, onnxruntime: str, profile: str, reason: str
+) -> None:
+    machine = Machine(
+        processor=Processor("Cortex-A78", features),
+        memory=Memory(memory_mb, memory_mb),
+        onnxruntime=onnxruntime,
+    )
+    assert machine.profile[0] == profile
+    assert reason in machine.profile[1]
+    assert machine.notes == () or profile == "cpu-compat"
 
 
-def test_cores_that_differ_share_only_what_all_have(tmp_path: Path) -> None:
-    big = PI.replace("0xd0b", "0xd41")
-    little = PI.replace("0xd0b", "0xd05").replace(" asimddp", "")
-    processor = read_processor(record(tmp_path, cpuinfo=little + big))
-    assert processor == Processor("Cortex-A55 + Cortex-A78", ("asimd", "asimdhp"))
+def test_what_does_instead_is_what_the_runtime_runs() -> None:
+    pi = Machine(board="Raspberry Pi 5 Model B Rev 1.0", onnxruntime="1.31.1", providers=(CPU,))
+    assert pi.instead == ("cpu-int4", "cpu-int8", "cpu-compat", "cpu-fp32")
+    old = Machine(board="Raspberry Pi 5 Model B Rev 1.0", onnxruntime="1.23.2", providers=(CPU,))
+    assert old.profile[0] == "rpi5"
+    assert old.instead == ("cpu-compat",)
+    assert "runs the compat graph alone (cpu-compat)" in old.notes[0]
+    assert Machine(board="Raspberry Pi 5").instead == ()
+    gpu = (Gpu("NVIDIA H200", capability="9.0"),)
+    cuda = Machine(gpus=gpu, onnxruntime="1.31.1", providers=("CUDAExecutionProvider", CPU))
+    assert cuda.instead[0] == "gpu-fp16"
+    assert "gpu-fp16" not in Machine(gpus=gpu, onnxruntime="1.31.1", providers=(CPU,)).instead
+
+
+@pytest.mark.parametrize(
+    ("tensorrt", "note"),
+    [
+        ({"tensorrt": "10.3.0"}, ""),
+        ({"tensorrt": "11.4.1.49"}, ""),
+        ({"tensorrt": "8.6.2"}, "TensorRT 8.6.2 is too old for engines, which need 10.3 or newer."),
+        ({"tensorrt_rtx": "1.7.1"}, "Python finds no TensorRT"),
+        ({}, "--system-site-packages"),
+    ],
+)
+def test_a_jetson_needs_its_tensorrt(tensorrt: dict[str, str], note: str) -> None:
+    machine = Machine(compatible=(ORIN,), release="36.4.3", tensorrt=tensorrt)
+    assert machine.profile[0] == "jetson-orin"
+    assert [note in found for found in machine.notes] == ([True] if note else [])
+
+
+def test_tensorrt_rtx_serves_a_card_and_not_a_jetson() -> None:
+    gpus = (Gpu("NVIDIA GeForce RTX 4090", capability="8.9"),)
+    assert Machine(gpus=gpus, tensorrt={"tensorrt_rtx": "1.7.1"}).notes == ()
+    assert "finds no TensorRT" in Machine(gpus=gpus).notes[0]
+
+
+def test_the_compat_graph_is_what_an_old_onnx_runtime_runs() -> None:
+    machine = Machine(compatible=(ORIN,), release="36.4.3", onnxruntime="1.23.2", providers=(CPU,))
+    assert machine.instead == ("cpu-compat",)
+    assert "(cpu-compat or jetson-orin)" in machine.notes[0]
+    assert "too old: the main graph needs 1.25" in report(machine)
+
+
+def test_refused_hardware_is_reported_all_the_same() -> None:
+    nano = Machine(board="NVIDIA Jetson Nano Developer Kit", release="32.7.1")
+    assert nano.as_dict()["profile"] is None
+    assert (nano.instead, nano.notes) == ((), ())
+    assert "use a Jetson Orin Nano (profile jetson-orin)" in nano.profile[1]
+    assert "profile       none: the first Jetson Nano" in report(nano)
+    assert "Jetson Linux  32.7.1" in report(nano)
 
 
 def script(folder: Path, text: str) -> None:
@@ -118,11 +113,11 @@ def script(folder: Path, text: str) -> None:
 
 
 def test_gpus_are_what_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(tmp_path / "bin", "echo 'NVIDIA H200, 143771 MiB, 570.86'")
+    script(tmp_path / "bin", "echo 'NVIDIA H200, 143771 MiB, 570.86, 9.0'")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     machine = describe(tmp_path)
-    assert machine.gpus == ("NVIDIA H200, 143771 MiB, 570.86",)
-    assert "NVIDIA H200" in report(machine)
+    assert machine.gpus == (Gpu("NVIDIA H200", "143771 MiB", "570.86", "9.0"),)
+    assert "NVIDIA H200, 143771 MiB, driver 570.86, compute capability 9.0" in report(machine)
 
 
 def test_a_failing_nvidia_smi_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,18 +126,30 @@ def test_a_failing_nvidia_smi_is_no_gpu(tmp_path: Path, monkeypatch: pytest.Monk
     assert describe(tmp_path).gpus == ()
 
 
+def test_a_driver_that_does_not_know_capabilities(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = 'case "$1" in *compute_cap*) exit 2;; esac; echo "NVIDIA A100-PCIE-40GB, 40536 MiB, 450"'
+    script(tmp_path / "bin", old)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert describe(tmp_path).gpus == (Gpu("NVIDIA A100-PCIE-40GB", "40536 MiB", "450"),)
+
+
+def test_what_a_driver_does_not_tell_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(tmp_path / "bin", "echo 'Orin (nvgpu), [N/A], 540.4.0, [N/A]'")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert describe(tmp_path).gpus == (Gpu("Orin (nvgpu)", "", "540.4.0", ""),)
+
+
 def test_jetson_is_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     board = "NVIDIA Jetson Orin Nano Developer Kit"
-    machine = describe(record(tmp_path, device_tree__model=board + "\0"))
-    assert (machine.board, machine.gpus) == (board, (board,))
-
-
-def test_a_gpu_needs_its_provider() -> None:
-    providers = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert Machine(gpus=("RTX",), providers=providers).profile[0] == "gpu-fp16"
-    assert Machine(gpus=("RTX",), providers=providers[1:]).profile[0] == "cpu-fp32"
-    assert Machine(providers=providers).profile[0] == "cpu-fp32"
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/model").write_text(board + "\0")
+    machine = describe(tmp_path)
+    assert (machine.board, machine.gpus) == (board, (Gpu(board),))
 
 
 @pytest.mark.parametrize(
@@ -176,39 +183,3 @@ def test_this_machine() -> None:
     assert figures["runs_opset_24"]
     assert "CPUExecutionProvider" in figures["providers"]
     assert figures["profile"] in profiles.names()
-
-
-@pytest.mark.parametrize(
-    ("files", "free"),
-    [
-        ({}, 7168 << 20),
-        ({"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "5\n"}, 7168 << 20),
-        (
-            {
-                "proc/self/cgroup": "0::/system.slice/edgespec.service\n",
-                "sys/fs/cgroup/system.slice/edgespec.service/memory.max": "1000\n",
-                "sys/fs/cgroup/system.slice/edgespec.service/memory.current": "900\n",
-                "sys/fs/cgroup/system.slice/edgespec.service/memory.stat": "inactive_file 300\n",
-            },
-            400,
-        ),
-        (
-            {
-                "sys/fs/cgroup/memory/memory.limit_in_bytes": "1000\n",
-                "sys/fs/cgroup/memory/memory.usage_in_bytes": "2000\n",
-            },
-            1,
-        ),
-    ],
-)
-def test_free_memory_is_what_system_and_control_group_leave(
-    pi: Path, files: dict[str, str], free: int
-) -> None:
-    for name, text in files.items():
-        (pi / name).parent.mkdir(parents=True, exist_ok=True)
-        (pi / name).write_text(text)
-    assert free_bytes(pi) == free
-
-
-def test_free_memory_that_nobody_tells_is_guessed(tmp_path: Path) -> None:
-    assert free_bytes(tmp_path) == 1 << 30
