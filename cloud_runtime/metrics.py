@@ -44,6 +44,7 @@ class _Snapshot(Collector):
         yield from self._as_vllm()
         yield from self._of_steps()
         yield from self._of_devices()
+        yield from self._of_energy()
 
     def _as_vllm(self) -> Iterator[Metric]:
         fleet, tally = self.fleet, self.tally
@@ -131,6 +132,20 @@ class _Snapshot(Collector):
         yield self._counters("refused", "Devices and sessions refused.", "code", tally.refused)
         yield self._gauge("uptime_seconds", "Since the start.", fleet.uptime)
         yield self._gauge("ready", "Whether new sessions are taken.", fleet.state == "ready")
+
+    def _of_energy(self) -> Iterator[Metric]:
+        """What is not measured is absent, not 0."""
+        energy = self.fleet.energy
+        if energy is None:
+            return
+        if energy.joules is not None:
+            text = "Energy of this machine's rails, idle power included."
+            yield self._counters("energy_joules", text, "rail", energy.rails)
+        if energy.celsius is not None:
+            yield self._gauge("temperature_celsius", "The warmest sensor.", energy.celsius)
+        if energy.throttled is not None:
+            text = "Whether heat or a lack of power has slowed this machine since the start."
+            yield self._gauge("throttled", text, energy.throttled)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         metric = GaugeMetricFamily(f"edgespec:{name}", text, labels=["model_name"])

@@ -26,6 +26,7 @@ from cloud_runtime.metrics import exposition
 from cloud_runtime.service import Service
 from cloud_runtime.tally import Tally
 from cloud_runtime.view import Recent, view
+from edgespec.energy.meter import Meter
 from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import Fleet
 
@@ -60,6 +61,8 @@ class Status:
         self._published = 0.0
         self._recent = Recent()
         self._endpoint = ""
+        self.meter: Meter | None = None
+        """Of this machine, where energy is measured."""
         self.snapshot = Snapshot(Fleet(target=target, state="loading"), Tally())
 
     def listening(self, service: Service, endpoint: str) -> None:
@@ -76,7 +79,9 @@ class Status:
     def _publish(self, service: Service, now: float) -> None:
         self._published = self._clock()
         fleet = view(service, self._recent, now, self._target, self._endpoint)
-        fleet = msgspec.structs.replace(fleet, uptime=self._published - self._began)
+        energy = self.meter.energy(service.tally.tokens) if self.meter else None
+        uptime = self._published - self._began
+        fleet = msgspec.structs.replace(fleet, uptime=uptime, energy=energy)
         self.snapshot = Snapshot(fleet, service.tally.copy())
 
     def reply(self, path: str, accept: str = "") -> Reply:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.text import Text
 
 from edge_runtime.drafters import open_drafter
-from edge_runtime.loop import EdgeLoop, exit_agreements, greet, hello_for
+from edge_runtime.loop import EdgeLoop, Piece, exit_agreements, greet, hello_for
 from edgespec.config import NO_DRAFTER, EdgeSettings, Request
+from edgespec.energy.meter import Meter
+from edgespec.energy.sensors import Sensors, find
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
@@ -61,6 +64,7 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     if settings.drafter == NO_DRAFTER and settings.mode == "auto":
         settings = replace(settings, mode="cloud")
     drafter = _drafter(bundle, settings)
+    sensors = find(settings.energy) if settings.energy else None
     trace = Trace(settings.trace, "device") if settings.trace else None
     link = DealerLink(settings.connect, settings.server_key)
     try:
@@ -84,7 +88,7 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
             trace=trace,
         )
         for prompt, heard in prompts:
-            heard.append(_answer(loop, codec, prompt, text))
+            heard.append(_answer(loop, codec, prompt, text, sensors))
     finally:
         link.close()
         if trace:
@@ -151,30 +155,41 @@ def _read(read: Callable[[], str]) -> str:
         raise UsageError(f"standard input is not UTF-8 text (byte {error.start})") from error
 
 
-def _answer(loop: EdgeLoop, codec: Codec, prompt: Sequence[int], text: TextSettings) -> str:
+def _answer(
+    loop: EdgeLoop, codec: Codec, prompt: Sequence[int], text: TextSettings, sensors: Sensors | None
+) -> str:
     request = Request(tuple(prompt), text.max_tokens, text.sampling, text.stops)
-    answer = loop.start(request)
+    meter = Meter(sensors) if sensors else None
     stream = TextStream(codec, prompt, text.stops)
     console = Console(highlight=False, force_terminal=True) if text.show_drafts else None
     said = []
-    try:
-        for piece in loop.write(answer, request, stream):
-            said.append(piece.text)
-            if console is None:
-                sys.stdout.write(piece.text)
+    with ExitStack() as measured:
+        if meter:
+            measured.enter_context(meter)
+        answer = loop.start(request)
+        try:
+            for piece in loop.write(answer, request, stream):
+                said.append(piece.text)
+                _show(piece, console)
+        except KeyboardInterrupt:
+            if not text.conversation:
+                raise
+            # It ends the answer, not the conversation.
+        finally:
+            measured.close()
+            if answer.stats.tokens:
+                sys.stdout.write(stream.flush() + "\n")
                 sys.stdout.flush()
-            else:
-                colour = ACCEPTED if piece.accepted else WRITTEN
-                console.print(Text(piece.text, style=colour), end="", soft_wrap=True)
-    except KeyboardInterrupt:
-        if not text.conversation:
-            raise
-        # It ends the answer, not the conversation.
-    finally:
-        if answer.stats.tokens:
-            sys.stdout.write(stream.flush() + "\n")
-            sys.stdout.flush()
-        if answer.stats.tokens:
-            report = answer.stats.as_json() if text.json else answer.stats.as_text()
-            print(report, file=sys.stderr)
+                answer.stats.energy = meter.energy(answer.stats.tokens) if meter else None
+                report = answer.stats.as_json() if text.json else answer.stats.as_text()
+                print(report, file=sys.stderr)
     return "".join(said)
+
+
+def _show(piece: Piece, console: Console | None) -> None:
+    if console is None:
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+    else:
+        colour = ACCEPTED if piece.accepted else WRITTEN
+        console.print(Text(piece.text, style=colour), end="", soft_wrap=True)

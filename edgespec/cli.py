@@ -12,15 +12,18 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
 from edgespec import __version__
 from edgespec.config import LOOPBACK, CloudSettings, EdgeSettings, Mode, PreDraft, Tactics
+from edgespec.energy.files import ROOT
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.logs import Format, Level, configure
+from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
 
 CLOUD, EDGE = CloudSettings(), EdgeSettings()
 PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4"])
@@ -53,6 +56,29 @@ FOLDER = click.Path(path_type=Path)
 TRACE = click.option(
     "--trace", type=FOLDER, metavar="FILE", help="Write who was busy when, JSON lines."
 )
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def energy_options(command: Command) -> Command:
+    """`--energy`, and whose sensors: `energy_root` makes one setting of the two."""
+    command = click.option(
+        "--sensors",
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        default=ROOT,
+        hidden=True,
+        help="Root of a recorded file tree, to read instead of this machine's.",
+    )(command)
+    return click.option(
+        "--energy", is_flag=True, help="Measure this machine's energy and heat, by its sensors."
+    )(command)
+
+
+def energy_root(options: dict[str, Any]) -> Path | None:
+    """Takes both out of `options`. None: nothing is to be measured."""
+    sensors: Path = options.pop("sensors")
+    return sensors if options.pop("energy") else None
+
+
 EXTRAS = {
     "onnx_ir": "export",
     "onnx": "export",
@@ -67,6 +93,7 @@ EXTRAS = {
 }
 """Which extra brings a module that a lean install lacks."""
 ELSEWHERE = {
+    "build": "export.cli:build",
     "distill": "calibration.cli:distill",
     "quantise": "calibration.cli:quantise",
     "calibrate": "calibration.cli:calibrate",
@@ -145,6 +172,14 @@ def main() -> None:
     type=FLOATS,
     help="Of the target's embedding. [default: fp16 for int8 and int4 layers]",
 )
+@click.option(
+    "--opset",
+    type=click.Choice([str(MAIN_OPSET), str(COMPAT_OPSET)]),
+    default=str(MAIN_OPSET),
+    show_default=True,
+    help="Of the target's graphs: 21 is plain operators, for an ONNX Runtime before 1.25 and "
+    "TensorRT 10. A draft's is its profile's.",
+)
 @click.option("--segments", type=POSITIVE, help="Cut the target into N even segments.")
 @click.option("--split", help="Cut the target after these layers, as in 10,20.")
 @click.option("--draft", help="The draft: folder, hub id, GGUF file, or 'self' (the target).")
@@ -189,6 +224,7 @@ def export(model: str, out: Path, check: bool, **options: Any) -> None:
             head=options["head_precision"],
             embedding=options["embedding_precision"],
         ),
+        opset=int(options["opset"]),
         segments=options["segments"] or 1,
         split=layer_list(options["split"], "--split"),
         drafts=tuple((name, draft) for name in dict.fromkeys(profiles)) if draft else (),
@@ -248,7 +284,7 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     default=CLOUD.kv_memory,
     metavar="SIZE",
     help="For the KV cache, as in 512M or 4G; with --draft shared with the draft's, so that both "
-    "hold equally many tokens. [default: a quarter of the free memory]",
+    "hold equally many tokens. [default: a quarter of the free memory, half of a GPU's]",
 )
 @click.option(
     "--max-batch-rows",
@@ -275,6 +311,14 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     default=CLOUD.hints,
     show_default=True,
     help="Run the exit heads for devices that ask for hints.",
+)
+@click.option(
+    "--backend",
+    default=CLOUD.backend,
+    show_default=True,
+    metavar="NAME",
+    help="What runs the target: onnxruntime (on the GPU where it can), tensorrt, torch, or "
+    "torch-fast, which is not exact.",
 )
 @click.option(
     "--draft",
@@ -305,6 +349,7 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
     metavar="HOST:PORT",
     help="Serve /metrics, /health, /health/ready and what 'edgespec top' shows, unencrypted.",
 )
+@energy_options
 @click.option(
     "--log-format", type=click.Choice(get_args(Format)), default="text", show_default=True
 )
@@ -315,7 +360,7 @@ def cloud_run(bundle: Path, log_format: Format, log_level: Level, **options: Any
     from edgespec.manifest import Bundle
 
     configure(log_format, log_level)
-    settings = CloudSettings(**options)
+    settings = CloudSettings(energy=energy_root(options), **options)
     try:
         cloud_run(Bundle.open(bundle), settings)
     except KeyboardInterrupt:
@@ -403,6 +448,7 @@ def cloud_run(bundle: Path, log_format: Format, log_level: Level, **options: Any
     help="Tokens a second that are enough: others go first while this answer is faster. "
     "[default: as fast as possible]",
 )
+@energy_options
 @click.option("--show-drafts", is_flag=True, help="Colour accepted and corrected tokens.")
 @click.option("--json", "as_json", is_flag=True, help="Figures as one JSON line on stderr.")
 def edge_run(bundle: Path, **options: Any) -> None:
@@ -438,6 +484,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
         connect_timeout=options["connect_timeout"],
         give_up=options["give_up"],
         target_rate=options["target_rate"],
+        energy=energy_root(options),
     )
     # As systemd stops a service: the cloud is told, so that the slot is free at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -497,8 +544,14 @@ def keygen(folder: Path) -> None:
     metavar="BUNDLE",
     help="Measure whether every way of computing a token gives the same bits here.",
 )
+@click.option(
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    help="With --exactness: which one; torch also says what its exactness costs.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON line.")
-def doctor(bundle: Path | None, as_json: bool) -> None:
+def doctor(bundle: Path | None, backend: str, as_json: bool) -> None:
     """Say what this machine can run, and which profile fits."""
     from engines.machine import describe, report
 
@@ -507,16 +560,9 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(machine.as_dict()) if as_json else report(machine))
         return
     from edgespec.manifest import Bundle
-    from engines.exactness import measure_bundle, report_cases
+    from engines.exactness import doctor
 
-    cases = measure_bundle(Bundle.open(bundle))
-    if as_json:
-        click.echo(
-            json.dumps(
-                {"exact": all(c.identical for c in cases), "cases": [c._asdict() for c in cases]}
-            )
-        )
-    else:
-        click.echo(report_cases(cases))
-    if not all(case.identical for case in cases):
+    found = doctor(Bundle.open(bundle), backend)
+    click.echo(json.dumps(found.as_dict()) if as_json else found.report())
+    if not found.exact:
         sys.exit(1)

@@ -30,7 +30,7 @@ class CloudSettings:
     """Sessions open at once; one more is asked to come later."""
     kv_memory: int = 0
     """Bytes of the KV cache, that of the draft beside the target included; 0: a quarter of the
-    memory that is free at the start."""
+    memory that is free at the start, of a GPU's half."""
     max_batch_rows: int = 0
     """Sessions of one step of the target; 0: as many as pay."""
     max_batch_tokens: int = 256
@@ -41,6 +41,8 @@ class CloudSettings:
     """Draft tokens of one round; the rest is ignored."""
     hints: bool = True
     """Run the exit heads for sessions that ask for them."""
+    backend: str = "onnxruntime"
+    """What runs the target: a name of `engines.backends`."""
     draft: str = ""
     """Profile of the bundle's draft that also runs here, beside the target; empty: none."""
     idle_timeout: float = 60.0
@@ -54,6 +56,9 @@ class CloudSettings:
     """File for the trace of this process."""
     status: str = ""
     """HOST:PORT of `/metrics`, `/health` and what `edgespec top` shows; empty: none."""
+    energy: Path | None = None
+    """Root of the file tree that energy and heat are read from, `/` but for recorded ones; None:
+    not measured."""
 
 
 Mode = Literal["auto", "edge", "cloud-draft", "cloud"]
@@ -103,6 +108,8 @@ class EdgeSettings:
     """Seconds of silence after which it stops."""
     trace: Path | None = None
     """File for the trace of this process."""
+    energy: Path | None = None
+    """As in `CloudSettings`."""
 
 
 @dataclass(frozen=True)

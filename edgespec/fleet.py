@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from edgespec.energy.report import Energy
+
 State = Literal["running", "reading", "waiting", "evicted", "away"]
 """Of a session: tokens come; its prompt is read; it waits to begin; its slot was lent to another;
 its device cannot be reached."""
@@ -85,6 +87,8 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     prefix_queries: int = 0
     prefix_hits: int = 0
     """Tokens that sessions began with, and those of them that were in the cache."""
+    energy: Energy | None = None
+    """Of the cloud's machine since it began to listen; None: nobody asked."""
     sessions: tuple[SessionView, ...] = ()
     devices: tuple[DeviceView, ...] = ()
     """Those that were heard of in the last minute, or have a session."""

@@ -39,6 +39,9 @@ def inspect(folder: Path, *, verify: bool, as_json: bool) -> None:
     ):
         console.print(f"\n{title}", style="bold")
         console.print(table)
+    if manifest.engines:
+        console.print("\nengines", style="bold")
+        console.print(_engines(manifest))
     if verify:
         console.print(f"\nall {len(_here(bundle))} files agree with their checksums")
     if not bundle.path("target").exists():
@@ -72,6 +75,7 @@ def _target(manifest: Manifest) -> Table:
         ("family", shapes.family),
         ("precision", str(target.precisions)),
         *agreement,
+        ("opset", str(target.opset)),
         ("layers", str(shapes.layers)),
         ("hidden", f"{shapes.hidden} (feed-forward {shapes.intermediate})"),
         ("heads", f"{shapes.heads} of {shapes.head_dim}, {shapes.kv_heads} for keys and values"),
@@ -98,13 +102,29 @@ def _drafts(manifest: Manifest) -> Table:
     figures = _figures([draft.calibration for _, draft in drafts])
     trimmed = any(draft.vocabulary < draft.architecture.vocabulary for _, draft in drafts)
     heads = ["head rows"] if trimmed else []
-    table = _table("profile", "origin", "precision", "layers", "size", *heads, *figures)
+    table = _table("profile", "origin", "precision", "layers", "opset", "size", *heads, *figures)
     for profile, draft in drafts:
         rows = [str(draft.vocabulary)] if trimmed else []
         shown = _figures([draft.calibration]).values() or [""] * len(figures)
         size = _megabytes(manifest, f"draft/{profile}/")
         table.add_row(profile, *_draft(draft), size, *rows, *shown)
-    table.add_row("ngram", "prompt lookup", "", "", "needs no model")
+    table.add_row("ngram", "prompt lookup", "", "", "", "needs no model")
+    return table
+
+
+def _engines(manifest: Manifest) -> Table:
+    table = _table("engine", "positions", "profile", "built by", "for", "floats", "size")
+    for engine in manifest.engines:
+        gpu = f", compute capability {engine.capability}" if engine.capability else ""
+        table.add_row(
+            engine.file,
+            str(engine.capacity or "any"),
+            engine.profile,
+            f"{engine.api} {engine.version}",
+            engine.platform + gpu,
+            engine.floats,
+            _megabytes(manifest, engine.file),
+        )
     return table
 
 
@@ -116,8 +136,9 @@ def _figures(calibrations: Sequence[Calibration | None]) -> dict[str, str]:
     return {}
 
 
-def _draft(draft: Draft) -> tuple[str, str, str]:
-    return _origin(draft.origin), str(draft.precisions), str(draft.architecture.layers)
+def _draft(draft: Draft) -> tuple[str, str, str, str]:
+    layers, opset = str(draft.architecture.layers), str(draft.opset)
+    return _origin(draft.origin), str(draft.precisions), layers, opset
 
 
 def _tokenizer(manifest: Manifest) -> Table:

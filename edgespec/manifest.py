@@ -7,6 +7,7 @@
     target/exit-NN.onnx           hidden state after segment NN -> features
     target/head.onnx              features -> logits, arg-max, top-k; shared by the exit heads
     …/*.data                      the weights, beside the graphs that use them
+    …/<graph>-<capacity>.engine   what TensorRT made of a graph on one machine, where it did
 
 A bundle is written beside its place and renamed into it, so a folder with a manifest is whole.
 """
@@ -33,6 +34,10 @@ COMPAT_OPSET = 21
 """Of the same graphs in plain operators, for what is older."""
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+TensorrtApi = Literal["tensorrt", "tensorrt_rtx"]
+HalfFloat = Literal["fp16", "bf16"]
+Range = tuple[int, int, int]
+"""Smallest, usual and largest."""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -115,6 +120,43 @@ class Draft(_Struct, frozen=True):
     calibration: Calibration | None = None
 
 
+class Shapes(_Struct, frozen=True):
+    """The calls that one optimisation profile of an engine takes."""
+
+    batch: Range
+    tokens: Range
+    """New tokens of each row, pads included."""
+    selected: Range
+    """Tokens that a head answers for."""
+
+    def take(self, batch: int, tokens: int, selected: int = 1) -> bool:
+        given = ((self.batch, batch), (self.tokens, tokens), (self.selected, selected))
+        return all(span[0] <= size <= span[2] for span, size in given)
+
+
+class Built(_Struct, frozen=True):
+    """An engine: one graph at one capacity, as one TensorRT built it for one kind of machine."""
+
+    graph: str
+    file: str
+    capacity: int
+    """Positions of a slot; 0 for a graph without a KV cache."""
+    profile: str
+    """That it was built for."""
+    sources: dict[str, str]
+    """SHA-256 of the graph and its data files, by path."""
+    api: TensorrtApi
+    version: str
+    capability: str
+    """CUDA compute capability of the GPU, as in 8.7; empty: not tied to one."""
+    platform: str
+    """Operating system and architecture, as in linux-aarch64."""
+    floats: HalfFloat
+    """The type of activations, caches and float weights, whatever the graph has."""
+    shapes: list[Shapes]
+    """Of its optimisation profiles, in order."""
+
+
 class Text(_Struct, frozen=True):
     """What the runtimes must know of the tokenizer besides its file."""
 
@@ -137,6 +179,8 @@ class Manifest(_Struct, frozen=True):
     """By profile."""
     files: dict[str, File]
     """By path relative to the bundle."""
+    engines: list[Built] = []
+    """What `edgespec build` made; `files` has them too."""
     seal: str = ""
     """SHA-256 of the rest of the manifest."""
 
@@ -155,12 +199,14 @@ class Manifest(_Struct, frozen=True):
     def target_fingerprint(self) -> str:
         """Names the target's weights: two bundles that share it give the same text.
 
-        Exit heads are not among them: a hint never decides anything.
+        Exit heads are not among them: a hint never decides anything. Nor are engines, which are
+        made of what is.
         """
         digest = hashlib.sha256()
-        exits = {segment.exit for segment in self.target.segments}
+        others = {segment.exit for segment in self.target.segments}
+        others |= {engine.file for engine in self.engines}
         for path in sorted(self.files):
-            if path.startswith("target/") and path not in exits:
+            if path.startswith("target/") and path not in others:
                 digest.update(f"{path} {self.files[path].sha256}\n".encode())
         return digest.hexdigest()[:32]
 

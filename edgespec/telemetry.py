@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from edgespec.energy.report import Energy
+
 
 class HintCount(msgspec.Struct):
     """How often an exit head named the target's token, over positions where that is known."""
@@ -61,6 +63,8 @@ class AnswerStats(msgspec.Struct, kw_only=True):
     hints: dict[int, HintCount] = msgspec.field(default_factory=dict)
     """By layer."""
     token_ids: list[int] = msgspec.field(default_factory=list)
+    energy: Energy | None = None
+    """Of the machine that wrote this, while the answer was written; None: nobody asked."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -83,6 +87,9 @@ class AnswerStats(msgspec.Struct, kw_only=True):
             "tokens_per_second": round(self.tokens_per_second, 3),
             "accepted_per_round": round(self.accepted_per_round, 4),
         }
+        del figures["energy"]
+        if self.energy:
+            figures["energy"] = self.energy.figures()
         return msgspec.json.encode(figures).decode()
 
     def as_text(self) -> str:
@@ -119,4 +126,5 @@ class AnswerStats(msgspec.Struct, kw_only=True):
             )
         if self.resumed:
             lines.append(f"resumed {self.resumed} times")
+        lines += self.energy.lines() if self.energy else []
         return "\n".join(lines)

@@ -15,13 +15,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from edgespec.energy.report import Energy
 from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import STATES, Fleet, SessionView
 
 PATIENCE = 5.0
 """Seconds to wait for an answer."""
 PIPE_WIDTH = 150
-HEADER_LINES = 9
+HEADER_LINES = 10
 """Lines that the sessions leave to everything else."""
 BAR = 24
 """Characters of the memory's bar."""
@@ -130,7 +131,20 @@ def _counts(fleet: Fleet) -> str:
         f"{len(fleet.devices)} devices, {len(fleet.sessions)} sessions"
         + (f": {', '.join(said)}; {', '.join(drafts)}" if said else "")
         + (f"\npackets in trouble: {', '.join(trouble)}" if trouble else "")
+        + (f"\n{_energy(fleet.energy)}" if fleet.energy else "")
     )
+
+
+def _energy(energy: Energy) -> str:
+    """Since the cloud began to listen."""
+    each, watts = energy.joules_per_token, energy.watts
+    said = ["energy not measured"] if energy.joules is None else [f"energy {energy.joules:.4g} J"]
+    said += [f"{each:.3g} J a token"] if each is not None else []
+    said += [f"{watts:.3g} W"] if watts is not None else []
+    said += [energy.covers] if energy.covers else []
+    said += [f"{energy.celsius:.0f} °C"] if energy.celsius is not None else []
+    said += ["throttled"] if energy.throttled else []
+    return ", ".join(said)
 
 
 def _rank(session: SessionView) -> tuple[bool, int, float]:

@@ -16,11 +16,13 @@ from edgespec import __version__
 from edgespec.checkpoint import Checkpoint, TokenizerSource
 from edgespec.errors import UsageError
 from edgespec.manifest import (
+    MAIN_OPSET,
     SCHEMA,
     SELF_DRAFT,
     Bundle,
     Calibration,
     Draft,
+    File,
     Manifest,
     Origin,
     Precisions,
@@ -33,6 +35,7 @@ from edgespec.progress import progress
 from edgespec.tokenizer import fingerprint
 from export import graph
 from export.checkpoint import open_checkpoint
+from export.data_files import DataFiles
 from export.heads import FINAL_NORM, ExitHeads, exit_graph, read_heads
 from export.publish import describe_all, published_bundle, write_manifest
 from export.weights import WeightFolder, float_type
@@ -48,6 +51,8 @@ class ExportSettings:
     out: Path
     revision: str | None = None
     precisions: Precisions = field(default_factory=lambda: precisions("fp32"))
+    opset: int = MAIN_OPSET
+    """Of the target's graphs; a draft's is its profile's."""
     segments: int = 1
     """Even segments, where `split` is empty."""
     split: tuple[int, ...] = ()
@@ -62,6 +67,15 @@ class ExportSettings:
     """0: the model's own, at most `MAX_CONTEXT`."""
     force: bool = False
     """Replace a bundle that is already there."""
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """A bundle that is being written."""
+
+    folder: Path
+    known: dict[Path, File] = field(default_factory=dict)
+    """Files whose checksums were taken while they were written."""
 
 
 def borders(layers: int, settings: ExportSettings) -> list[int]:
@@ -98,21 +112,23 @@ def export(settings: ExportSettings) -> Bundle:
     mark = fingerprint(Tokenizer.from_str(target.tokenizer.json))
     drafts = [(name, _draft_checkpoint(source, target, mark)) for name, source in settings.drafts]
     with published_bundle(settings.out, settings.force) as folder:
+        bundle = _Unfinished(folder)
         written = Manifest(
             schema=SCHEMA,
             made_by=f"edgespec {__version__}",
             context=context,
             text=_write_tokenizer(folder / "tokenizer", target.tokenizer, mark),
-            target=_write_target(folder, target, settings.precisions, cuts, context, heads),
+            target=_write_target(bundle, target, settings, cuts, context, heads),
             drafts={
                 name: _write_draft(
-                    folder, name, checkpoint, context, settings.calibrations.get(name)
+                    bundle, name, checkpoint, context, settings.calibrations.get(name)
                 )
                 for name, checkpoint in drafts
             },
             files={},
         )
-        write_manifest(folder, msgspec.structs.replace(written, files=describe_all(folder)))
+        files = describe_all(folder, bundle.known)
+        write_manifest(folder, msgspec.structs.replace(written, files=files))
     return Bundle.open(settings.out)
 
 
@@ -151,38 +167,48 @@ def _write_tokenizer(folder: Path, source: TokenizerSource, mark: str) -> Text:
 
 @contextmanager
 def _weights(
-    folder: Path, checkpoint: Checkpoint, chosen: Precisions, label: str
+    bundle: _Unfinished, part: str, checkpoint: Checkpoint, chosen: Precisions, label: str
 ) -> Iterator[WeightFolder]:
+    folder = bundle.folder / part
     folder.mkdir(parents=True)
     total = sum(checkpoint.nbytes(name) for name in checkpoint.names())
     apart = chosen.head != chosen.embedding or checkpoint.kept_ids is not None
     if checkpoint.architecture.tied and apart:
         total += checkpoint.nbytes("model.embed_tokens.weight")
-    with progress(label, total) as advance:
-        yield WeightFolder(folder, checkpoint, advance)
+    with progress(label, total) as advance, DataFiles(folder) as files:
+        yield WeightFolder(folder, files, checkpoint, advance)
+        bundle.known.update(files.described())
 
 
 def _write_target(
-    bundle: Path,
+    bundle: _Unfinished,
     checkpoint: Checkpoint,
-    chosen: Precisions,
+    settings: ExportSettings,
     cuts: Sequence[int],
     context: int,
     heads: ExitHeads | None,
 ) -> Target:
-    folder = bundle / "target"
+    chosen, opset = settings.precisions, settings.opset
+    folder = bundle.folder / "target"
     segments = []
-    with _weights(folder, checkpoint, chosen, f"target {chosen.layers}") as weights:
+    with _weights(bundle, "target", checkpoint, chosen, f"target {chosen.layers}") as weights:
         last = len(cuts) - 2
         for number, (start, end) in enumerate(pairwise(cuts)):
             file, leaving = f"segment-{number:02}", f"exit-{number:02}"
-            model = graph.decoder(weights, chosen, context, range(start, end), file=file)
+            layers = range(start, end)
+            model = graph.decoder(weights, chosen, context, layers, file=file, opset=opset)
             ir.save(model, folder / f"{file}.onnx")
             if number < last:
                 norm = weights.vector(FINAL_NORM, float_type(chosen.layers))
                 adapter = heads.adapters.get(end) if heads else None
                 model = exit_graph(
-                    checkpoint.architecture, chosen, end, norm, adapter, file=leaving
+                    checkpoint.architecture,
+                    chosen,
+                    end,
+                    norm,
+                    adapter,
+                    file=leaving,
+                    opset=opset,
                 )
                 ir.save(model, folder / f"{leaving}.onnx")
             segments.append(
@@ -194,24 +220,31 @@ def _write_target(
                     calibration=heads.calibration.get(end) if heads else None,
                 )
             )
-        ir.save(graph.head(weights, chosen, file="head"), folder / "head.onnx")
+        ir.save(graph.head(weights, chosen, file="head", opset=opset), folder / "head.onnx")
     return Target(
         origin=Origin(name=checkpoint.name, revision=checkpoint.revision),
         architecture=checkpoint.architecture,
         precisions=chosen,
         segments=segments,
         head="target/head.onnx",
+        opset=opset,
     )
 
 
 def _write_draft(
-    bundle: Path, name: str, checkpoint: Checkpoint, context: int, calibration: Calibration | None
+    bundle: _Unfinished,
+    name: str,
+    checkpoint: Checkpoint,
+    context: int,
+    calibration: Calibration | None,
 ) -> Draft:
-    chosen = profile(name).precisions
-    folder = bundle / "draft" / name
-    with _weights(folder, checkpoint, chosen, f"draft {name}") as weights:
+    chosen, opset = profile(name).precisions, profile(name).opset
+    folder = bundle.folder / "draft" / name
+    with _weights(bundle, f"draft/{name}", checkpoint, chosen, f"draft {name}") as weights:
         layers = range(checkpoint.architecture.layers)
-        model = graph.decoder(weights, chosen, context, layers, file="model", with_head=True)
+        model = graph.decoder(
+            weights, chosen, context, layers, file="model", opset=opset, with_head=True
+        )
         ir.save(model, folder / "model.onnx")
     return Draft(
         origin=Origin(name=checkpoint.name, revision=checkpoint.revision),
@@ -219,6 +252,7 @@ def _write_draft(
         precisions=chosen,
         graph=f"draft/{name}/model.onnx",
         vocabulary=_head_rows(checkpoint),
+        opset=opset,
         calibration=calibration,
     )
 

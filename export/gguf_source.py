@@ -116,16 +116,19 @@ class GgufCheckpoint:
         start, stop, _ = slice(start, stop).indices(stored.shape[0])
         stop = max(start, stop)
         order = self._row_order(name)
-        if order is not None:
-            return self._dequantised(stored, order[start:stop])
+        first, last = start, stop
+        if order is not None:  # rows change places within a head
+            first = start // self.architecture.head_dim * self.architecture.head_dim
+            last = -(-stop // self.architecture.head_dim) * self.architecture.head_dim
+            order = order[start:stop] - first
         row_bytes = stored.nbytes // stored.shape[0]
         part = _Stored(
             stored.kind,
-            (stop - start, *stored.shape[1:]),
-            stored.offset + start * row_bytes,
-            (stop - start) * row_bytes,
+            (last - first, *stored.shape[1:]),
+            stored.offset + first * row_bytes,
+            (last - first) * row_bytes,
         )
-        return self._dequantised(part)
+        return self._dequantised(part, order)
 
     def _row_order(self, name: str) -> npt.NDArray[np.intp] | None:
         """For each Hugging Face row the stored one; None where they are in the same order."""

@@ -47,7 +47,7 @@ def install(
     with published_bundle(bundle.folder.resolve(), force=True) as folder:
         new = {} if trained is None else _write_exits(bundle, trained, folder)
         for name in manifest.files.keys() - new:
-            _link(bundle.path(name), folder / name)
+            link(bundle.path(name), folder / name)
         _keep_the_rest(bundle, folder)
         target = msgspec.structs.replace(
             manifest.target,
@@ -93,6 +93,7 @@ def _write_exits(bundle: Bundle, trained: ExitHeads, folder: Path) -> dict[str, 
                 _final_norm(bundle, segment.exit),
                 trained.adapters.get(segment.end),
                 file=Path(segment.exit).stem,
+                opset=target.opset,
             )
             path = folder / segment.exit
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,10 +117,11 @@ def _keep_the_rest(bundle: Bundle, folder: Path) -> None:
     for path in bundle.folder.resolve().rglob("*"):
         place = folder / path.relative_to(bundle.folder.resolve())
         if path.is_file() and path.name != MANIFEST and not place.exists():
-            _link(path, place)
+            link(path, place)
 
 
-def _link(source: Path, place: Path) -> None:
+def link(source: Path, place: Path) -> None:
+    """A second name for the file where the disk has such, a copy elsewhere."""
     if not source.is_file():
         raise BundleError(f"{source} is missing; export the bundle again")
     place.parent.mkdir(parents=True, exist_ok=True)

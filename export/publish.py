@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -38,12 +39,14 @@ def described(path: Path) -> File:
     return File(sha256=hash_file(path), size=path.stat().st_size)
 
 
-def describe_all(folder: Path) -> dict[str, File]:
-    """Every file below `folder`, by its path there."""
+def describe_all(folder: Path, known: Mapping[Path, File]) -> dict[str, File]:
+    """Every file below `folder`, by its path there; those that are not `known` are read."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    unknown = sum(path.stat().st_size for path in paths if path not in known)
     files = {}
-    with progress("checksums", sum(path.stat().st_size for path in paths)) as advance:
+    with progress("checksums", unknown) as advance:
         for path in paths:
-            file = files[path.relative_to(folder).as_posix()] = described(path)
-            advance(file.size)
+            file = known.get(path) or described(path)
+            files[path.relative_to(folder).as_posix()] = file
+            advance(0 if path in known else file.size)
     return files

@@ -1,92 +1,143 @@
-"""Building a TensorRT engine from a graph of a bundle, with `tensorrt` or `tensorrt_rtx` alike.
+"""One graph becomes one TensorRT engine.
 
-TensorRT's KV update wants a static capacity, so it is pinned while the ONNX file is read; the file
-itself stays symbolic. TensorRT-RTX builds on a machine without a GPU (SM 75 to 89, 120 and 121),
-which proves that a graph parses and builds.
+TensorRT's KV update wants a static capacity and its attention 16-bit floats, so what is read is a
+copy of the graph (`export/half.py`). TensorRT-RTX builds on a machine without a GPU, which proves
+that a graph parses and builds.
 """
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import onnx_ir as ir
 
 from edgespec.errors import EngineError
-
-MODULES = ("tensorrt", "tensorrt_rtx")
-Range = tuple[int, int, int]
-"""Smallest, usual and largest."""
-
-
-def load_tensorrt() -> ModuleType:
-    """`tensorrt` where it is installed, else `tensorrt_rtx`. Raises `EngineError`."""
-    for name in MODULES:
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            continue
-    raise EngineError(
-        "TensorRT is not installed; install 'edgespec[tensorrt-rtx]', or JetPack's own on a Jetson"
-    )
+from edgespec.manifest import MAIN_OPSET, Shapes
+from engines.tensorrt_api import (
+    Monitor,
+    build_into,
+    installation,
+    log,
+    make_builder,
+    make_monitor,
+    make_network,
+    one_line,
+)
+from export.timings import load_timings, save_timings
 
 
 def build_engine(
-    path: Path, *, capacity: int, batch: Range = (1, 1, 1), tokens: Range = (1, 8, 64)
-) -> bytes:
-    """Builds the graph at `path` for one capacity; the serialised engine.
+    trt: Any,
+    path: Path,
+    out: Path,
+    shapes: Sequence[Shapes],
+    *,
+    name: str,
+    workspace: int = 0,
+    tell: Callable[[str], None],
+) -> None:
+    """Builds the graph at `path`, whose dynamic dimensions are `batch`, `tokens` and `selected`,
+    with an optimisation profile for each of `shapes`, and writes the engine to `out`.
 
-    Every dynamic dimension but `batch` and `tokens` is derived: `selected` spans 1 to all of them.
-    Raises `EngineError` naming the node that TensorRT has no kernel for.
+    `name` is the graph in messages, `workspace` the bytes of scratch memory that kernels may take
+    (0: all there is); `tell` hears how far it is. Ctrl-C ends it within a step.
+
+    Raises:
+        EngineError: the graph has a node that TensorRT cannot read or build; it is named.
+        OSError: the engine cannot be written.
     """
-    trt = load_tensorrt()
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(_strongly_typed(trt))
-    parser = trt.OnnxParser(network, logger)
-    # Held in memory with its weights inside, since external paths are relative to the file.
-    if not parser.parse(_pinned(path, capacity)):
-        error = parser.get_error(0)
-        raise EngineError(f"TensorRT cannot read {path}, node {error.node_name()}: {error.desc()}")
+    builder = make_builder(trt)
+    network = make_network(trt, builder)
+    _parse(trt, network, path, name)
     config = builder.create_builder_config()
-    ranges: dict[str, Range] = {
-        "batch": batch,
-        "tokens": tokens,
-        "selected": (1, batch[1] * tokens[1], batch[2] * tokens[2]),
+    for shape in shapes:
+        config.add_optimization_profile(_profile(builder, ir.load(path), shape))
+    if workspace:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    monitor = make_monitor(trt, tell)
+    config.progress_monitor = monitor
+    here = installation(trt)
+    if here.keeps_timings:
+        load_timings(config, here)
+    try:
+        with out.open("wb") as file:
+            made = _run(lambda: build_into(trt, builder, network, config, file), monitor)
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
+    if not made:
+        out.unlink()
+        raise EngineError(
+            f"{here.name} cannot build {name}: {log(trt).last() or 'it says no more'}"
+        )
+    if here.keeps_timings:
+        save_timings(config, here)
+
+
+def _run(build: Callable[[], bool], monitor: Monitor) -> bool:
+    """In a thread, as a signal is only heard where Python runs, and TensorRT is not Python."""
+    with ThreadPoolExecutor(1, "tensorrt") as pool:
+        future = pool.submit(build)
+        try:
+            return future.result()
+        except BaseException:
+            monitor.cancelled = True
+            raise
+
+
+def _parse(trt: Any, network: Any, path: Path, name: str) -> None:
+    parser = trt.OnnxParser(network, log(trt))
+    _check_operators(trt, parser, ir.load(path), name)
+    if parser.parse_from_file(str(path)):
+        return
+    here = installation(trt).name
+    if not parser.num_errors:
+        raise EngineError(f"{here} cannot read {name}: {log(trt).last() or 'it says no more'}")
+    error = parser.get_error(0)
+    node = error.node_name()
+    where = f"node {node} ({error.node_operator()})" if node else "the file"
+    reason = one_line(error.desc()).removeprefix(f"{node}: ")
+    raise EngineError(f"{here} cannot read {name}, {where}: {reason}")
+
+
+def _check_operators(trt: Any, parser: Any, model: ir.Model, name: str) -> None:
+    missing = {
+        node.op_type: node.name
+        for node in reversed(model.graph)
+        if not parser.supports_operator(node.op_type)
     }
+    if not missing:
+        return
+    here = installation(trt).name
+    kind, node = next(reversed(missing.items()))
+    more = f", nor {', '.join(sorted(missing.keys() - {kind}))}" if len(missing) > 1 else ""
+    opset = model.graph.opset_imports.get("", MAIN_OPSET)
+    advice = (
+        f"; it is written in opset {opset}, so export it for a profile with an older one, such as "
+        "jetson-orin"
+        if opset >= MAIN_OPSET and "TensorScatter" in missing
+        else ""
+    )
+    raise EngineError(
+        f"{here} cannot build {name}, node {node}: it has no operator {kind}{more}{advice}"
+    )
+
+
+def _profile(builder: Any, model: ir.Model, shapes: Shapes) -> Any:
+    ranges = {"batch": shapes.batch, "tokens": shapes.tokens, "selected": shapes.selected}
     profile = builder.create_optimization_profile()
-    for name, dims in _inputs(path, capacity).items():
-        shapes = [
-            tuple(dim if isinstance(dim, int) else ranges[dim][point] for dim in dims)
-            for point in range(3)
-        ]
-        profile.set_shape(name, *shapes)
-    config.add_optimization_profile(profile)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise EngineError(f"TensorRT {trt.__version__} cannot build {path} here")
-    return bytes(plan)
-
-
-def _strongly_typed(trt: ModuleType) -> int:
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _dims(value: ir.Value, capacity: int) -> list[int | str]:
-    assert value.shape is not None
-    dims = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-    return [capacity if dim == "capacity" else dim for dim in dims]
-
-
-def _inputs(path: Path, capacity: int) -> dict[str, list[int | str]]:
-    return {str(v.name): _dims(v, capacity) for v in ir.load(path).graph.inputs}
-
-
-def _pinned(path: Path, capacity: int) -> bytes:
-    model = ir.load(path)
-    for value in [*model.graph.inputs, *model.graph.outputs]:
-        value.shape = ir.Shape(_dims(value, capacity))
-    ir.external_data.load_to_model(model)
-    return bytes(ir.to_proto(model).SerializeToString())
+    for value in model.graph.inputs:
+        dims = list(value.shape or ())
+        profile.set_shape(
+            value.name,
+            *(
+                tuple(
+                    dim if isinstance(dim, int) else ranges[str(dim.value)][point] for dim in dims
+                )
+                for point in range(3)
+            ),
+        )
+    return profile

@@ -1,4 +1,4 @@
-"""The files in deploy/ are what their tools take without a complaint, and name options there are."""
+"""The files in deploy/ are what their tools take without a complaint, and know their options."""
 
 import re
 import shutil
