@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from bench.builtin import builtin_bundle
+from bench.energy import note
 from bench.fleet_figures import batches, believed
 from bench.fleet_generator import (
     CLOUD_DRAFT,
@@ -138,6 +139,13 @@ def _report(figures: dict[str, Any], settings: FleetSettings, *, as_json: bool) 
     console.print(fleet_table(figures))
     console.print(capacity_table(figures))
     console.print(fleet_notes(figures), markup=False)
+    measured = {
+        f"{cell['method']}, {cell['devices']} devices": cell["energy"]
+        for cell in figures["cells"]
+        if "energy" in cell
+    }
+    if measured:
+        console.print(note(measured), markup=False)
     if settings.plot:
         from bench.fleet_plots import plot_fleet
 

@@ -25,6 +25,8 @@ from bench.recording import Recording
 from edge_runtime.drafters import open_drafter
 from edge_runtime.loop import hello_for
 from edgespec.config import EdgeSettings, Mode
+from edgespec.energy.meter import Meter
+from edgespec.energy.sensors import find
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from engines.drafting import Drafter
@@ -65,6 +67,8 @@ class FleetSettings:
     """More options of `edgespec cloud-run`."""
     plot: Path | None = None
     """Folder."""
+    energy: Path | None = None
+    """Root of the file tree that this machine's energy is read from; None: not measured."""
 
     def check(self) -> None:
         """Raises `UsageError` for what would fail only later."""
@@ -156,6 +160,7 @@ class Generator:
             kind.name: answerable(self.recording, kind, ends) for kind in self.profile.kinds
         }
         self._real: list[Drafter] = []
+        self._sensors = find(self.settings.energy) if self.settings.energy else None
 
     @property
     def cell_seconds(self) -> float:
@@ -169,6 +174,7 @@ class Generator:
     ) -> Measured:
         """One fleet of `count` devices. Raises `EdgespecError` if an answer is wrong. What is
         `beside` them is entered before they come, and left when they are gone."""
+        meter = Meter(self._sensors) if self._sensors else None
         with zmq.Context() as context:
             context.set(zmq.MAX_SOCKETS, 2 * (count + self.settings.real) + 64)
             cell = self._cell(name, context)
@@ -178,11 +184,15 @@ class Generator:
                 for number, drafter in enumerate(self._real_drafts(name))
             ]
             with beside(cell):
-                load = self._live([*devices, *real], cell, self.clouds[serving(name)][1])
+                load = self._live([*devices, *real], cell, self.clouds[serving(name)][1], meter)
         window = Window(cell.opens, cell.closes)
         figures = served(devices, window) | machine_load(load, devices, window)
         if real:
             figures["real"] = served(real, window)
+        if meter:
+            everyone = [figures, *([figures["real"]] if real else [])]
+            tokens = round(sum(each["tokens_per_s"] for each in everyone) * window.seconds)
+            figures["energy"] = meter.energy(tokens).figures()
         return Measured(name, window, {"method": name} | figures)
 
     def _cell(self, name: str, context: zmq.Context[zmq.Socket[bytes]]) -> Cell:
@@ -225,14 +235,15 @@ class Generator:
         return self._real if method == OURS else []
 
     @staticmethod
-    def _live(devices: Sequence[Device], cell: Cell, pid: int) -> Load:
-        """Until the cell closes. Raises what any device raised."""
+    def _live(devices: Sequence[Device], cell: Cell, pid: int, meter: Meter | None) -> Load:
+        """Until the cell closes; `meter` measures its window. Raises what any device raised."""
         with ThreadPoolExecutor(len(devices)) as pool:
             lives = [pool.submit(device.run) for device in devices]
             time.sleep(max(0.0, cell.opens - time.monotonic()))
-            before = time.process_time(), cpu_seconds(pid), time.monotonic()
-            time.sleep(max(0.0, cell.closes - time.monotonic()))
-            after = time.process_time(), cpu_seconds(pid), time.monotonic()
+            with meter or nullcontext():
+                before = time.process_time(), cpu_seconds(pid), time.monotonic()
+                time.sleep(max(0.0, cell.closes - time.monotonic()))
+                after = time.process_time(), cpu_seconds(pid), time.monotonic()
             memory = resident_mb(pid)
         for life in lives:
             life.result()

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from bench.energy import each_token
 from bench.fleet_figures import BUSY, LATE, STOLEN
 from bench.plan_tables import plain_table
 
@@ -39,12 +40,17 @@ def fleet_table(figures: dict[str, Any]) -> Table:
     for header, *_ in COLUMNS:
         table.add_column(header, justify="right", no_wrap=True)
     cells = figures["cells"]
+    measured = any("energy" in cell for cell in cells)
+    if measured:
+        table.add_column("J a\ntoken", justify="right", no_wrap=True)
     order = figures["methods"].index
     for devices in sorted({cell["devices"] for cell in cells}):
         here = [cell for cell in cells if cell["devices"] == devices]
         for number, cell in enumerate(sorted(here, key=lambda each: order(each["method"]))):
             mark = "" if cell["trusted"] else " !"
-            table.add_row("" if number else str(devices), cell["method"] + mark, *_row(cell))
+            taken = [each_token(cell.get("energy"))] if measured else []
+            name = cell["method"] + mark
+            table.add_row("" if number else str(devices), name, *_row(cell), *taken)
             if "real" in cell:
                 real = cell["real"]
                 table.add_row("", f"… {real['devices']} real beside", *_row(real))

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,12 +26,16 @@ from rich.console import Console
 from bench.acceptance import encode
 from bench.builtin import builtin_bundle, self_bundle
 from bench.emulated_link import EmulatedLink, LinkShape, accuracy, emulated_link
+from bench.energy import note
 from bench.link_tables import link_table
 from bench.processes import cloud, cores, pinned
 from bench.prompts import first_of_each, read_prompts
 from edge_runtime.drafters import open_drafter
 from edge_runtime.loop import EdgeLoop, exit_agreements, greet, hello_for
 from edgespec.config import EdgeSettings, Mode, Request, Tactics
+from edgespec.energy.meter import Meter
+from edgespec.energy.report import Energy, combined
+from edgespec.energy.sensors import find
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
@@ -96,6 +101,8 @@ class LinkSettings:
     temperature: float = 0.0
     plot: Path | None = None
     """Folder for plots and the trace."""
+    energy: Path | None = None
+    """Root of the file tree that this machine's energy is read from; None: not measured."""
 
     @property
     def chosen(self) -> dict[str, Method]:
@@ -141,6 +148,8 @@ class _Cell:
     drafts: list[float] = field(default_factory=list)
     """Seconds of draft steps over one path; longer where both sides compute at once and share a
     memory."""
+    energy: list[Energy] = field(default_factory=list)
+    """Of this machine, device and cloud together, while an answer was written."""
 
 
 def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
@@ -268,6 +277,7 @@ def _measure(
     device: Device, methods: dict[str, Method], requests: Sequence[Request], settings: LinkSettings
 ) -> dict[tuple[float, str], _Cell]:
     cells = {(rtt, name): _Cell() for rtt in settings.rtts_ms for name in methods}
+    sensors = find(settings.energy) if settings.energy else None
     total = len(cells) * len(requests)
     with progress("answers", total, unit="answers") as advance:
         for rtt in settings.rtts_ms:
@@ -278,7 +288,11 @@ def _measure(
                 texts = set()
                 for name in names[turn:] + names[:turn]:
                     cell, before = cells[rtt, name], time.process_time()
-                    stats, gaps = answer(loops[name], request)
+                    meter = Meter(sensors) if sensors else None
+                    with meter or nullcontext():
+                        stats, gaps = answer(loops[name], request)
+                    if meter:
+                        cell.energy.append(meter.energy(stats.tokens))
                     cell.busy += time.process_time() - before
                     cell.drafts += loops[name].modes.meter.drafts.get(1, ())
                     cell.answers.append(stats)
@@ -349,7 +363,7 @@ def _details(cell: _Cell) -> dict[str, Any]:
         / sum(s.seconds for s in cell.answers),
         "draft_ms": 1e3 * statistics.mean(cell.drafts) if cell.drafts else 0.0,
         "hits": hits,
-    }
+    } | ({"energy": combined(cell.energy).figures()} if cell.energy else {})
 
 
 def _report(
@@ -357,6 +371,13 @@ def _report(
 ) -> None:
     console = Console(width=max(Console().width, 130), highlight=False)
     console.print(link_table(figures))
+    measured = {
+        f"{cell['method']} at {cell['rtt_ms']:g} ms": cell["energy"]
+        for cell in figures["cells"]
+        if "energy" in cell
+    }
+    if measured:
+        console.print(note(measured), markup=False)
     adds = [f"{a['median_ms']:.2f} at {rtt}" for rtt, a in figures["link_accuracy"].items()]
     console.print(
         f"The link itself adds, in ms (median) at an RTT of so many ms: {', '.join(adds)}"

@@ -7,6 +7,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from bench.energy import each_token
+
 COLUMNS = (
     ("tokens\n/s", "tokens_per_s", ".1f"),
     ("ratio\ncloud", "ratio_to_cloud", ".2f"),
@@ -35,11 +37,15 @@ def link_table(figures: dict[str, Any]) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for name in HITS:
         table.add_column(f"{name}\n%", justify="right", no_wrap=True)
+    measured = any("energy" in cell for cell in figures["cells"])
+    if measured:
+        table.add_column("J a\ntoken", justify="right")
     cells = {(cell["rtt_ms"], cell["method"]): cell for cell in figures["cells"]}
     for rtt in figures["rtts_ms"]:
         for number, method in enumerate(figures["methods"]):
             cell = cells.get((rtt, method), {})
-            table.add_row("" if number else f"{rtt:g}", method, *_row(cell))
+            taken = [each_token(cell.get("energy"))] if measured else []
+            table.add_row("" if number else f"{rtt:g}", method, *_row(cell), *taken)
         table.add_section()
     return table
 

@@ -19,10 +19,12 @@ from rich.table import Table
 
 from bench.builtin import builtin_bundle
 from bench.demo import PROMPTS
+from bench.energy import device_options, each_token, note
 from bench.processes import cloud, cores, edge, pinned
 from bench.toy_cloud import toy_cloud, toy_hello
 from edge_runtime.loop import EdgeLoop, greet
 from edgespec.config import CloudSettings, EdgeSettings, Request, Tactics
+from edgespec.energy.report import combined
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
@@ -45,18 +47,23 @@ TOY_TOKENS = 1500
 TOY_CONTEXT = TOY_TOKENS + 100
 
 
-def run(bundle: Path | None, *, drafter: str, threads: int, as_json: bool) -> None:
-    """Measures and prints. Raises `UsageError` for a drafter that is no draft of the bundle."""
+def run(
+    bundle: Path | None, *, drafter: str, threads: int, as_json: bool, energy: Path | None = None
+) -> None:
+    """Measures and prints; energy by the sensors below that root, if one is given. Raises
+    `UsageError` for a drafter that is no draft of the bundle."""
     opened = Bundle.open(bundle) if bundle else builtin_bundle()
     drafter = drafter or opened.manifest.default_draft
     if not drafter:
         raise UsageError(f"{opened.folder} has no draft to measure; export it with --draft")
     figures = step_times(opened, drafter, threads)
     figures |= overhead(figures)
-    figures |= answers(opened, drafter)
+    figures |= answers(opened, drafter, energy)
     machine = describe().as_dict()
     figures |= {"drafter": drafter, "threads": threads, "machine": machine}
     Console().print(_table(figures, opened))
+    if energy:
+        Console(highlight=False).print(note(figures["energy"]), markup=False)
     if as_json:
         print(json.dumps(figures))
 
@@ -125,8 +132,9 @@ def overhead(steps: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def answers(bundle: Bundle, drafter: str) -> dict[str, Any]:
-    """Tokens a second of real processes, each on one core, with and without drafting in turns."""
+def answers(bundle: Bundle, drafter: str, energy: Path | None = None) -> dict[str, Any]:
+    """Tokens a second of real processes, each on one core, with and without drafting in turns; the
+    energy of both together, while an answer is written."""
     ways: dict[str, Sequence[str]] = {
         "drafting": ("--drafter", drafter),
         "plain": ("--mode", "cloud"),
@@ -138,12 +146,14 @@ def answers(bundle: Bundle, drafter: str) -> dict[str, Any]:
     ):
         for prompt in PROMPTS:
             for name, options in ways.items():
-                limited = [*options, "--max-tokens", "64"]
+                limited = [*options, "--max-tokens", "64", *device_options(energy)]
                 runs[name].append(edge(bundle.folder, endpoint, prompt, limited))
                 advance(1)
     fast, slow = speed(runs["drafting"]), speed(runs["plain"])
     rounds = sum(stats.rounds for stats in runs["drafting"])
-    return {
+    taken = {name: combined([s.energy for s in run if s.energy]) for name, run in runs.items()}
+    measured = {"energy": {name: each.figures() for name, each in taken.items()}} if energy else {}
+    return measured | {
         "tokens_per_s_drafting": round(fast, 2),
         "tokens_per_s_plain": round(slow, 2),
         "speedup": round(fast / slow, 3),
@@ -177,4 +187,6 @@ def _table(figures: dict[str, Any], bundle: Bundle) -> Table:
     table.add_row("tokens/s, drafting", f"{figures['tokens_per_s_drafting']:.1f}")
     table.add_row("tokens/s, plain", f"{figures['tokens_per_s_plain']:.1f}")
     table.add_row("ratio", f"{figures['speedup']:.2f}")
+    for name, figure in figures.get("energy", {}).items():
+        table.add_row(f"J a token, {name}", each_token(figure))
     return table

@@ -23,6 +23,7 @@ from edgespec.protocol import Ping, Pong
 from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
 from edgespec.trace import Span
+from tests.edgespec.energy import trees
 
 KIND = {"name": "a", "draft_ms": 5}
 PROFILE = {"name": "mine", "source": "made up", "kinds": [KIND]}
@@ -385,7 +386,8 @@ def test_a_small_fleet(tiny_bundle, small, tmp_path):
         main,
         ["bench", "fleet", str(tiny_bundle.folder), "--profile", str(folder / "fleet.json"),
          "--devices", "3", "--seconds", "2.5", "--method", "cloud", "--method", "ours",
-         "--real", "1", "--most", "4", "--plot", str(tmp_path / "plots"), "--json"],
+         "--real", "1", "--most", "4", "--plot", str(tmp_path / "plots"), "--json", "--energy",
+         "--sensors", str(trees.record(tmp_path / "orin", trees.ORIN))],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     figures = json.loads(done.stdout.splitlines()[-1])
@@ -399,6 +401,12 @@ def test_a_small_fleet(tiny_bundle, small, tmp_path):
     assert {"capacity_ratio_to_cloud", "capacity_ratio_to_cloud_draft"} <= set(figures)
     assert (tmp_path / "plots" / "fleet.png").stat().st_size > 10_000
     assert "… 1 real beside" in done.stdout
+    assert cells["cloud"]["energy"]["watts"] == pytest.approx(8.0, rel=0.01)
+    energy = cells["ours"]["energy"]
+    assert energy["seconds"] == pytest.approx(2.5, rel=0.2)
+    everyone = cells["ours"]["tokens_per_s"] + cells["ours"]["real"]["tokens_per_s"]
+    assert energy["tokens"] == pytest.approx(everyone * 2.5, abs=1)
+    assert "whole module (INA3221), device and cloud together" in done.stdout
 
 
 def test_an_answer_that_is_not_the_recorded_one_stops_all(tiny_bundle, small, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 from rich.console import Console
 
+from edgespec.energy.report import Energy
 from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import DeviceView, Fleet, SessionView
 from edgespec.top import _url, fetch, render
@@ -46,6 +47,17 @@ def test_everything_that_is_known_is_there():
         "50 ms", "61 s",
     ):  # fmt: skip
         assert words in text, text
+
+
+def test_energy_where_it_is_measured():
+    energy = Energy(
+        joules=120.0, seconds=10.0, tokens=60, covers="GPU only (NVML)", celsius=71.4,
+        hottest="GPU", throttled=True,
+    )  # fmt: skip
+    text = shown(Fleet(target="t", state="ready", energy=energy))
+    assert "energy 120 J, 2 J a token, 12 W, GPU only (NVML), 71 °C, throttled" in text
+    assert "energy not measured" in shown(Fleet(target="t", state="ready", energy=Energy()))
+    assert "energy" not in shown(Fleet(target="t", state="ready"))
 
 
 def test_those_behind_come_first_and_the_rest_is_counted():
