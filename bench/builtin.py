@@ -52,19 +52,19 @@ def self_bundle() -> Bundle:
     )
 
 
-def builtin_bundle() -> Bundle:
-    """The built-in pair's bundle."""
+def builtin_bundle(profile: str = PROFILE) -> Bundle:
+    """The built-in pair's bundle, its draft for a profile."""
     pair = pair_folder()
     figures = (pair / "draft-calibration.json").read_bytes()
     config = (pair / "draft" / "config.json").read_bytes()
-    recipe = f"{__version__} {SPLIT} {PROFILE}".encode() + figures + config
+    recipe = f"{__version__} {SPLIT} {profile}".encode() + figures + config
     name = f"smollm2-135m-{hashlib.sha256(recipe).hexdigest()[:8]}"
     return _cached(
         name,
         split=SPLIT,
-        drafts=((PROFILE, str(pair / "draft")),),
+        drafts=((profile, str(pair / "draft")),),
         exit_heads=pair / "exit-heads.safetensors",
-        calibrations={PROFILE: msgspec.json.decode(figures, type=Calibration)},
+        calibrations={profile: msgspec.json.decode(figures, type=Calibration)},
     )
 
 

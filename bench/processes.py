@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -117,12 +117,28 @@ def edge(
     bundle: Path, endpoint: str, prompt: str, options: Sequence[str], *, show: bool = False
 ) -> AnswerStats:
     """`edgespec edge-run --json` for one chat prompt; `show` lets its text through."""
-    command = _command(
-        cores()[0], "edge-run", str(bundle), "--connect", endpoint, "--prompt", prompt, "--chat",
-        "--threads", "1", "--json", *options,
-    )  # fmt: skip
+    words = edge_words(bundle, endpoint, prompt, ["--chat", *options])
+    return answer_of(_command(cores()[0], *words), show=show)
+
+
+def edge_words(bundle: Path, endpoint: str, prompt: str, options: Sequence[str]) -> list[str]:
+    """What follows `edgespec` for one prompt, on one thread, with figures as JSON."""
+    return [
+        "edge-run", str(bundle), "--connect", endpoint, "--prompt", prompt, "--threads", "1",
+        "--json", *options,
+    ]  # fmt: skip
+
+
+def answer_of(
+    command: Sequence[str], *, show: bool = False, env: Mapping[str, str] | None = None
+) -> AnswerStats:
+    """Runs a device. Raises `EdgespecError` with its own words if it fails."""
     done = subprocess.run(
-        command, stdout=None if show else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=None if show else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
     )
     lines = done.stderr.strip().splitlines()
     if done.returncode or not lines:

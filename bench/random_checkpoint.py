@@ -1,0 +1,154 @@
+"""Checkpoints of known models' shapes, their weights random: size needs no meaning.
+
+They are written a few rows at a time, so whoever writes one stays small.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, models
+
+from edgespec.progress import Advance
+
+_LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "float16",
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "1b": {  # TinyLlama-1.1B
+        **_LLAMA,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+    },
+    "3b": {  # Llama-3.2-3B, without its rope scaling
+        **_LLAMA,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    },
+    "7b": {  # Llama-2-7B
+        **_LLAMA,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+        "max_position_embeddings": 4096,
+    },
+}
+"""config.json of each: the shapes that the models' own say."""
+_LAYERS_A_SHARD = 8
+_NUMBERS = 1 << 21
+"""Written at a time."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def layer_shapes(config: dict[str, Any]) -> Shapes:
+    """One layer's tensors, without the layer's prefix and without `.weight`."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    narrow = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    return {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (narrow, hidden),
+        "self_attn.v_proj": (narrow, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+
+
+def shards(config: dict[str, Any]) -> list[Shapes]:
+    """Tensor shapes, file by file: embedding and head, then a few layers in each."""
+    table = (config["vocab_size"], config["hidden_size"])
+    ends: Shapes = {
+        "model.embed_tokens.weight": table,
+        "model.norm.weight": (config["hidden_size"],),
+    }
+    if not config["tie_word_embeddings"]:
+        ends["lm_head.weight"] = table
+    layers = range(config["num_hidden_layers"])
+    return [ends] + [
+        {
+            f"model.layers.{number}.{name}.weight": shape
+            for number in layers[start : start + _LAYERS_A_SHARD]
+            for name, shape in layer_shapes(config).items()
+        }
+        for start in layers[::_LAYERS_A_SHARD]
+    ]
+
+
+def nbytes(shapes: Shapes) -> int:
+    """In fp16."""
+    return sum(2 * math.prod(shape) for shape in shapes.values())
+
+
+def write_checkpoint(folder: Path, config: dict[str, Any], advance: Advance) -> None:
+    """A folder as transformers writes it, in fp16; the tokenizer knows four words.
+
+    `advance` is called with the bytes written.
+    """
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}
+    Tokenizer(models.BPE(vocab=vocabulary, merges=[])).save(str(folder / "tokenizer.json"))
+    generator = np.random.default_rng(0)
+    where: dict[str, str] = {}
+    files: Sequence[Shapes] = shards(config)
+    for number, shapes in enumerate(files, start=1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        _write_shard(folder / name, shapes, generator, advance)
+        where |= dict.fromkeys(shapes, name)
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _write_shard(
+    path: Path, shapes: Shapes, generator: np.random.Generator, advance: Advance
+) -> None:
+    """A safetensors file: length of the header, header, then the tensors one behind the other."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for block in _random(offset // 2, generator):
+            file.write(block)
+            advance(len(block))
+
+
+def _random(numbers: int, generator: np.random.Generator) -> Iterator[bytes]:
+    """fp16 numbers between -0.03 and 0.03, little-endian."""
+    for start in range(0, numbers, _NUMBERS):
+        block = generator.random(min(_NUMBERS, numbers - start), np.float32)
+        yield ((block - np.float32(0.5)) * np.float32(0.06)).astype("<f2").tobytes()
