@@ -30,8 +30,9 @@ def test_shows_what_is_there(tiny_bundle: Bundle) -> None:
     assert "vocabulary 300 (untied head)" in words
     assert "[0, 1) target/segment-00.onnx target/exit-00.onnx" in words
     assert "[2, 3) target/segment-02.onnx none" in words
-    assert "cpu-fp32 llama fp32 (head fp32, embedding fp32) 3" in words
-    assert "cpu-int8 llama int8 (head int8, embedding fp16) 3" in words
+    assert "opset 24" in words
+    assert "cpu-fp32 llama fp32 (head fp32, embedding fp32) 3 24" in words
+    assert "cpu-int8 llama int8 (head int8, embedding fp16) 3 24" in words
     assert "end ids 1" in words
     assert "chat template no" in words
     assert "checksums" not in words

@@ -292,7 +292,7 @@ def test_another_bundle_is_refused(tmp_path, tiny_llama_folder, served):
 def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(tmp_path, tiny_llama_folder):
     code = (
         "import os, export.bundle as b\n"
-        "b.describe_all = lambda folder: os.kill(os.getpid(), 9)\n"
+        "b.describe_all = lambda *_: os.kill(os.getpid(), 9)\n"
         f"b.export(b.ExportSettings({str(tiny_llama_folder)!r}, b.Path({str(tmp_path / 'b')!r})))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL

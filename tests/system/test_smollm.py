@@ -12,6 +12,7 @@ from bench.builtin import PROFILE, builtin_bundle, weights_file
 from cloud_runtime.beside import SessionDrafter
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.errors import EdgespecError
+from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
 from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
 from edgespec.text import Codec, TextStream
@@ -52,7 +53,7 @@ SAMPLINGS = [
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     out = tmp_path_factory.mktemp("smollm") / "fp32"
-    drafts = (("cpu-int8", "self"), ("cpu-int4", "self"))
+    drafts = (("cpu-int8", "self"), ("cpu-int4", "self"), ("cpu-compat", "self"))
     return export(ExportSettings(WEIGHTS, out, split=(20, 25), drafts=drafts))
 
 
@@ -81,11 +82,23 @@ def chat(codec, question):
     return tuple(codec.encode(codec.render([{"role": "user", "content": question}]), chat=True))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
-def test_every_way_of_computing_a_token_gives_the_same_bits(tmp_path, bundle, precision):
-    if precision != "fp32":
+@pytest.mark.parametrize(
+    ("precision", "opset"),
+    [
+        ("fp32", MAIN_OPSET),
+        ("int8", MAIN_OPSET),
+        ("int4", MAIN_OPSET),
+        ("int8", COMPAT_OPSET),
+    ],
+)
+def test_every_way_of_computing_a_token_gives_the_same_bits(tmp_path, bundle, precision, opset):
+    if (precision, opset) != ("fp32", MAIN_OPSET):
         settings = ExportSettings(
-            WEIGHTS, tmp_path / precision, precisions=precisions(precision), segments=3
+            WEIGHTS,
+            tmp_path / precision,
+            precisions=precisions(precision),
+            opset=opset,
+            segments=3,
         )
         bundle = export(settings)
     cases = measure_bundle(bundle)
@@ -101,7 +114,7 @@ def test_the_answer_is_the_targets_own(house, target, codec, drafts, sampling):
     expected = write_alone(target, request.prompt, 20, sampling, (2,))
     runs = [("cpu-int8", length) for length in (0, 1, 4)]
     runs += [(name, length) for name in ("ngram", "hostile") for length in (0, 6)]
-    runs.append(("cpu-int4", 8))
+    runs += [("cpu-int4", 8), ("cpu-compat", 0)]
     for name, length in [*runs, ("none", 0)]:
         drafter = {"ngram": NgramDrafter, "hostile": home.hostile, "none": NoDrafter}.get(name)
         answer = home.answer(
