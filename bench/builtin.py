@@ -25,8 +25,14 @@ PROFILE = "cpu-int4"
 
 
 def pair_folder() -> Path:
-    """`draft/`, `exit-heads.safetensors` and `draft-calibration.json`, as installed."""
-    return Path(str(resources.files("bench") / "pair"))
+    """`draft/`, `exit-heads.safetensors` and `draft-calibration.json` of a checkout."""
+    folder = Path(str(resources.files("bench") / "pair"))
+    if not folder.is_dir():
+        raise EdgespecError(
+            "the built-in pair is in edgespec's checkout and not in its wheel; install the "
+            "checkout with: pip install -e ."
+        )
+    return folder
 
 
 def weights_file() -> Path:

@@ -1,0 +1,1 @@
+"""The device as aarch64, on a machine that is not: emulated, packaged and compared."""

@@ -1,0 +1,137 @@
+"""`edgespec bench arm`: a device that is aarch64 answers with an x86-64 cloud, identically.
+
+The device is the lean package under the arm64 Python, drafting with the graph for older ONNX
+Runtimes; target and cloud are this machine's. They take turns (`--pre-draft none`): beside a device
+that emulation slows down tenfold, a cloud that goes on by itself would leave it nothing to draft.
+Times mean nothing here and none is reported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from bench.arm.emulator import BOARDS, Board, Emulator, emulator, run
+from bench.arm.logits import draft_logits
+from bench.arm.packages import install
+from bench.builtin import builtin_bundle
+from bench.processes import answer_of, cloud, edge_words
+from edgespec.errors import EdgespecError
+from edgespec.manifest import Bundle
+from edgespec.sampling import Sampling
+from edgespec.telemetry import AnswerStats
+from edgespec.text import Codec
+from engines.alone import write_alone
+from engines.ort import open_target
+
+PROFILE = "cpu-compat"
+PROMPT = "The days of the week are Monday, Tuesday,"
+"""Without a chat template, whose tokens would take most of the time."""
+
+
+class Result(msgspec.Struct):
+    board: str
+    doctor: dict[str, Any]
+    """What `edgespec doctor` finds there."""
+    answer: AnswerStats
+    identical: bool
+    """To the target alone, here."""
+    logit_difference: float
+    """The draft's largest after the prompt, to the same graph in this machine's ONNX Runtime."""
+
+
+@dataclass(frozen=True)
+class Device:
+    machine: Emulator
+    packages: Path
+    board: Board
+
+    def doctor(self) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.json.decode(self._run("edgespec", "doctor", "--json"))
+        return found
+
+    def answer(self, bundle: Bundle, endpoint: str, max_tokens: int) -> AnswerStats:
+        options = [
+            "--mode", "edge", "--drafter", PROFILE, "--pre-draft", "none", "--draft-length", "3",
+            "--max-tokens", str(max_tokens),
+        ]  # fmt: skip
+        words = edge_words(bundle.folder, endpoint, PROMPT, options)
+        command = self.machine.python(self.board, "-m", "edgespec", *words)
+        return answer_of(command, env=self.machine.environment(self.packages))
+
+    def logits(self, bundle: Bundle, ids: Sequence[int]) -> npt.NDArray[Any]:
+        """[vocabulary], the draft's after a prompt."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = f"{folder}/logits.npy"
+            self._run("bench.arm.logits", str(bundle.folder), PROFILE, file, *map(str, ids))
+            found: npt.NDArray[Any] = np.load(file)
+            return found
+
+    def _run(self, module: str, *arguments: str) -> str:
+        command = self.machine.python(self.board, "-m", module, *arguments)
+        return run(command, f"{module} failed", self.machine.environment(self.packages))
+
+
+def check(boards: Sequence[str], max_tokens: int, *, as_json: bool) -> None:
+    """Raises `EdgespecError` if an answer differs from the target's own or nothing was drafted."""
+    console = Console(stderr=True)
+    console.print("Debian's arm64 Python, and the device's package for it ...")
+    machine = emulator()
+    packages = install(machine)
+    bundle = builtin_bundle(PROFILE)
+    codec = Codec(bundle)
+    ids = codec.encode(PROMPT)
+    ends = bundle.manifest.text.end_ids
+    alone = write_alone(open_target(bundle, 1), ids, max_tokens, Sampling(), ends)
+    logits = draft_logits(bundle, PROFILE, ids)
+    results = []
+    with cloud(bundle.folder, "--no-hints") as endpoint:
+        for name in boards:
+            console.print(f"{name}, emulated, drafts for {len(alone)} tokens ...")
+            device = Device(machine, packages, BOARDS[name])
+            machine.become(device.board)
+            answer = device.answer(bundle, endpoint, max_tokens)
+            difference = float(np.abs(device.logits(bundle, ids) - logits).max())
+            same = answer.token_ids == alone
+            results.append(Result(name, device.doctor(), answer, same, difference))
+    Console(highlight=False).print(_table(results))
+    if as_json:
+        print(msgspec.json.encode(results).decode())
+    confirm(results)
+
+
+def confirm(results: Sequence[Result]) -> None:
+    """Raises `EdgespecError` naming what is not as it should be."""
+    for result in results:
+        if not result.identical:
+            raise EdgespecError(f"{result.board}: the answer differs from the target's own")
+        if not 0 < result.answer.accepted <= result.answer.drafted:
+            raise EdgespecError(f"{result.board}: the device drafted nothing that was accepted")
+
+
+def _table(results: Sequence[Result]) -> Table:
+    table = Table("", *(result.board for result in results))
+
+    def row(name: str, values: Sequence[object]) -> None:
+        table.add_row(name, *map(str, values))
+
+    found = [result.doctor for result in results]
+    answers = [result.answer for result in results]
+    row("CPU", [doctor["processor"]["model"] for doctor in found])
+    row("ONNX Runtime", [f"{doctor['onnxruntime']}, {doctor['architecture']}" for doctor in found])
+    row("doctor recommends", [doctor["profile"] for doctor in found])
+    row("tokens", [answer.tokens for answer in answers])
+    row("drafted on the device", [answer.drafted for answer in answers])
+    row("accepted", [answer.accepted for answer in answers])
+    row("draft logits differ from x86 by", [f"{result.logit_difference:.2g}" for result in results])
+    row("identical to the target alone", ["yes" if r.identical else "no" for r in results])
+    return table
