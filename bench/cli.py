@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgespec.cli import FOLDER, POSITIVE
+from edgespec.cli import FOLDER, POSITIVE, energy_options, energy_root
 from edgespec.errors import UsageError
 
 THREADS = click.IntRange(1, 1024)
@@ -34,15 +34,19 @@ def bench() -> None:
 @click.argument("bundle", type=FOLDER, required=False)
 @click.option("--drafter", default="", metavar="PROFILE", help="[default: the bundle's draft]")
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Of each side.")
+@energy_options
 @click.option("--json", "as_json", is_flag=True)
-def bench_local(bundle: Path | None, drafter: str, threads: int, as_json: bool) -> None:
+def bench_local(
+    bundle: Path | None, drafter: str, threads: int, as_json: bool, **options: Any
+) -> None:
     """Step times, overhead of loop and wire, and speed with and without drafting, at no distance.
 
     BUNDLE is the demo's unless given.
     """
     from bench.local import run
 
-    run(bundle, drafter=drafter, threads=threads, as_json=as_json)
+    energy = energy_root(options)
+    run(bundle, drafter=drafter, threads=threads, as_json=as_json, energy=energy)
 
 
 @bench.command("link")
@@ -71,6 +75,7 @@ def bench_local(bundle: Path | None, drafter: str, threads: int, as_json: bool) 
 @click.option("--limit", type=POSITIVE, default=2, show_default=True, help="Of each category.")
 @click.option("--max-tokens", type=POSITIVE, default=64, show_default=True, help="Per answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True)
+@energy_options
 @click.option("--plot", type=FOLDER, metavar="FOLDER", help="Plots and a Chrome trace go there.")
 @click.option("--json", "as_json", is_flag=True)
 def bench_link(bundle: Path | None, as_json: bool, **options: Any) -> None:
@@ -89,6 +94,7 @@ def bench_link(bundle: Path | None, as_json: bool, **options: Any) -> None:
     )
     rtts = _milliseconds(options.pop("rtts"))
     options["draft"] = options["draft"] or ""
+    options["energy"] = energy_root(options)
     run(bundle, LinkSettings(rtts_ms=rtts, shape=shape, **options), as_json=as_json)
 
 
@@ -234,6 +240,7 @@ def _plan_fleet(
 @click.option(
     "--cloud", "cloud_options", default="", metavar="OPTIONS", help="More options of cloud-run."
 )
+@energy_options
 @click.option("--plot", type=FOLDER, metavar="FOLDER", help="Plots go there.")
 @click.option("--json", "as_json", is_flag=True)
 def bench_fleet(bundle: Path | None, as_json: bool, **options: Any) -> None:
@@ -248,6 +255,7 @@ def bench_fleet(bundle: Path | None, as_json: bool, **options: Any) -> None:
     options["devices"] = _counts(options["devices"]) if options["devices"] else ()
     options["methods"] = tuple(dict.fromkeys(options["methods"])) or FLEET_METHODS
     options["cloud_options"] = tuple(shlex.split(options["cloud_options"]))
+    options["energy"] = energy_root(options)
     run(bundle, FleetSettings(**options), as_json=as_json)
 
 
@@ -292,12 +300,78 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 @bench.command("export")
+@click.option(
+    "--model",
+    type=click.Choice(["1b", "3b", "7b"]),
+    default="1b",
+    show_default=True,
+    help="Shapes of TinyLlama-1.1B, Llama-3.2-3B or Llama-2-7B, in fp16.",
+)
+@click.option("--segments", type=click.IntRange(1), default=8, show_default=True)
+@click.option(
+    "--precision",
+    "precisions",
+    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    multiple=True,
+    help="Can be repeated. [default: fp16 and int4; of 3b and 7b fp16 alone]",
+)
+@click.option("--load", is_flag=True, help="Measure loading each bundle too, as bench load does.")
 @click.option("--json", "as_json", is_flag=True)
-def bench_export(as_json: bool) -> None:
-    """Peak memory and time of exporting a 1.1 B-parameter fp16 Llama of random weights."""
-    from bench.export_memory import run
+def bench_export(
+    model: str, segments: int, precisions: tuple[str, ...], load: bool, as_json: bool
+) -> None:
+    """Peak memory and time of exporting a Llama of random fp16 weights.
 
-    run(as_json=as_json)
+    Writes the checkpoint and one bundle into the temporary folder (TMPDIR), 27 GB for 7b, and
+    removes them. Exit code 1 where the peak exceeds three layers' weights and 300 MB.
+    """
+    from bench.export_memory import ExportBench, run
+
+    chosen = precisions or (("fp16", "int4") if model == "1b" else ("fp16",))
+    if not run(ExportBench(model, segments, chosen, load), as_json=as_json):
+        raise click.exceptions.Exit(1)
+
+
+@bench.command("load")
+@click.argument("bundle", type=FOLDER, required=False)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def bench_load(bundle: Path | None, threads: int, as_json: bool) -> None:
+    """Memory that loading a bundle's target takes, beside the size of its weights.
+
+    Without BUNDLE: the built-in pair.
+    """
+    from bench.builtin import builtin_bundle
+    from bench.load_memory import run
+    from edgespec.manifest import Bundle
+
+    run(Bundle.open(bundle) if bundle else builtin_bundle(), threads, as_json=as_json)
+
+
+@bench.command("arm")
+@click.option(
+    "--board",
+    "boards",
+    type=click.Choice(["rpi4", "rpi5"]),
+    multiple=True,
+    help="To emulate; may be repeated. [default: both]",
+)
+@click.option("--max-tokens", type=POSITIVE, default=12, show_default=True, help="Of the answer.")
+@click.option("--wheels", is_flag=True, help="Instead count what a device installs, by Python.")
+@click.option("--json", "as_json", is_flag=True)
+def bench_arm(boards: tuple[str, ...], max_tokens: int, wheels: bool, as_json: bool) -> None:
+    """The device as aarch64, emulated, with a cloud on this machine: are the tokens identical?
+
+    Needs an x86-64 Debian 12 and the network the first time, no privileges; installs nothing. Exit
+    code 1 where an answer differs from the target's own, or the device drafted none of it.
+    """
+    from bench.arm.check import check
+    from bench.arm.wheels import count
+
+    if wheels:
+        count(as_json=as_json)
+    else:
+        check(boards or ("rpi4", "rpi5"), max_tokens, as_json=as_json)
 
 
 @bench.command("acceptance")
@@ -367,3 +441,34 @@ def bench_shapes(
         ) from None
     settings = ShapesSettings(depths=wanted, drafts=named, words=sizes, **options)
     run(settings, as_json=as_json)
+
+
+@bench.command("gpu")
+@click.option(
+    "--shapes", type=click.Choice(["llama-2-7b", "tiny"]), default="llama-2-7b", show_default=True
+)
+@click.option(
+    "--backend",
+    "modes",
+    type=click.Choice(["torch", "torch-fast"]),
+    multiple=True,
+    help="May be repeated. [default: both]",
+)
+@click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp16", "bf16", "int8", "int4"]),
+    default="fp16",
+    show_default=True,
+)
+@click.option(
+    "--rows", "most_rows", type=COUNT, default=64, show_default=True, help="To measure up to."
+)
+@click.option("--plot", type=FOLDER, metavar="FILE", help="Draw the figures too, as in a.png.")
+@click.option("--json", "as_json", is_flag=True)
+def bench_gpu(as_json: bool, **options: Any) -> None:
+    """Steps of a target with random weights against what the card can do at best."""
+    from bench.gpu import MODES, GpuSettings, run
+
+    options["modes"] = tuple(dict.fromkeys(options["modes"])) or MODES
+    run(GpuSettings(**options), as_json=as_json)

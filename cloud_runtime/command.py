@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from cloud_runtime.beside import SessionDrafter
+from cloud_runtime.energy import metered
 from cloud_runtime.memory import default_limit, share_of
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
@@ -19,7 +20,7 @@ from edgespec.config import CloudSettings, usable_cores
 from edgespec.manifest import Bundle
 from edgespec.trace import Trace
 from edgespec.transport import RouterHub
-from engines.ort import OrtSettings, device_settings, load_draft, load_target
+from engines.backends import open_draft, open_target
 from engines.staged import StagedEngine
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         manifest = bundle.manifest
         log.info("loading %s from %s", manifest.target.origin.name, bundle.folder)
         threads = settings.threads or usable_cores()
-        engine = load_target(bundle, OrtSettings(threads=threads))
+        engine = open_target(bundle, settings.backend, threads)
         beside = _beside(bundle, settings, threads)
-        memory = settings.kv_memory or default_limit()
+        memory = settings.kv_memory or default_limit(engine)
         share = share_of(memory, engine, beside)
         settings = replace(settings, kv_memory=memory - share)
         engine.limit(settings.kv_memory)
@@ -96,7 +97,8 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         if status is not None:
             status.listening(service, hub.endpoint)
         log.info("listening on %s", hub.endpoint)
-        loop.run()
+        with metered(settings.energy, service, status):
+            loop.run()
         log.info("stopped")
         if len(interrupted) > 1:
             raise KeyboardInterrupt
@@ -131,4 +133,4 @@ def _beside(bundle: Bundle, settings: CloudSettings, threads: int) -> StagedEngi
     if not settings.draft:
         return None
     log.info("loading the draft %s", settings.draft)
-    return load_draft(bundle, settings.draft, device_settings(settings.draft, threads))
+    return open_draft(bundle, settings.draft, threads, 1)

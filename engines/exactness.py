@@ -8,14 +8,18 @@ another way and compares logits bit by bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.config import usable_cores
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
+from engines.backends import DEFAULT, FASTER, open_target
 from engines.base import Engine, Row, final_choices
+from engines.exact_price import Price, price_of, report_prices
 
 LENGTH = 300
 """Positions of the reference; past the first capacity bucket, so that a slot grows on the way."""
@@ -158,18 +162,19 @@ def measure(load: Callable[[int], Engine], threads: Sequence[int] = (1, 2)) -> l
                     float(np.abs(logits - expected).max()),
                 )
             )
+        del engine  # before the next one is loaded
     return cases
 
 
-def measure_bundle(bundle: Bundle, threads: Sequence[int] = (1, 2)) -> list[Case]:
-    """`measure` for a bundle's target in ONNX Runtime."""
-    from engines.ort import OrtSettings, load_target
-
+def measure_bundle(
+    bundle: Bundle, threads: Sequence[int] = (1, 2), backend: str = DEFAULT
+) -> list[Case]:
+    """`measure` for a bundle's target in a back end."""
     if bundle.manifest.context < LENGTH:
         raise UsageError(
             f"the bundle's context is {bundle.manifest.context}; exactness needs {LENGTH}"
         )
-    return measure(lambda count: load_target(bundle, OrtSettings(threads=count)), threads)
+    return measure(lambda count: open_target(bundle, backend, count), threads)
 
 
 def report_cases(cases: Sequence[Case]) -> str:
@@ -186,3 +191,43 @@ def report_cases(cases: Sequence[Case]) -> str:
         f"{max(case.largest for case in wrong):.2g}; answers may differ from the target's alone"
     )
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Of one back end on this machine."""
+
+    backend: str
+    cases: Sequence[Case]
+    faster: Sequence[Case]
+    """Of the same back end without what it does for exactness; empty where there is no such."""
+    prices: Sequence[Price]
+
+    @property
+    def exact(self) -> bool:
+        return all(case.identical for case in self.cases)
+
+    def report(self) -> str:
+        parts = [report_cases(self.cases)]
+        if self.faster:
+            parts += [f"\n{FASTER[self.backend]}:", report_cases(self.faster), ""]
+            parts.append(report_prices(self.prices, self.backend))
+        return "\n".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "backend": self.backend,
+            "exact": self.exact,
+            "cases": [case._asdict() for case in self.cases],
+            "faster": [case._asdict() for case in self.faster],
+            "prices": [{**price._asdict(), "ratio": price.ratio} for price in self.prices],
+        }
+
+
+def doctor(bundle: Bundle, backend: str) -> Finding:
+    """Every case of a back end, and what its exactness costs where there is a choice."""
+    cases = measure_bundle(bundle, backend=backend)
+    if backend not in FASTER:
+        return Finding(backend, cases, (), ())
+    faster = measure_bundle(bundle, backend=FASTER[backend])
+    return Finding(backend, cases, faster, price_of(bundle, backend, usable_cores()))

@@ -153,7 +153,11 @@ class GrowingPool(Pool):
     def take(self, slot: int) -> int:
         index = super().take(slot)
         if index == self._size:
-            self._resize(min(self._slots, max(FIRST_SLOTS, self._size * 3 // 2)))
+            try:
+                self._resize(min(self._slots, max(FIRST_SLOTS, self._size * 3 // 2)))
+            except EngineError:
+                self.occupants.pop()
+                raise
         return index
 
     def give_back(self, index: int) -> None:
@@ -167,6 +171,7 @@ class GrowingPool(Pool):
     def _resize(self, size: int) -> None:
         """The slots that stay keep their index."""
         kept = min(self._size, size)
+        self.generation += 1  # first, since the store may fail on the way
         for tensor in self._tensors:
             shape = (size, tensor.heads, self.capacity, tensor.head_dim)
             array = self._store.zeros(shape, tensor.dtype)
@@ -175,4 +180,3 @@ class GrowingPool(Pool):
                 self._store.copy(array, index, before, index, 0, self.capacity)
             self.arrays[tensor.name] = array
         self._size = size
-        self.generation += 1

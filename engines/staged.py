@@ -7,7 +7,7 @@ wanted. A runner knows how one call runs through one segment, and nothing else.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -86,6 +86,8 @@ class Sizes:
     slots: int
     min_tokens: int
     capacities: Sequence[int] = BUCKETS
+    free: Callable[[], int] | None = None
+    """Free bytes where the caches lie; None: in the host's memory, of which anybody can ask."""
 
 
 class StagedEngine(SlotEngine):
@@ -96,6 +98,7 @@ class StagedEngine(SlotEngine):
         self.vocabulary = sizes.vocabulary
         self.context = sizes.context
         self.min_tokens = sizes.min_tokens
+        self.free = sizes.free
         self._runner = runner
         self._frames: OrderedDict[tuple[int, ...], Frame] = OrderedDict()
 

@@ -53,6 +53,9 @@ def build_engine(
     network = make_network(trt, builder)
     _parse(trt, network, path, name)
     config = builder.create_builder_config()
+    # Without it TensorRT-RTX takes memory of its own while it runs, and cannot be recorded.
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for shape in shapes:
         config.add_optimization_profile(_profile(builder, ir.load(path), shape))
     if workspace:

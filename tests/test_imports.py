@@ -21,6 +21,8 @@ HEAVY = (
     "torch", "transformers", "onnx", "onnx_ir", "gguf", "safetensors", "ml_dtypes",
     "prometheus_client",
 )  # fmt: skip
+TORCH = {"torch", "onnx_ir", "ml_dtypes"}
+"""What the modules named torch_* of `engines` may import besides; nobody imports those."""
 LEAN = {"numpy", "onnxruntime", "tokenizers", "zmq", "msgspec", "click", "rich", "jinja2"}
 
 
@@ -48,7 +50,24 @@ def test_imports_point_one_way(package):
 def test_the_device_side_imports_only_what_the_lean_install_has(package):
     for path in modules(package):
         outside = set(imported(path)) - set(BELOW) - set(sys.stdlib_module_names)
-        assert outside <= LEAN, f"{path} imports {outside - LEAN}"
+        allowed = LEAN | TORCH if is_torch(path) else LEAN
+        assert outside <= allowed, f"{path} imports {outside - allowed}"
+
+
+def is_torch(path):
+    return path.parent.name == "engines" and path.name.startswith("torch_")
+
+
+@pytest.mark.parametrize("package", ["edgespec", "engines", "edge_runtime", "cloud_runtime"])
+def test_the_torch_back_end_is_reached_by_its_name_alone(package):
+    for path in modules(package):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [getattr(node, "module", None) or ""] if isinstance(node, ast.ImportFrom) else []
+            )
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            found = [name for name in names if name.startswith("engines.torch_")]
+            assert not found or is_torch(path), f"{path} imports {found}"
 
 
 def loaded_by(code):
@@ -61,6 +80,7 @@ def loaded_by(code):
 
 def test_importing_the_device_loads_nothing_heavy():
     code = "import edge_runtime.terminal, edge_runtime.loop, edgespec.cli, engines.ort"
+    code += ", engines.backends, engines.exactness"
     assert loaded_by(code) == []
 
 

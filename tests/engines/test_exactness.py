@@ -1,10 +1,14 @@
 """The probe finds what it is made to find."""
 
 import dataclasses
+import json
 
 import pytest
+from click.testing import CliRunner
 
-from engines.exactness import WAYS, measure, report_cases
+from edgespec.cli import main
+from engines.exact_price import STEPS, Price
+from engines.exactness import WAYS, Case, Finding, measure, report_cases
 from engines.toy import ToyEngine
 
 
@@ -52,3 +56,38 @@ def test_what_differs_is_named_with_its_size(engine, found):
     report = report_cases(cases)
     assert "not exact" in report
     assert "off by" in report
+
+
+def test_a_back_end_that_pays_says_what(tiny_bundle):
+    """Torch for real: exact as it comes, not exact without, and the ratio of their step times."""
+    result = CliRunner().invoke(
+        main, ["doctor", "--exactness", str(tiny_bundle.folder), "--backend", "torch", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["backend"] == "torch" and found["exact"]
+    assert len(found["cases"]) == len(found["faster"]) == 2 * len(WAYS)
+    assert not all(case["identical"] for case in found["faster"])
+    assert [price["name"] for price in found["prices"]] == list(STEPS)
+    for price in found["prices"]:
+        assert price["ratio"] == price["exact_ms"] / price["fast_ms"] > 0
+
+
+def test_the_report_has_both_and_the_prices():
+    case = Case("one token at a time, 1 thread", True, 24, 0.0)
+    off = Case("verify of 2 tokens, 1 thread", False, 24, 1e-6)
+    finding = Finding("torch", [case], [case, off], [Price("one token", 3.0, 2.0)])
+    report = finding.report()
+    assert finding.exact
+    assert (
+        report.index("exact: every way") < report.index("torch-fast:") < report.index("not exact")
+    )
+    assert "1.50  one token (3.0 ms, not 2.0)" in report
+    assert not Finding("torch", [off], [], []).exact
+
+
+def test_a_back_end_that_there_is_not(tiny_bundle):
+    result = CliRunner().invoke(
+        main, ["doctor", "--exactness", str(tiny_bundle.folder), "--backend", "abacus"]
+    )
+    assert result.exit_code == 2 and "choose from onnxruntime" in result.stderr

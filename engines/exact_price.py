@@ -1,0 +1,75 @@
+"""What exactness costs a back end that pays for it: step times with it and without."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from edgespec.manifest import Bundle
+from engines.backends import FASTER, open_target
+from engines.base import Engine, Row, final_choices
+
+PAST = 200
+"""Cached positions of every row."""
+REPEATS = 9
+STEPS: Mapping[str, tuple[int, int]] = {
+    "one token": (1, 1),
+    **{f"verify of 5 in {rows} row{'s' * (rows > 1)}": (rows, 5) for rows in (1, 4, 16)},
+}
+"""Rows, and tokens of each."""
+
+
+class Price(NamedTuple):
+    name: str
+    exact_ms: float
+    fast_ms: float
+
+    @property
+    def ratio(self) -> float:
+        return self.exact_ms / self.fast_ms
+
+
+def step_times(engine: Engine, steps: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+    """Milliseconds of each step, the shortest of several: what else runs here only adds."""
+    past = min(PAST, engine.context - max(tokens for _, tokens in steps.values()))
+    ids = [number % engine.vocabulary for number in range(past + 64)]
+    slots = [engine.open() for _ in range(max(rows for rows, _ in steps.values()))]
+    for slot in slots:
+        final_choices(engine, [Row(slot, 0, ids[:past], 0)])
+    times = {}
+    for name, (rows, tokens) in steps.items():
+        batch = [Row(slot, past, ids[past : past + tokens], tokens) for slot in slots[:rows]]
+        times[name] = 1e3 * min(_seconds(engine, batch) for _ in range(REPEATS))
+    for slot in slots:
+        engine.close(slot)
+    return times
+
+
+def _seconds(engine: Engine, batch: Sequence[Row]) -> float:
+    before = time.perf_counter()
+    final_choices(engine, batch)
+    return time.perf_counter() - before
+
+
+def price(exact: Callable[[], Engine], fast: Callable[[], Engine]) -> list[Price]:
+    """One engine after the other, so that a machine need not hold both."""
+    exact_ms, fast_ms = step_times(exact(), STEPS), step_times(fast(), STEPS)
+    return [Price(name, exact_ms[name], fast_ms[name]) for name in STEPS]
+
+
+def price_of(bundle: Bundle, backend: str, threads: int) -> list[Price]:
+    """Of a back end in `FASTER`."""
+    return price(
+        lambda: open_target(bundle, backend, threads),
+        lambda: open_target(bundle, FASTER[backend], threads),
+    )
+
+
+def report_prices(prices: Sequence[Price], backend: str) -> str:
+    lines = [f"what {backend} pays for it, against {FASTER[backend]}:"]
+    lines += [
+        f"{price.ratio:>16.2f}  {price.name} ({price.exact_ms:.1f} ms, not {price.fast_ms:.1f})"
+        for price in prices
+    ]
+    return "\n".join(lines)
