@@ -1,7 +1,7 @@
 """The data files beside the graphs of a folder: appended to, hashed, written behind.
 
-Writing happens in a thread of its own, so that the next matrix is read and turned meanwhile; it is
-about half of an export's time. What waits to be written is bounded.
+Hashing and writing happen in a thread of their own, so that the next matrix is read and turned
+meanwhile; they are about half of an export's time. What waits to be written is bounded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from edgespec.manifest import File
 
 ALIGNMENT = 64
-_WAITING = 16
+_WAITING = 4
 """Pieces that may wait to be written; those of one matrix are no copies of it."""
 
 Piece = bytes | memoryview
@@ -59,9 +59,9 @@ class DataFiles:
         }
 
     def _put(self, path: Path, piece: Piece) -> None:
-        self._waiting.append(self._thread.submit(_write, path, piece))
+        digest = self._digests.setdefault(path, hashlib.sha256())
+        self._waiting.append(self._thread.submit(_write, path, piece, digest))
         self._sizes[path] += len(piece)
-        self._digests.setdefault(path, hashlib.sha256()).update(piece)
         self._wait(_WAITING)
 
     def _wait(self, most: int) -> None:
@@ -69,7 +69,8 @@ class DataFiles:
             self._waiting.popleft().result()
 
 
-def _write(path: Path, piece: Piece) -> None:
+def _write(path: Path, piece: Piece, digest: hashlib._Hash) -> None:
+    digest.update(piece)
     with path.open("ab", buffering=0) as file:
         rest = memoryview(piece)
         while rest:
