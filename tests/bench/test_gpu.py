@@ -69,7 +69,8 @@ def test_an_aim_is_met_or_missed():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int4"])
-def test_the_command_on_a_cpu(tmp_path, precision):
+def test_the_command_on_a_cpu(tmp_path, precision, monkeypatch):
+    monkeypatch.setattr("bench.gpu_bound.REPEATS", 2)
     options = ["--shapes", "tiny", "--device", "cpu", "--precision", precision, "--rows", "2"]
     plot = tmp_path / "gpu.png"
     result = CliRunner().invoke(main, ["bench", "gpu", *options, "--plot", str(plot), "--json"])

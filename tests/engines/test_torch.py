@@ -106,23 +106,21 @@ def test_trained_exit_heads(tiny_llama_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("precision", "settings"),
+    ("precision", "settings", "threads"),
     [
-        ("fp32", TorchSettings()),
-        ("fp32", TorchSettings(shapes=AS_CUDA)),
-        ("int8", TorchSettings()),
-        ("int4", TorchSettings()),
-        ("int4", TorchSettings(floats="bf16", packed=True)),
+        ("fp32", TorchSettings(), (1, 2)),
+        ("fp32", TorchSettings(shapes=AS_CUDA), (2,)),
+        ("int8", TorchSettings(), (2,)),
+        ("int4", TorchSettings(), (2,)),
+        ("int4", TorchSettings(floats="bf16", packed=True), (2,)),
     ],
     ids=["fp32", "CUDA's shapes", "int8", "int4", "packed int4"],
 )
-def test_fixed_shapes_are_exact(tmp_path, precision, settings):
-    """Every way, with one thread and two, growing from bucket to bucket on the way."""
+def test_fixed_shapes_are_exact(tmp_path, precision, settings, threads):
+    """Every way, growing from bucket to bucket on the way."""
     bundle = exported(tmp_path, "llama, grouped", split=(2,), precisions=precisions(precision))
-    cases = measure(
-        lambda count: load_target(bundle, with_threads(settings, count)), threads=(1, 2)
-    )
-    assert len(cases) == 2 * len(WAYS) and LENGTH > 256
+    cases = measure(lambda count: load_target(bundle, with_threads(settings, count)), threads)
+    assert len(cases) == len(threads) * len(WAYS) and LENGTH > 256
     assert [case.name for case in cases if not case.identical] == []
 
 
