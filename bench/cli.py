@@ -345,7 +345,8 @@ def bench_load(bundle: Path | None, threads: int, as_json: bool) -> None:
     from bench.load_memory import run
     from edgespec.manifest import Bundle
 
-    run(Bundle.open(bundle) if bundle else builtin_bundle(), threads, as_json=as_json)
+    if not run(Bundle.open(bundle) if bundle else builtin_bundle(), threads, as_json=as_json):
+        raise click.exceptions.Exit(1)
 
 
 @bench.command("arm")

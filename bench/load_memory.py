@@ -6,8 +6,8 @@ before loading is subtracted.
 
 ONNX Runtime maps the weights' files, copies each matrix into the layout that its kernels want, and
 lets go of the mapped pages with it, segment after segment. So the peak is all weights once, and one
-more copy of what is being laid out. Matrices of int4 and int8 end up 1.4 and 1.24 times as large:
-the kernels keep the scales beside a copy of them and the sums of blocks. The rows of an embedding
+more copy of what is being laid out. Matrices of int4 and int8 are measured to end up 1.4 and 1.24
+times as large: probably scales beside a copy of them, and sums of blocks. The rows of an embedding
 stay mapped; they become resident when they are used, and the kernel may take them back.
 
 The CPU has no fp16 arithmetic there: those weights become fp32, and count as such here.
@@ -31,9 +31,9 @@ _RESET_PEAK = "5"
 TWICE = 2.0
 
 
-def run(bundle: Bundle, threads: int, *, as_json: bool) -> None:
-    """Prints a line; with `as_json`, one JSON object after it. Raises edgespec's errors, an
-    `EdgespecError` too where this is no Linux."""
+def run(bundle: Bundle, threads: int, *, as_json: bool) -> bool:
+    """Whether no weight was held twice. Prints two lines; with `as_json`, one JSON object after
+    them. Raises edgespec's errors, an `EdgespecError` too where this is no Linux."""
     figures = measure(bundle, threads)
     console = Console(highlight=False)
     console.print(
@@ -47,6 +47,7 @@ def run(bundle: Bundle, threads: int, *, as_json: bool) -> None:
     )
     if as_json:
         print(json.dumps(figures))
+    return not figures["held_twice"]
 
 
 def measure(bundle: Bundle, threads: int) -> dict[str, Any]:

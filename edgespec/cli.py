@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from edgespec import __version__
-from edgespec.config import LOOPBACK, CloudSettings, EdgeSettings, Mode, PreDraft, Tactics
+from edgespec.config import LOOPBACK, Backend, CloudSettings, EdgeSettings, Mode, PreDraft, Tactics
 from edgespec.energy.files import ROOT
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.logs import Format, Level, configure
@@ -314,11 +314,11 @@ def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
 )
 @click.option(
     "--backend",
+    type=click.Choice(get_args(Backend)),
     default=CLOUD.backend,
     show_default=True,
-    metavar="NAME",
-    help="What runs the target: onnxruntime (on the GPU where it can), tensorrt, torch, or "
-    "torch-fast, which is not exact.",
+    help="What runs the target: onnxruntime (on the GPU where it can), tensorrt, torch. Exact are "
+    "onnxruntime on a CPU and torch; torch-fast is not; of the others doctor --exactness tells.",
 )
 @click.option(
     "--draft",
@@ -546,7 +546,8 @@ def keygen(folder: Path) -> None:
 )
 @click.option(
     "--backend",
-    default="onnxruntime",
+    type=click.Choice(get_args(Backend)),
+    default=CLOUD.backend,
     show_default=True,
     help="With --exactness: which one; torch also says what its exactness costs.",
 )

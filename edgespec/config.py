@@ -21,6 +21,9 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+Backend = Literal["onnxruntime", "tensorrt", "torch", "torch-fast"]
+
+
 @dataclass(frozen=True)
 class CloudSettings:
     bind: str = LOOPBACK
@@ -41,7 +44,7 @@ class CloudSettings:
     """Draft tokens of one round; the rest is ignored."""
     hints: bool = True
     """Run the exit heads for sessions that ask for them."""
-    backend: str = "onnxruntime"
+    backend: Backend = "onnxruntime"
     """What runs the target: a name of `engines.backends`."""
     draft: str = ""
     """Profile of the bundle's draft that also runs here, beside the target; empty: none."""

@@ -52,7 +52,9 @@ def find(root: Path = ROOT, nvml: Nvml | None = None) -> Sensors:
     if nvml is None and root == ROOT:
         nvml = load_nvml()
     ask = firmware(root)
-    found = find_ina(root) or [*find_pmic(root, ask), *find_rapl(root), *find_nvml(nvml)]
+    found = find_ina(root)
+    if not any(isinstance(each, Sensor) for each in found):
+        found = [*found, *find_pmic(root, ask), *find_rapl(root), *find_nvml(nvml)]
     energy = tuple(each for each in found if isinstance(each, Sensor))
     unread = tuple(each for each in found if isinstance(each, str))
     return Sensors(energy, unread if found else (NONE,), Thermometer(root, ask, nvml))

@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
+from typing import get_args
 
 import pytest
 import zmq
@@ -21,13 +22,14 @@ from click.testing import CliRunner
 from bench.emulated_link import LinkShape, emulated_link
 from edge_runtime.loop import EdgeLoop, greet, hello_for
 from edgespec.cli import main
-from edgespec.config import EdgeSettings, Request, Tactics
+from edgespec.config import Backend, EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError
 from edgespec.protocol import Hello, Verdict, pack, unpack
 from edgespec.sampling import Sampling
 from edgespec.trace import read_trace
 from edgespec.transport import DealerLink
 from engines.alone import write_alone
+from engines.backends import TARGETS
 from engines.drafting import NgramDrafter, NoDrafter
 from engines.ort import OrtSettings, load_target
 
@@ -666,3 +668,7 @@ def test_help_of_every_command():
     commands += ["top"]
     for command in [[], *([c] for c in commands), ["bench", "local"], ["bench", "export"]]:
         assert invoke(*command, "--help").exit_code == 0
+
+
+def test_the_options_name_every_back_end():
+    assert set(get_args(Backend)) == set(TARGETS)

@@ -67,6 +67,15 @@ def test_rails_that_nobody_knows_are_not_added_up(tmp_path):
     assert not sensors.energy and "MYSTERY" in sensors.describe()
 
 
+def test_rails_that_nobody_knows_do_not_hide_other_sensors(tmp_path):
+    """As of a battery that is plugged on."""
+    battery = {f"{trees.INA}/name": "ina3221", f"{trees.INA}/in1_label": "BATTERY"}
+    battery |= {f"{trees.INA}/in1_input": "5000", f"{trees.INA}/curr1_input": "1"}
+    sensors = find(trees.record(tmp_path, trees.SERVER | battery))
+    assert [sensor.name for sensor in sensors.energy] == ["RAPL"]
+    assert "BATTERY" in sensors.describe()
+
+
 def test_pi_5_by_its_firmware(tmp_path):
     sensors = find(trees.record(tmp_path, trees.PI5))
     (sensor,) = sensors.energy
