@@ -174,7 +174,4 @@ def quantise(model: str, target: str | None, bits: str, **options: Any) -> None:
 
     base = open_checkpoint(target) if target else None
     settings = QuantiseSettings(bits=4 if bits == "4" else 8, **options)
-    try:
-        run(open_checkpoint(model, base=base), base, settings)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(open_checkpoint(model, base=base), base, settings)

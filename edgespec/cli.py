@@ -86,7 +86,7 @@ EXTRAS = {
     "safetensors": "export",
     "ml_dtypes": "export",
     "huggingface_hub": "export",
-    "torch": "calibration",
+    "torch": "torch",
     "transformers": "check",
     "matplotlib": "plots",
     "prometheus_client": "cloud",
@@ -125,6 +125,8 @@ class _Commands(click.Group):
         except EdgespecError as error:
             click.echo(f"edgespec: {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(130)
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(1)
@@ -361,10 +363,7 @@ def cloud_run(bundle: Path, log_format: Format, log_level: Level, **options: Any
 
     configure(log_format, log_level)
     settings = CloudSettings(energy=energy_root(options), **options)
-    try:
-        cloud_run(Bundle.open(bundle), settings)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    cloud_run(Bundle.open(bundle), settings)
 
 
 @main.command("edge-run")
@@ -488,10 +487,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
     )
     # As systemd stops a service: the cloud is told, so that the slot is free at once.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        edge_run(Bundle.open(bundle), settings, text)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    edge_run(Bundle.open(bundle), settings, text)
 
 
 @main.command()
@@ -512,10 +508,7 @@ def top(connect: str, once: bool, as_json: bool, interval: float) -> None:
     """Watch a cloud: sessions, batch, acceptance, memory and modes."""
     from edgespec.top import watch
 
-    try:
-        watch(connect, once=once, as_json=as_json, interval=interval)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    watch(connect, once=once, as_json=as_json, interval=interval)
 
 
 @main.command()

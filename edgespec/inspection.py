@@ -113,18 +113,17 @@ def _drafts(manifest: Manifest) -> Table:
 
 
 def _engines(manifest: Manifest) -> Table:
-    table = _table("engine", "positions", "profile", "built by", "for", "floats", "size")
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("engine", no_wrap=True)
+    table.add_column("")
     for engine in manifest.engines:
-        gpu = f", compute capability {engine.capability}" if engine.capability else ""
-        table.add_row(
-            engine.file,
-            str(engine.capacity or "any"),
-            engine.profile,
-            f"{engine.api} {engine.version}",
-            engine.platform + gpu,
-            engine.floats,
-            _megabytes(manifest, engine.file),
-        )
+        room = [f"{engine.capacity} positions"] if engine.capacity else []
+        gpu = [f"compute capability {engine.capability}"] if engine.capability else []
+        facts = [
+            *room, engine.floats, f"profile {engine.profile}", f"{engine.api} {engine.version}",
+            engine.platform, *gpu, _megabytes(manifest, engine.file),
+        ]  # fmt: skip
+        table.add_row(engine.file, ", ".join(facts))
     return table
 
 

@@ -217,4 +217,6 @@ def _read_key(path: Path, *, secret: bool) -> tuple[bytes, bytes]:
         raise UsageError(f"{path} holds no valid key; make one with 'edgespec keygen'")
     if secret and private is None:
         raise UsageError(f"{path} holds no secret key; pass the .key_secret file")
+    if not secret and private is not None:
+        raise UsageError(f"{path} holds a secret key, which stays on the cloud; pass the .key file")
     return public, private or b""

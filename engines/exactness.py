@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgespec.config import usable_cores
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
+from edgespec.progress import Advance, progress
 from engines.backends import DEFAULT, FASTER, open_target
 from engines.base import Engine, Row, final_choices
 from engines.exact_price import Price, price_of, report_prices
@@ -143,7 +144,13 @@ WAYS: dict[str, Way] = {
 
 def measure(load: Callable[[int], Engine], threads: Sequence[int] = (1, 2)) -> list[Case]:
     """Runs every way with every number of threads; `load` gives an engine with that many."""
-    cases = []
+    with progress("exactness", len(threads) * len(WAYS), unit="cases") as advance:
+        return list(_cases(load, threads, advance))
+
+
+def _cases(
+    load: Callable[[int], Engine], threads: Sequence[int], advance: Advance
+) -> Iterator[Case]:
     reference: Logits | None = None
     for count in threads:
         engine = load(count)
@@ -154,16 +161,14 @@ def measure(load: Callable[[int], Engine], threads: Sequence[int] = (1, 2)) -> l
         for name, way in WAYS.items():
             logits = way(engine, ids)
             expected = reference[-len(logits) :]
-            cases.append(
-                Case(
-                    f"{name}, {count} thread{'s' * (count > 1)}",
-                    bool(np.array_equal(logits, expected)),
-                    len(logits),
-                    float(np.abs(logits - expected).max()),
-                )
+            yield Case(
+                f"{name}, {count} thread{'s' * (count > 1)}",
+                bool(np.array_equal(logits, expected)),
+                len(logits),
+                float(np.abs(logits - expected).max()),
             )
+            advance(1)
         del engine  # before the next one is loaded
-    return cases
 
 
 def measure_bundle(

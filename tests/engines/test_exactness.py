@@ -90,4 +90,4 @@ def test_a_back_end_that_there_is_not(tiny_bundle):
     result = CliRunner().invoke(
         main, ["doctor", "--exactness", str(tiny_bundle.folder), "--backend", "abacus"]
     )
-    assert result.exit_code == 2 and "choose from onnxruntime" in result.stderr
+    assert result.exit_code == 2 and "is not one of" in result.stderr

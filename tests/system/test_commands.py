@@ -332,6 +332,10 @@ def test_an_encrypted_link(tmp_path, tiny_bundle, alone):
         "--server-key", tmp_path / "bad.key",
     )  # fmt: skip
     refused(2, "no secret key", "cloud-run", tiny_bundle.folder, "--key", public)
+    refused(
+        2, "stays on the cloud", "edge-run", tiny_bundle.folder, "--prompt", "x",
+        "--server-key", secret,
+    )  # fmt: skip
     refused(2, "is no key file", "cloud-run", tiny_bundle.folder, "--key", tmp_path / "none")
 
 
