@@ -13,6 +13,7 @@ The engine lends the slots and copies between them; it never runs here.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,12 @@ from dataclasses import dataclass
 from cloud_runtime.eviction import PATIENCE, Text, gone, victims
 from cloud_runtime.prefixes import LEAST, Prefixes, count, packed
 from cloud_runtime.seats import Seat
-from edgespec.errors import UsageError
+from edgespec.errors import EngineError, UsageError
 from engines.base import Engine
 from engines.staged import StagedEngine
 from engines.system_files import free_bytes
+
+log = logging.getLogger("edgespec.cloud")
 
 KEPT = 512
 """Texts kept at most."""
@@ -222,7 +225,7 @@ class Memory:
                 return False
             slot = self._engine.open()
             if source is not None:
-                self._engine.copy(source.slot, slot, 0, shared)
+                shared = self._copied(source, slot, shared)
                 source.since = now if source.seat is None else source.since
         self._texts[slot] = Text(slot, need, packed(seat.state.tokens), seat, now)
         self._prefixes.add(self._texts[slot].tokens, self._texts[slot])
@@ -231,6 +234,16 @@ class Memory:
         self.counts.read_again += max(0, seat.lost - shared)
         seat.slot, seat.cached, seat.lost = slot, shared, 0
         return True
+
+    def _copied(self, source: Text, slot: int, shared: int) -> int:
+        """Positions that a new slot begins with: none where a GPU has no memory for them, which the
+        batch finds out, and answers for."""
+        try:
+            self._engine.copy(source.slot, slot, 0, shared)
+        except EngineError as error:
+            log.warning("%d tokens are read again: %s", shared, error)
+            return 0
+        return shared
 
     def _room_beside(self, source: Text, need: int) -> bool:
         """Whether there is room without taking `source` or anything from a session."""
@@ -276,7 +289,7 @@ class Memory:
 
 def default_limit(engine: StagedEngine | None = None) -> int:
     """Bytes: a quarter of what is free now; half, where the engine's caches lie in a GPU's memory,
-    whose pools may take half as much again as is in use."""
+    which also has to hold what is computed with, and a cache's tensor twice while it moves."""
     return engine.free() // 2 if engine and engine.free else free_bytes() // 4
 
 

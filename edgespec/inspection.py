@@ -61,7 +61,7 @@ def _verify(bundle: Bundle) -> None:
     with progress("verifying", sum(file.size for file in files.values())) as advance:
         for name, file in sorted(files.items()):
             single = msgspec.structs.replace(bundle.manifest, files={name: file})
-            Bundle(bundle.folder, single).check()
+            Bundle(bundle.folder, single).check(engines=True)
             advance(file.size)
 
 

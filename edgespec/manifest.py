@@ -245,13 +245,17 @@ class Bundle:
     def path(self, name: str) -> Path:
         return self.folder / name
 
-    def check(self, *folders: str) -> None:
-        """Reads every file below `folders` (all without any) and compares size and SHA-256.
+    def check(self, *folders: str, engines: bool = False) -> None:
+        """Reads every file below `folders` (all without any) and compares size and SHA-256; built
+        engines among them only if asked for, since what runs without them may go without.
 
         Raises `BundleError` naming the first file that is missing or differs.
         """
+        built = set() if engines else {engine.file for engine in self.manifest.engines}
         for name, file in sorted(self.manifest.files.items()):
-            if folders and not name.startswith(tuple(f"{folder}/" for folder in folders)):
+            if name in built or (
+                folders and not name.startswith(tuple(f"{folder}/" for folder in folders))
+            ):
                 continue
             path = self.path(name)
             if not path.is_file():

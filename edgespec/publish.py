@@ -25,15 +25,8 @@ def published(
     `check` raises where `out` must not be replaced; it is called once leftovers are cleared away,
     so that a folder caught between renames is back. `failed` is raised where the disk refuses.
     """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _clear_up(out)
+    with hidden(out, failed) as folder:
         check(out)
-        folder = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
-        folder.mkdir()
-    except OSError as error:
-        raise failed(f"cannot write to {out.parent}: {error.strerror}") from error
-    try:
         yield folder
         if out.exists():
             old = folder.with_suffix(".old")
@@ -42,6 +35,21 @@ def published(
             shutil.rmtree(old)
         else:
             folder.rename(out)
+
+
+@contextmanager
+def hidden(out: Path, failed: type[EdgespecError]) -> Iterator[Path]:
+    """A folder beside `out`, on the same disk, for what is to lie there later; removed in the end.
+    `failed` is raised where the disk refuses."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _clear_up(out)
+        folder = out.parent / f".{out.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
+        folder.mkdir()
+    except OSError as error:
+        raise failed(f"cannot write to {out.parent}: {error.strerror}") from error
+    try:
+        yield folder
     except OSError as error:
         raise failed(f"writing {out} failed: {error.strerror or error}") from error
     finally:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
 from edgespec import profiles
-from edgespec.errors import UsageError
+from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import Bundle
 from engines.staged import StagedEngine
+
+log = logging.getLogger("edgespec.engines")
 
 TARGETS = MappingProxyType(
     {
@@ -37,24 +40,36 @@ def open_target(bundle: Bundle, backend: str, threads: int) -> StagedEngine:
 
 
 def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> StagedEngine:
-    """The bundle's draft for a profile: TensorRT where the profile says so or engines that match
-    this machine are in the bundle, else ONNX Runtime. `threads` 0 is what the profile says.
+    """The bundle's draft for a profile. `threads` 0 is what the profile says.
+
+    TensorRT runs it where the profile says so. Where ONNX Runtime is the profile's, engines are an
+    extra: those that match this machine are taken if there is a GPU, and what keeps them from
+    running is a line in the log.
 
     Raises `UsageError` for a draft that there is not, and `EngineError` where it cannot run here.
     """
     draft = bundle.draft(profile)
-    if profiles.profile(profile).backend == "tensorrt" or _has_engines(bundle, draft.graph):
+    if profiles.profile(profile).backend == "tensorrt":
         from engines import tensorrt
 
         return tensorrt.open_draft(bundle, profile, slots)
+    engine = _of_engines(bundle, profile, draft.graph, slots)
+    if engine is not None:
+        return engine
     from engines import ort
 
     return ort.open_draft(bundle, profile, threads, slots)
 
 
-def _has_engines(bundle: Bundle, graph: str) -> bool:
+def _of_engines(bundle: Bundle, profile: str, graph: str, slots: int) -> StagedEngine | None:
     if all(engine.graph != graph for engine in bundle.manifest.engines):
-        return False
-    from engines.tensorrt import runs_here
+        return None
+    from engines import tensorrt
 
-    return runs_here(bundle, graph)
+    if not tensorrt.runs_here(bundle, graph):
+        return None
+    try:
+        return tensorrt.open_draft(bundle, profile, slots)
+    except EngineError as error:
+        log.warning("ONNX Runtime runs draft/%s instead of its engines: %s", profile, error)
+        return None

@@ -50,6 +50,8 @@ class DeviceArray:
 class DeviceStore:
     """A `Store` (engines/pools.py) over a device."""
 
+    least = 1
+
     def __init__(self, device: Device) -> None:
         self._device = device
 

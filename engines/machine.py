@@ -15,7 +15,7 @@ from edgespec import profiles
 from edgespec.config import usable_cores
 from edgespec.energy.sensors import find
 from edgespec.manifest import MAIN_OPSET
-from edgespec.profiles import ONNX_RUNTIME, Profile, runs_graphs
+from edgespec.profiles import CPU, ONNX_RUNTIME, Profile, runs_graphs
 from engines import installed
 from engines.installed import Gpu
 from engines.recognise import Evidence, Finding, numbers, recognise
@@ -76,11 +76,23 @@ class Machine:
         return recognise(seen)
 
     @property
+    def hardware(self) -> str:
+        """The name of the profile of this hardware; empty where it is unknown or refused."""
+        return self.finding.profile
+
+    @property
     def profile(self) -> tuple[str, str]:
-        """The profile to export a draft for, and why; no name where the hardware is refused."""
+        """The profile to export a draft for, and why; no name where the hardware is refused.
+
+        That of the hardware, unless what is installed cannot run it and runs one of `instead`."""
         found = self.finding
-        if found.profile or found.refused:
-            return found.profile, found.reason
+        if found.profile:
+            lacks, others = self._lacks(found.profile), self._others(found.profile)
+            if not lacks or not others:
+                return found.profile, found.reason
+            return others[0], f"{found.reason}, but profile {found.profile} needs {lacks}"
+        if found.refused:
+            return "", found.reason
         name, reason = self._generic
         return name, f"{found.reason}; until then, {reason}" if found.reason else reason
 
@@ -99,24 +111,43 @@ class Machine:
 
     @property
     def instead(self) -> tuple[str, ...]:
-        """Profiles whose drafts do as well, with what is installed: where a bundle lacks `profile`
-        or its back end is missing. Best first."""
+        """Profiles whose drafts do as well, with what is installed, where a bundle lacks `profile`.
+        Best first."""
         name = self.profile[0]
-        others = profiles.profile(name).instead if name else ()
-        return tuple(other for other in others if self._runs(profiles.profile(other)))
+        others = self._others(self.hardware or name) if name else ()
+        return tuple(other for other in others if other != name)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What stands in the way of `profile`, a sentence each."""
-        name = self.profile[0]
+        """What stands in the way of the hardware's profile, or else of `profile`, a sentence
+        each."""
+        name = self.hardware or self.profile[0]
         chosen = profiles.profile(name) if name else None
         return tuple(filter(None, (self._too_old(name, chosen), self._engines(chosen))))
 
     def _runs(self, chosen: Profile) -> bool:
         return runs_graphs(self.onnxruntime, chosen.opset) and chosen.providers[0] in (
-            "CPUExecutionProvider",
+            CPU,
             *self.providers,
         )
+
+    def _others(self, name: str) -> tuple[str, ...]:
+        """Of the profiles that do instead of one, those that what is installed runs."""
+        others = profiles.profile(name).instead
+        return tuple(other for other in others if self._runs(profiles.profile(other)))
+
+    def _lacks(self, name: str) -> str:
+        """What a profile needs and is not installed, as a phrase; empty if nothing."""
+        chosen = profiles.profile(name)
+        if chosen.backend != "tensorrt":
+            lacks = not runs_graphs(self.onnxruntime, chosen.opset)
+            what = f"opset {chosen.opset}, which ONNX Runtime {self.onnxruntime} does not have"
+        else:
+            lacks = bool(self._engines(chosen))
+            there = self.tensorrt.get("tensorrt", "")
+            have = f"the one here is {there}" if there else "Python finds none"
+            what = f"TensorRT {chosen.tensorrt} or newer, and {have}"
+        return what if lacks else ""
 
     def _too_old(self, name: str, chosen: Profile | None) -> str:
         if not self.onnxruntime or self.runs_opset_24:
@@ -144,10 +175,12 @@ class Machine:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON. The profile is null where the hardware is refused."""
+        """Everything, ready for JSON. `hardware` is null where it is unknown, and both it and
+        `profile` where it is refused."""
         profile, reason = self.profile
         return asdict(self) | {
             "runs_opset_24": self.runs_opset_24,
+            "hardware": self.hardware or None,
             "profile": profile or None,
             "reason": reason,
             "instead": self.instead,

@@ -27,12 +27,11 @@ from edgespec import profiles
 from edgespec.config import usable_cores
 from edgespec.errors import EngineError
 from edgespec.manifest import Bundle
+from edgespec.profiles import CPU, CUDA
 from engines.batches import Call
 from engines.cuda import CudaDevice, Device, Runtime, count, free_memory
 from engines.device_memory import DeviceStore, device_pools
 from engines.ort_graph import (
-    CPU,
-    CUDA,
     ORT_ERRORS,
     Graph,
     OrtSettings,
@@ -44,7 +43,7 @@ from engines.ort_graph import (
 from engines.pools import HostPool, MakePool
 from engines.staged import Inputs, Sizes, Stage, StagedEngine
 
-__all__ = ["Graph", "OrtSettings", "load_draft", "load_target"]
+__all__ = ["OrtSettings", "load_draft", "load_target"]
 
 log = logging.getLogger("edgespec.engines")
 
@@ -182,7 +181,8 @@ def load_target(
     device = device or open_device(settings)
 
     def graph(name: str) -> Graph:
-        return Graph(bundle.path(name), settings, device)
+        path = bundle.path(name)
+        return Graph(path, settings, device, opset=target.opset, role="target")
 
     segments = [
         LoadedSegment(part.end, graph(part.graph), graph(part.exit) if part.exit else None)
@@ -218,7 +218,7 @@ def load_draft(
     draft = bundle.draft(profile)
     bundle.check(f"draft/{profile}")
     device = device or open_device(settings)
-    graph = Graph(bundle.path(draft.graph), settings, device)
+    graph = Graph(bundle.path(draft.graph), settings, device, opset=draft.opset)
     runner = OrtRunner([LoadedSegment(draft.architecture.layers, graph)], None, device)
     return _engine(runner, draft.architecture.vocabulary, bundle, settings, device)
 

@@ -18,7 +18,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +28,13 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from edgespec.errors import EngineError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
-from edgespec.profiles import ONNX_RUNTIME, runs_graphs
+from edgespec.profiles import CPU, CUDA, ONNX_RUNTIME, runs_graphs
 from engines.cuda import Device
 from engines.device_memory import DeviceArray
 from engines.freed import give_back_freed
 from engines.pools import BUCKETS, CacheTensor
+
+Role = Literal["draft", "target"]
 
 log = logging.getLogger("edgespec.engines")
 
@@ -51,7 +54,13 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ),
 )
 HEAD_OUTPUTS = ("argmax", "top_ids", "top_logits", "logits")
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_INSTEAD: Mapping[Role, str] = MappingProxyType(
+    {
+        "draft": "take a draft exported with --profile cpu-compat, or --drafter ngram",
+        "target": f"or export the target with --opset {COMPAT_OPSET}",
+    }
+)
+"""What else helps where a graph of opset 24 is too new."""
 _SHAPES = frozenset(
     {
         "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Expand", "Gather",
@@ -81,8 +90,17 @@ class OrtSettings:
 class Graph:
     """One ONNX file in a session, with its inputs and outputs by name."""
 
-    def __init__(self, path: Path, settings: OrtSettings, device: Device | None = None) -> None:
-        """`device`: where caches and hidden states lie, if not in the host's memory."""
+    def __init__(
+        self,
+        path: Path,
+        settings: OrtSettings,
+        device: Device | None = None,
+        *,
+        opset: int = MAIN_OPSET,
+        role: Role = "draft",
+    ) -> None:
+        """`device`: where caches and hidden states lie, if not in the host's memory. `opset` is the
+        file's, as the manifest has it. Raises `EngineError`."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.threads
         options.inter_op_num_threads = 1
@@ -103,14 +121,9 @@ class Graph:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except ORT_ERRORS as error:
             version = onnxruntime.__version__
-            if not runs_graphs(version):
-                needed = ".".join(map(str, ONNX_RUNTIME[MAIN_OPSET]))
-                raise EngineError(
-                    f"ONNX Runtime {version} is too old for the graphs, which need {needed}; "
-                    "install a newer one (Python 3.11 or newer has it), or use --drafter ngram"
-                ) from error
             raise EngineError(
-                f"ONNX Runtime {version} cannot load {path}: {reason(error)}"
+                too_old(version, path, opset, role)
+                or f"ONNX Runtime {version} cannot load {path}: {reason(error)}"
             ) from error
         if on_gpu:
             check_placement(path, self.session.get_providers(), placement(self.session))
@@ -128,6 +141,20 @@ class Graph:
             for name, info in self.inputs.items()
             if name.startswith("cache_")
         ]
+
+
+def too_old(version: str, path: Path, opset: int, role: Role) -> str:
+    """What an ONNX Runtime of that version is too old for, and what to do; empty if it is not."""
+    if runs_graphs(version, opset):
+        return ""
+    needed = ".".join(map(str, ONNX_RUNTIME[opset]))
+    advice = "install a newer one"
+    if opset > COMPAT_OPSET:
+        advice += f" (Python 3.11 or newer has it), {_INSTEAD[role]}"
+    return (
+        f"ONNX Runtime {version} is too old for {path}, which needs {needed} (opset {opset}); "
+        f"{advice}"
+    )
 
 
 def reason(error: Exception) -> str:

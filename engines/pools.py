@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,8 +24,10 @@ from edgespec.errors import EngineError
 
 BUCKETS = (256, 512, 1024, 2048)
 """Positions; beyond the last, multiples of it."""
-FIRST_SLOTS = 4
-"""That a growing pool begins with."""
+STEP_SLOTS = 4
+STEP_BYTES = 32 << 20
+"""A growing pool takes so many slots more at once, and of large ones no more than so many bytes; or
+a quarter of what it has, since what it has is copied."""
 
 
 def bucket(positions: int, capacities: Sequence[int] = BUCKETS) -> int:
@@ -61,8 +64,28 @@ class Pool:
         """Goes up when the arrays lie elsewhere than before."""
         self._slots = slots
 
+    @property
+    def bytes(self) -> int:
+        """That are taken from everybody else, for slots or as spare room."""
+        return 0
+
+    @property
+    def slot_bytes(self) -> int:
+        """That the pool takes for a slot more, if it must take them from everybody else."""
+        return 0
+
+    @property
+    def grows(self) -> bool:
+        """Whether the next slot takes more `bytes`."""
+        return False
+
+    def grow(self, free: int | None = None) -> None:
+        """Makes room for the next slot and some spare room, of which no more than fits into `free`
+        bytes. Raises `EngineError` where there is no memory; nothing is changed then."""
+
     def take(self, slot: int) -> int:
-        """The index of a slot that comes. Raises `EngineError` when all are taken."""
+        """The index of a slot that comes, for which there is room. Raises `EngineError` when all
+        are taken."""
         if len(self.occupants) == self._slots:
             raise EngineError(f"all {self._slots} slots of {self.capacity} positions are taken")
         self.occupants.append(slot)
@@ -70,6 +93,9 @@ class Pool:
 
     def give_back(self, index: int) -> None:
         """The memory of an index that nobody occupies, the last one, may be used otherwise."""
+
+    def trim(self) -> None:
+        """Gives back what can be given back of the spare room."""
 
     def copy(self, index: int, source: Pool, place: int, start: int, end: int) -> None:
         """Copies positions `[start, end)` from index `place` of a pool to `index` of this one."""
@@ -133,6 +159,10 @@ def _mapping(size: int, slots: int, capacity: int) -> mmap.mmap:
 class Store(Protocol):
     """Memory that is not promised before it is there, such as a GPU's."""
 
+    @property
+    def least(self) -> int:
+        """Slots that an array has at least, wanted or not."""
+
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         """Raises `EngineError` where there is no room."""
 
@@ -141,7 +171,11 @@ class Store(Protocol):
 
 
 class GrowingPool(Pool):
-    """Arrays that are replaced, one after the other, when slots come or most of them have left."""
+    """Arrays that are replaced, one after the other, when slots come or most of them have left.
+
+    So there is one tensor more than the pool has, for a while, and not a second pool. Where that
+    fails half-way some arrays are longer than others; what is seen of them is equally long.
+    """
 
     def __init__(
         self, store: Store, tensors: Sequence[CacheTensor], capacity: int, slots: int
@@ -149,34 +183,86 @@ class GrowingPool(Pool):
         super().__init__(capacity, slots)
         self._store, self._tensors = store, tensors
         self._size = 0
+        self._whole: dict[str, Any] = {}
+        """What `arrays` are views of."""
 
-    def take(self, slot: int) -> int:
-        index = super().take(slot)
-        if index == self._size:
-            try:
-                self._resize(min(self._slots, max(FIRST_SLOTS, self._size * 3 // 2)))
-            except EngineError:
-                self.occupants.pop()
-                raise
-        return index
+    @property
+    def bytes(self) -> int:
+        whole = self._whole
+        return sum(
+            len(whole[tensor.name]) * tensor.bytes(self.capacity)
+            for tensor in self._tensors
+            if tensor.name in whole
+        )
+
+    @property
+    def slot_bytes(self) -> int:
+        return sum(tensor.bytes(self.capacity) for tensor in self._tensors)
+
+    @property
+    def grows(self) -> bool:
+        return self._size <= len(self.occupants) < self._slots
+
+    def grow(self, free: int | None = None) -> None:
+        taken = len(self.occupants)
+        step = self._step(taken)
+        if free is not None:
+            step = max(1, min(step, free // self.slot_bytes))
+        try:
+            self._resize(min(self._slots, taken + step))
+        except EngineError:
+            self._try(self._size)
+            raise
 
     def give_back(self, index: int) -> None:
-        if index < self._size // 3 and self._size > FIRST_SLOTS:
-            self._resize(max(FIRST_SLOTS, self._size // 2))
+        if index == 0 or index < self._size // 2:
+            self._try(index + self._step(index) if index else 0)
+
+    def trim(self) -> None:
+        self._try(len(self.occupants))
 
     def copy(self, index: int, source: Pool, place: int, start: int, end: int) -> None:
         for name, array in self.arrays.items():
             self._store.copy(array, index, source.arrays[name], place, start, end)
 
+    def _step(self, size: int) -> int:
+        return max(1, min(STEP_SLOTS, STEP_BYTES // self.slot_bytes), size // 4)
+
+    def _try(self, size: int) -> None:
+        """Shrinks, or where there is no memory for that keeps what there is."""
+        with suppress(EngineError):
+            self._resize(min(self._size, size))
+
     def _resize(self, size: int) -> None:
-        """The slots that stay keep their index."""
-        kept = min(self._size, size)
-        self.generation += 1  # first, since the store may fail on the way
-        for tensor in self._tensors:
-            shape = (size, tensor.heads, self.capacity, tensor.head_dim)
-            array = self._store.zeros(shape, tensor.dtype)
-            before = self.arrays.get(tensor.name)
-            for index in range(kept):
-                self._store.copy(array, index, before, index, 0, self.capacity)
-            self.arrays[tensor.name] = array
-        self._size = size
+        """The slots that stay keep their index. Raises `EngineError` where there is no room for a
+        tensor beside those that there are; what is there then still holds every occupant."""
+        size = max(size, self._store.least) if size else 0
+        if all(len(self._whole.get(tensor.name, ())) == size for tensor in self._tensors):
+            return
+        self.generation += 1
+        self.arrays = {}  # views may keep alive what is replaced
+        try:
+            if size:
+                for tensor in self._tensors:
+                    self._replace(tensor, size)
+            else:
+                self._whole = {}
+        finally:
+            self._see()
+
+    def _replace(self, tensor: CacheTensor, size: int) -> None:
+        before = self._whole.get(tensor.name, ())
+        if len(before) == size:
+            return
+        array = self._store.zeros(
+            (size, tensor.heads, self.capacity, tensor.head_dim), tensor.dtype
+        )
+        for index in range(min(len(self.occupants), self._size, size)):
+            self._store.copy(array, index, before, index, 0, self.capacity)
+        self._whole[tensor.name] = array
+
+    def _see(self) -> None:
+        """The slots that all arrays have are those that there are."""
+        lengths = [len(self._whole.get(tensor.name, ())) for tensor in self._tensors]
+        self._size = min(lengths, default=0)
+        self.arrays = {name: array[: self._size] for name, array in self._whole.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from edgespec.errors import EngineError
 from engines.pools import BUCKETS, CacheTensor, HostPool, MakePool, Pool, bucket
@@ -42,7 +42,11 @@ class SlotCache:
 
     def limit(self, memory: int) -> None:
         """From now on there are as many slots as fit into so many bytes, at least one of each
-        capacity. Before the first is reserved, since a pool is mapped once."""
+        capacity. Before the first is reserved, since a pool is mapped once.
+
+        Pools that grow keep to it together, spare room included, as long as the slots do. Beyond it
+        are the slot that moves, until it has left its old place, and one tensor of the pool that
+        changes its size."""
         assert not self._pools
         self._memory = memory
         self.slots = max(1, memory // self.slot_bytes(1))
@@ -59,21 +63,23 @@ class SlotCache:
         return slot
 
     def close(self, slot: int) -> None:
-        """Gives a slot back, at once or, while the cache is held still, as soon as it is not."""
+        """Gives a slot back, at once or, while the cache is held still, as soon as it is not.
+        Needs no memory."""
         if self._still:
             self._closing.append(slot)
             return
-        if slot in self._place:
-            self._vacate(slot)
         del self.length[slot]
+        if slot in self._place:
+            self._vacate(*self._place.pop(slot))
 
     def rest(self, slot: int) -> None:
         """Moves a slot out of the way of those that run, to the smallest bucket that holds it, at
-        once or as soon as may be."""
+        once or as soon as may be. Where there is no memory for that it stays where it is."""
         if self._still:
             self._resting.append(slot)
         elif slot in self._place:
-            self._move(slot, self._pool(self._bucket(self.length[slot]), resting=True))
+            with suppress(EngineError):
+                self._move(slot, self._pool(self._bucket(self.length[slot]), resting=True))
 
     @contextmanager
     def still(self) -> Iterator[None]:
@@ -89,6 +95,10 @@ class SlotCache:
                 slot = self._resting.pop()
                 if slot in self.length:
                     self.rest(slot)
+
+    def generations(self) -> dict[int, int]:
+        """Of the pools of slots that run, by capacity."""
+        return {size: pool.generation for (size, rest), pool in self._pools.items() if not rest}
 
     def place(self, slot: int) -> tuple[Pool, int]:
         """The pool that holds a slot, and its index there. The slot must have been reserved."""
@@ -130,24 +140,53 @@ class SlotCache:
         return self._pools[key]
 
     def _move(self, slot: int, pool: Pool) -> None:
-        """Puts a slot, with what it holds, into a pool."""
-        if slot in self._place and self._place[slot][0] is pool:
+        """Puts a slot, with what it holds, into a pool. Raises `EngineError` where there is no room
+        for it; it is then where it was."""
+        before = self._place.get(slot)
+        if before is not None and before[0] is pool:
             return
+        if pool.grows:
+            self._grow(pool)
         index = pool.take(slot)
-        if slot in self._place:
-            self._copy(self._place[slot], (pool, index), self.length[slot])
-            self._vacate(slot)
+        if before is not None:
+            try:
+                self._copy(before, (pool, index), self.length[slot])
+            except EngineError:
+                pool.occupants.pop()
+                raise
         self._place[slot] = (pool, index)
+        if before is not None:
+            self._vacate(*before)
 
-    def _vacate(self, slot: int) -> None:
-        """Takes the slot out of its pool; the pool's last one moves into the gap."""
-        pool, index = self._place.pop(slot)
+    def _grow(self, pool: Pool) -> None:
+        """Room for one slot more; the others' spare room goes first where there is not enough."""
+        others = [other for other in self._pools.values() if other is not pool]
+        others.sort(key=lambda other: len(other.occupants) * other.slot_bytes - other.bytes)
+        if self._memory:
+            for other in others:
+                if self._free() < pool.slot_bytes:
+                    other.trim()
+        try:
+            pool.grow(self._free() if self._memory else None)
+        except EngineError:
+            for other in others:
+                other.trim()
+            pool.grow(0)
+
+    def _free(self) -> int:
+        return self._memory - sum(pool.bytes for pool in self._pools.values())
+
+    def _vacate(self, pool: Pool, index: int) -> None:
+        """A slot has left its pool; the pool's last one moves into the gap."""
         last = pool.occupants.pop()
-        if last != slot:
-            self._copy((pool, len(pool.occupants)), (pool, index), self.length[last])
+        end = len(pool.occupants)
+        if end != index:
             pool.occupants[index] = last
             self._place[last] = (pool, index)
-        pool.give_back(len(pool.occupants))
+            held, self.length[last] = self.length[last], 0  # which is true if the copy fails
+            self._copy((pool, end), (pool, index), held)
+            self.length[last] = held
+        pool.give_back(end)
 
     def _copy(
         self, source: tuple[Pool, int], target: tuple[Pool, int], end: int, start: int = 0

@@ -101,6 +101,8 @@ class StagedEngine(SlotEngine):
         self.free = sizes.free
         self._runner = runner
         self._frames: OrderedDict[tuple[int, ...], Frame] = OrderedDict()
+        """By capacity, generation and shape."""
+        self._generations: dict[int, int] = {}
 
     def slot_bytes(self, positions: int) -> int:
         return super().slot_bytes(positions + self.min_tokens - 1)
@@ -112,6 +114,7 @@ class StagedEngine(SlotEngine):
             yield from self._run(rows, calls)
 
     def _run(self, rows: Sequence[Row], calls: Sequence[Call]) -> Iterator[Step]:
+        self._drop_stale()
         frames = [self._fill(call, rows) for call in calls]
         stages = self._runner.stages
         for number, stage in enumerate(stages):
@@ -124,6 +127,14 @@ class StagedEngine(SlotEngine):
                 for row in rows:
                     self._cache.length[row.slot] = row.start + len(row.tokens)
             yield Step(stage.end, final, choices)
+
+    def _drop_stale(self) -> None:
+        """Lets go of frames that are bound to where a pool no longer lies."""
+        current = self._cache.generations()
+        if current != self._generations:
+            self._generations = current
+            for key in [key for key in self._frames if current[key[0]] != key[1]]:
+                del self._frames[key]
 
     def _frame(self, call: Call) -> Frame:
         pool = call.pool

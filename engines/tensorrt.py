@@ -18,7 +18,7 @@ from edgespec import profiles
 from edgespec.errors import EngineError
 from edgespec.manifest import Built, Bundle
 from engines.bounded import BoundedEngine
-from engines.cuda import CudaDevice, Device, free_memory
+from engines.cuda import CudaDevice, Device, Runtime, count, free_memory
 from engines.self_check import self_check
 from engines.staged import Sizes
 from engines.tensorrt_api import installation, load, matching_engine, mismatch, rebuild_command
@@ -64,19 +64,29 @@ def _profile(bundle: Bundle, graph: str, usual: str) -> str:
 
 
 def runs_here(bundle: Bundle, graph: str) -> bool:
-    """Whether a graph has engines, and TensorRT is here, and all of them match this machine."""
+    """Whether a graph has engines, all of them match this machine, and TensorRT, cuda-python and a
+    GPU are here. Why not, where there are engines, is a line in the log.
+
+    A GPU is asked for by itself, since engines of TensorRT-RTX built without one match any."""
     engines = [engine for engine in bundle.manifest.engines if engine.graph == graph]
     if not engines:
         return False
+    reason = _obstacle(bundle, engines)
+    if reason:
+        log.warning("the engines of %s stay unused: %s", graph, reason)
+    return not reason
+
+
+def _obstacle(bundle: Bundle, engines: Sequence[Built]) -> str:
+    """Why these engines cannot run here; empty if they can."""
     try:
         here = installation(load())
+        for engine in engines:
+            if reason := mismatch(engine, bundle.manifest, here):
+                return f"{engine.file} {reason}"
+        return "" if count(Runtime()) else "there is no GPU that this process may use"
     except EngineError as error:
-        log.warning("the engines of %s stay unused: %s", graph, error)
-        return False
-    reasons = [reason for engine in engines if (reason := mismatch(engine, bundle.manifest, here))]
-    if reasons:
-        log.warning("the engines of %s stay unused: it %s", graph, reasons[0])
-    return not reasons
+        return str(error)
 
 
 def open_draft(
@@ -93,7 +103,7 @@ def open_draft(
     missing, and where the engine computes nonsense.
     """
     draft = bundle.draft(profile)
-    bundle.check(f"draft/{profile}")
+    bundle.check(f"draft/{profile}", engines=True)
     trt = trt or load()
     hardware = _profile(bundle, draft.graph, profile)
     capacities = _capacities(bundle, [draft.graph], hardware)
@@ -117,7 +127,7 @@ def open_target(
 ) -> BoundedEngine:
     """The bundle's target, segment by segment. `threads` is for other back ends. Raises as
     `open_draft`."""
-    bundle.check("target")
+    bundle.check("target", engines=True)
     target = bundle.manifest.target
     graphs = [segment.graph for segment in target.segments]
     trt = trt or load()

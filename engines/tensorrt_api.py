@@ -26,15 +26,16 @@ import ctypes
 import importlib
 import platform
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 from typing import Any, BinaryIO, Protocol, get_args
 
 from edgespec.errors import EngineError
-from edgespec.manifest import Built, Bundle, Manifest, TensorrtApi
+from edgespec.manifest import Built, Bundle, HalfFloat, Manifest, TensorrtApi
 
 MODULES: tuple[TensorrtApi, ...] = get_args(TensorrtApi)
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
@@ -216,10 +217,39 @@ def one_line(text: str, most: int = 400) -> str:
 
 
 def rebuild_command(bundle: Bundle, graph: str, profile: str) -> str:
-    """What makes the engine of `graph` again."""
+    """What makes the engines of `graph` for `profile` again, as they were; of a target's, all."""
+    of_draft = graph.startswith("draft/")
+    again = [
+        engine
+        for engine in bundle.manifest.engines
+        if engine.profile == profile
+        and (engine.graph == graph if of_draft else not engine.graph.startswith("draft/"))
+    ]
+    by_floats: dict[HalfFloat, set[int]] = {}
+    for engine in again:
+        by_floats.setdefault(engine.floats, set()).add(engine.capacity)
+    commands = [
+        _build_command(bundle, graph, profile, floats, capacities)
+        for floats, capacities in by_floats.items()
+    ]
+    return " && ".join(commands) or _build_command(bundle, graph, profile)
+
+
+def _build_command(
+    bundle: Bundle,
+    graph: str,
+    profile: str,
+    floats: HalfFloat | None = None,
+    capacities: Collection[int] = (),
+) -> str:
+    """For a shell. What is not given is left to the command."""
     draft = graph.split("/")[1] if graph.startswith("draft/") else ""
-    more = f"--graphs draft --draft {draft}" if draft else "--graphs target"
-    return f"edgespec build {bundle.folder} --profile {profile} {more}"
+    words = ["edgespec", "build", str(bundle.folder), "--profile", profile]
+    words += ["--graphs", "draft", "--draft", draft] if draft else ["--graphs", "target"]
+    words += ["--floats", floats] if floats else []
+    for capacity in sorted(set(capacities) - {0}):
+        words += ["--capacity", str(capacity)]
+    return shlex.join(words)
 
 
 def mismatch(engine: Built, manifest: Manifest, here: Installation) -> str:
@@ -258,9 +288,10 @@ def matching_engine(
             )
     there = ", ".join(str(engine.capacity) for engine in of_graph)
     what = f"for {capacity} positions (there are: {there})" if there else f"of {graph}"
+    asked = (of_graph[0].floats, (capacity,)) if of_graph else (None, ())
     raise EngineError(
         f"{bundle.folder} has no engine {what}; build it: "
-        f"{rebuild_command(bundle, graph, profile)}{f' --capacity {capacity}' if there else ''}"
+        f"{_build_command(bundle, graph, profile, *asked)}"
     )
 
 

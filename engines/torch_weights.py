@@ -1,7 +1,7 @@
 """The weights of a bundle's target, from the graphs that it has into torch.
 
-An initialiser is found by its name and read when it is wanted (ONNX external data, through
-onnx-ir), so loading holds one set of projections besides what it has put on the device. Blocks of
+An initialiser is found by its name and read when it is wanted (`engines/external_data.py`), so
+loading holds one set of projections besides what it has put on the device. Blocks of
 int8 and int4 are turned to floats once, at load, into exactly the numbers that blocked
 `DequantizeLinear` gives, rounded to the model's type; torch has no product over blocks of int8 (its
 `_weight_int8pack_mm` takes one scale an output). int4 stays packed where `packs` says so.
@@ -13,10 +13,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch import Tensor
 from edgespec.architecture import Architecture
 from edgespec.errors import BundleError
 from edgespec.manifest import Bundle
+from engines.external_data import numbers
 from engines.torch_model import (
     GROUP,
     Dense,
@@ -69,15 +69,12 @@ class GraphFile:
             raise self._lacks(prefix)
         return name
 
-    def array(self, name: str) -> npt.NDArray[Any]:
-        value = self._values.get(name)
-        if value is None or value.const_value is None:
-            raise self._lacks(name)
-        return value.const_value.numpy()
+    def kind(self, name: str) -> ir.DataType:
+        return self._stored(name).dtype
 
     def tensor(self, name: str) -> Tensor:
         """A copy, int4 as int8."""
-        array = self.array(name)
+        array = numbers(self._stored(name))
         kept = array.dtype in (np.float32, np.float16, np.int8)
         return torch.from_numpy(np.array(array, array.dtype if kept else np.int8))
 
@@ -85,8 +82,14 @@ class GraphFile:
         """[inputs, outputs]"""
         if f"{name}.values" not in self:
             return self.tensor(name)
-        bits = 8 if self.array(f"{name}.values").dtype == np.int8 else 4
+        bits = 8 if self.kind(f"{name}.values") == ir.DataType.INT8 else 4
         return Blocks(self.tensor(f"{name}.values"), self.tensor(f"{name}.scales"), bits)
+
+    def _stored(self, name: str) -> ir.TensorProtocol:
+        value = self._values.get(name)
+        if value is None or value.const_value is None:
+            raise self._lacks(name)
+        return value.const_value
 
     def _lacks(self, name: str) -> BundleError:
         return BundleError(f"{self._path} has no weight {name}; export the bundle again")
@@ -151,7 +154,7 @@ class Reader:
         if f"{name}.head.values" in self._file:
             return self.joined([self._file.matrix(f"{name}.head")])
         stored = self._file.starting(f"{name}.")
-        kinds = {f"torch.{self._file.array(stored).dtype}", str(self._placing.dtype)}
+        kinds = {f"torch.{self._file.kind(stored).numpy()}", str(self._placing.dtype)}
         if shapes.tied and kinds == {str(embedding.dtype)}:
             return Dense(embedding)
         return Dense(self._put(self._file.tensor(stored)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -53,7 +52,4 @@ def build(
     from export.engines import build as run
 
     settings = BuildSettings(profile, graphs, draft, capacities, floats, force)  # type: ignore[arg-type]
-    try:
-        run(Bundle.open(bundle), settings, lambda sentence: click.echo(sentence, err=True))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(Bundle.open(bundle), settings, lambda sentence: click.echo(sentence, err=True))

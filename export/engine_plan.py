@@ -11,9 +11,10 @@ import msgspec
 import onnx_ir as ir
 
 from edgespec.errors import EngineError, UsageError
-from edgespec.manifest import Built, Bundle, HalfFloat, Range, Shapes
+from edgespec.manifest import MAIN_OPSET, Built, Bundle, HalfFloat, Range, Shapes
 from edgespec.profiles import Profile, profile
 from engines.tensorrt_api import Installation, version_numbers
+from export.operators.plain import MOST_OF_BLOCK, positions_of_block
 
 Graphs = Literal["draft", "target", "all"]
 CLOUD = "cuda"
@@ -61,10 +62,18 @@ def check_version(name: str, hardware: Profile, here: Installation) -> None:
 def chosen_graphs(bundle: Bundle, settings: BuildSettings, say: Say) -> Iterator[str]:
     """The draft's graph and the target's, as the settings want. Says what it chose for the user.
 
-    Raises `UsageError` where the bundle has no such draft.
+    Raises `UsageError` where the bundle has no such draft, or this copy of it no target.
     """
     graphs = settings.graphs or ("all" if settings.profile == CLOUD else "draft")
     manifest = bundle.manifest
+    if graphs != "draft" and not bundle.path(PurePosixPath(manifest.target.head).parts[0]).exists():
+        if settings.graphs:
+            raise UsageError(
+                f"the target was left out of this copy, {bundle.folder}; build its draft with "
+                f"--graphs draft, or --graphs {graphs} where the whole bundle is"
+            )
+        say(f"the target was left out of this copy, {bundle.folder}; building its draft alone")
+        graphs = "draft"
     if graphs != "target":
         draft = _draft(bundle, settings, graphs, say)
         if draft:
@@ -77,23 +86,27 @@ def chosen_graphs(bundle: Bundle, settings: BuildSettings, say: Say) -> Iterator
 
 def _draft(bundle: Bundle, settings: BuildSettings, graphs: Graphs, say: Say) -> str:
     """The draft's profile; empty where there is none and nobody asked for one alone."""
+    name, there = settings.profile, bundle.manifest.drafts
+    newest = profile(name).opset
     if settings.draft:
-        bundle.draft(settings.draft)
+        if bundle.draft(settings.draft).opset > newest:
+            raise UsageError(
+                f"the draft {settings.draft} is of opset {there[settings.draft].opset}, and {name} "
+                f"takes {newest}; export a draft with --profile {name}"
+            )
         return settings.draft
-    name = settings.profile
-    if name in bundle.manifest.drafts:
+    if name in there:
         return name
-    there = bundle.manifest.drafts
-    usable = (other for other in profile(name).instead if other in there)
-    first = next(usable, bundle.manifest.default_draft)
+    usable = (other for other in (*profile(name).instead, *there) if other in there)
+    first = next((other for other in usable if there[other].opset <= newest), "")
     if first:
         say(f"{bundle.folder} has no draft for {name}; building its draft {first}")
     elif graphs == "all":
-        say(f"{bundle.folder} has no draft; building the target alone")
+        say(f"{bundle.folder} has no draft for {name}; building the target alone")
     else:
         raise UsageError(
-            f"{bundle.folder} has no draft; export one with --draft MODEL --profile {name}, or "
-            "build its target with --graphs target"
+            f"{bundle.folder} has no draft for {name}; export one with --draft MODEL --profile "
+            f"{name}, or build its target with --graphs target"
         )
     return first
 
@@ -103,6 +116,24 @@ def capacities(profile: Profile, context: int) -> tuple[int, ...]:
     ascending = sorted(profile.capacities)
     below = [capacity for capacity in ascending if capacity < context]
     return tuple(below + ascending[len(below) : len(below) + 1])
+
+
+def check_capacities(
+    bundle: Bundle, graphs: Sequence[str], chosen: Sequence[int], hardware: Profile
+) -> None:
+    """Raises `UsageError` for a capacity that these graphs cannot have, or of which no answer could
+    use the end."""
+    target, context = bundle.manifest.target, bundle.manifest.context
+    blocks = target.opset < MAIN_OPSET and any(part.graph in graphs for part in target.segments)
+    step = positions_of_block(target.architecture.head_dim) if blocks else 1
+    most = max(-(-context // MOST_OF_BLOCK) * MOST_OF_BLOCK, *capacities(hardware, context))
+    for capacity in chosen:
+        if not 0 < capacity <= most or capacity % step:
+            allowed = f"multiples of {step}" if blocks else "numbers from 1"
+            raise UsageError(
+                f"--capacity {capacity} does not fit {bundle.folder}, whose context is {context} "
+                f"positions: allowed are {allowed} up to {most}"
+            )
 
 
 def calls(batch: Range, tokens: Range, capacity: int = 0) -> list[Shapes]:
@@ -187,4 +218,4 @@ def widened(bundle: Bundle, engines: Sequence[Built]) -> bool:
 def check_files(bundle: Bundle, names: set[str]) -> None:
     """Raises `BundleError` for one of these files that is missing or damaged."""
     files = {name: file for name, file in bundle.manifest.files.items() if name in names}
-    Bundle(bundle.folder, msgspec.structs.replace(bundle.manifest, files=files)).check()
+    Bundle(bundle.folder, msgspec.structs.replace(bundle.manifest, files=files)).check(engines=True)

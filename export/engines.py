@@ -1,13 +1,14 @@
 """`edgespec build`: engines for the graphs of a bundle, built on the machine that will run them.
 
-The bundle is republished as a whole, what stays being linked, so a reader sees the old one or the
-new one. Weights are read where they lie: see `export/half.py`.
+They are built beside the bundle, which is then republished with them (`export/publish.py`), so a
+reader sees the old one or the new one. Weights are read where they lie: see `export/half.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import msgspec
 
 from edgespec.errors import BundleError
-from edgespec.manifest import MANIFEST, Built, Bundle, File
+from edgespec.manifest import Built, Bundle, File, Manifest
 from edgespec.profiles import profile
 from edgespec.progress import Advance, progress
 from engines.tensorrt_api import Installation, installation, load, mismatch
 from export.engine_plan import (
     BuildSettings,
     Say,
+    check_capacities,
     check_files,
     check_version,
     chosen_graphs,
@@ -30,8 +32,7 @@ from export.engine_plan import (
     widened,
 )
 from export.half import Narrowed
-from export.install import link
-from export.publish import described, published_bundle, write_manifest
+from export.publish import beside, described, link, republish
 from export.tensorrt import build_engine
 
 
@@ -39,12 +40,13 @@ def build(bundle: Bundle, settings: BuildSettings, say: Say) -> Bundle:
     """Builds what is missing or out of date, and opens the bundle again. `say` gets sentences.
 
     Raises:
-        UsageError: the profile has no TensorRT, or the bundle no such draft.
-        BundleError: a graph or its weights are damaged, or the disk refuses.
+        UsageError: the profile has no TensorRT, or the bundle no such draft, or a capacity is none.
+        BundleError: a graph or its weights are damaged, or others meanwhile, or the disk refuses.
         EngineError: TensorRT is not installed, or cannot build a graph; nothing has changed then.
     """
     hardware = hardware_of(settings.profile)
     graphs = list(chosen_graphs(bundle, settings, say))
+    check_capacities(bundle, graphs, settings.capacities, hardware)
     trt = load()
     here = installation(trt)
     check_version(settings.profile, hardware, here)
@@ -64,8 +66,10 @@ def build(bundle: Bundle, settings: BuildSettings, say: Say) -> Bundle:
         )
     check_files(bundle, {path for engine in todo for path in engine.sources})
     started = time.monotonic()
-    _publish(trt, bundle, todo, _kept(bundle, graphs, wanted, todo, here))
-    bundle = Bundle.open(bundle.folder)
+    with beside(bundle) as folder:
+        made = _build_all(trt, bundle, folder, todo)
+        work = _Work(bundle.folder, graphs, wanted, todo, made, here)
+        bundle = republish(bundle, folder, work.join)
     size = sum(bundle.manifest.files[engine.file].size for engine in todo)
     rest = len(wanted) - len(todo)
     more = f"; {_engines(rest)} up to date before" if rest else ""
@@ -90,50 +94,57 @@ def _up_to_date(bundle: Bundle, engine: Built) -> bool:
     return True
 
 
-def _kept(
-    bundle: Bundle,
-    graphs: Sequence[str],
-    wanted: Sequence[Built],
-    todo: Sequence[Built],
-    here: Installation,
-) -> list[Built]:
-    """Engines that stay: of other graphs, and of these where they still run here."""
-    replaced = {engine.file for engine in todo}
-    return [
-        engine
-        for engine in bundle.manifest.engines
-        if engine.file not in replaced
-        and (
-            engine in wanted
-            or engine.graph not in graphs
-            or not mismatch(engine, bundle.manifest, here)
-        )
-    ]
+@dataclass(frozen=True)
+class _Work:
+    """What one run has built."""
 
+    folder: Path
+    graphs: Sequence[str]
+    wanted: Sequence[Built]
+    todo: Sequence[Built]
+    made: Mapping[str, File]
+    here: Installation
 
-def _publish(trt: Any, bundle: Bundle, todo: Sequence[Built], kept: Sequence[Built]) -> None:
-    place = bundle.folder.resolve()
-    gone = {engine.file for engine in bundle.manifest.engines} - {engine.file for engine in kept}
-    with published_bundle(place, force=True) as folder:
-        for path in sorted(place.rglob("*")):
-            name = path.relative_to(place).as_posix()
-            if path.is_file() and name != MANIFEST and name not in gone:
-                link(path, folder / name)
-        made = _build_all(trt, folder, todo)
-        files = {name: file for name, file in bundle.manifest.files.items() if name not in gone}
-        engines = sorted([*kept, *todo], key=lambda engine: (engine.graph, engine.capacity))
-        write_manifest(
-            folder,
-            msgspec.structs.replace(bundle.manifest, files=files | made, engines=engines),
-        )
+    def join(self, now: Manifest) -> Manifest:
+        """`now`, the manifest that is there, with the new engines. Raises `BundleError` where a
+        graph or its weights are no longer those that were read."""
+        for engine in self.todo:
+            for path, digest in engine.sources.items():
+                if path not in now.files or now.files[path].sha256 != digest:
+                    raise BundleError(
+                        f"{self.folder / path} was replaced while engines were built from it; "
+                        "build them again"
+                    )
+        kept = self._kept(now)
+        gone = {engine.file for engine in now.engines} - {engine.file for engine in kept}
+        files = {name: file for name, file in now.files.items() if name not in gone}
+        engines = sorted([*kept, *self.todo], key=lambda engine: (engine.graph, engine.capacity))
+        return msgspec.structs.replace(now, files={**files, **self.made}, engines=engines)
+
+    def _kept(self, now: Manifest) -> list[Built]:
+        """Engines that stay: of other graphs, and of these where they still run here."""
+        replaced = {engine.file for engine in self.todo}
+        return [
+            engine
+            for engine in now.engines
+            if engine.file not in replaced
+            and (
+                engine in self.wanted
+                or engine.graph not in self.graphs
+                or not mismatch(engine, now, self.here)
+            )
+        ]
 
 
 def _tell(advance: Advance, file: str, note: str) -> None:
     advance(0, f"{file}: {note}")
 
 
-def _build_all(trt: Any, folder: Path, todo: Sequence[Built]) -> dict[str, File]:
-    """Builds into `folder`, where the graphs are; the engines' files."""
+def _build_all(trt: Any, bundle: Bundle, folder: Path, todo: Sequence[Built]) -> dict[str, File]:
+    """Builds into `folder`, where what is read has a link meanwhile; the engines' files."""
+    sources = {path for engine in todo for path in engine.sources}
+    for name in sources:
+        link(bundle.folder.resolve() / name, folder / name)
     int8_blocks = installation(trt).takes_int8_blocks
     workspace = profile(todo[0].profile).workspace_mb << 20
     made = {}
@@ -155,4 +166,6 @@ def _build_all(trt: Any, folder: Path, todo: Sequence[Built]) -> dict[str, File]
                 made[engine.file] = described(folder / engine.file)
                 advance(1)
             narrowed.remove()
+    for name in sources:
+        (folder / name).unlink()
     return made

@@ -20,17 +20,13 @@ import onnx_ir as ir
 
 from edgespec.errors import EngineError
 from edgespec.manifest import HalfFloat
+from engines.external_data import numbers
 from export.pinned import initializer, pin, sizes
 from export.quantise import BLOCK
 
 _TYPES = {
     "fp16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
     "bf16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-}
-_STORED: dict[ir.DataType, np.dtype[Any]] = {
-    ir.DataType.FLOAT: np.dtype(np.float32),
-    ir.DataType.FLOAT16: np.dtype(np.float16),
-    ir.DataType.INT8: np.dtype(np.int8),
 }
 _WIDE = {"Pow", "ReduceMean", "Sqrt"}
 """Operators of a norm written out, whose squares need fp32."""
@@ -203,7 +199,7 @@ class _Narrowing:
 
 def _pieces(tensor: ir.TensorProtocol, scales: bool) -> Iterator[Array]:
     """Scales stay above zero, as TensorRT wants them."""
-    flat = _numbers(tensor).reshape(-1)
+    flat = numbers(tensor).reshape(-1)
     for start in range(0, flat.size, _PIECE):
         piece = flat[start : start + _PIECE]
         yield np.maximum(piece, _LEAST) if scales else piece
@@ -211,21 +207,12 @@ def _pieces(tensor: ir.TensorProtocol, scales: bool) -> Iterator[Array]:
 
 def _unpacked(values: ir.TensorProtocol, scales: ir.TensorProtocol) -> Iterator[Array]:
     """[inputs, outputs] as floats, some blocks at a time."""
-    integers, factors = _numbers(values), _numbers(scales)
+    integers, factors = numbers(values), numbers(scales)
     rows = max(1, _PIECE // (BLOCK * integers.shape[1]))
     for start in range(0, len(factors), rows):
         blocks = integers[start * BLOCK : (start + rows) * BLOCK].astype(np.float32)
         part = factors[start : start + rows].astype(np.float32)
         yield blocks * np.repeat(part, BLOCK, axis=0)
-
-
-def _numbers(tensor: ir.TensorProtocol) -> Array:
-    """Mapped from the file where it is in one: onnx-ir would refuse a file with two links, which
-    those of a bundle that is being published have."""
-    if not isinstance(tensor, ir.ExternalTensor):
-        return np.asarray(tensor.numpy())
-    dtype, offset = _STORED[tensor.dtype], tensor.offset or 0
-    return np.memmap(str(tensor.path), dtype, mode="r", offset=offset, shape=sizes(tensor))
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:

@@ -1,14 +1,9 @@
-"""New exit heads and new figures for a bundle that is there, without exporting it again.
-
-The bundle is republished as a whole: what stays is linked into the new folder, so neither time nor
-space is spent on weights, and devices that read the old one go on reading it.
-"""
+"""New exit heads and new figures for a bundle that is there, without exporting it again."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +12,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgespec.errors import BundleError
-from edgespec.manifest import MANIFEST, Bundle, Calibration, Draft, File, Segment
+from edgespec.manifest import Bundle, Calibration, File, Manifest, Segment
+from engines.external_data import numbers
 from export.heads import FINAL_NORM, ExitHeads, exit_graph, read_heads
-from export.publish import described, published_bundle, write_manifest
+from export.publish import beside, described, republish
 
 
 def install(
@@ -37,42 +33,66 @@ def install(
     Raises:
         CheckpointError: `heads` cannot be read.
         UsageError: the heads are another target's, or a profile is not in the bundle.
-        BundleError: a file of the bundle is missing or damaged, or the new one cannot be written.
+        BundleError: a file of the bundle is missing or damaged, or the new one cannot be written,
+            or another model is there meanwhile.
     """
-    manifest = bundle.manifest
     trained = None if heads is None else read_heads(heads)
     if trained is not None:
-        trained.check(manifest.target.architecture)
-    measured = {profile: bundle.draft(profile) for profile in drafts}
-    with published_bundle(bundle.folder.resolve(), force=True) as folder:
+        trained.check(bundle.manifest.target.architecture)
+    for profile in drafts:
+        bundle.draft(profile)
+    with beside(bundle) as folder:
         new = {} if trained is None else _write_exits(bundle, trained, folder)
-        for name in manifest.files.keys() - new:
-            link(bundle.path(name), folder / name)
-        _keep_the_rest(bundle, folder)
-        target = msgspec.structs.replace(
-            manifest.target,
-            segments=[_segment(segment, trained) for segment in manifest.target.segments],
-            agreement=manifest.target.agreement if agreement is None else agreement,
+        change = partial(
+            _changed, bundle, trained=trained, drafts=drafts, agreement=agreement, new=new
         )
-        write_manifest(
-            folder,
-            msgspec.structs.replace(
-                manifest,
-                target=target,
-                drafts={**manifest.drafts, **_calibrated(measured, drafts)},
-                files={**manifest.files, **new},
-            ),
-        )
-    return Bundle.open(bundle.folder)
+        return republish(bundle, folder, change)
 
 
-def _calibrated(
-    drafts: Mapping[str, Draft], figures: Mapping[str, Calibration]
-) -> dict[str, Draft]:
-    return {
-        profile: msgspec.structs.replace(draft, calibration=figures[profile])
-        for profile, draft in drafts.items()
+def _changed(
+    bundle: Bundle,
+    now: Manifest,
+    *,
+    trained: ExitHeads | None,
+    drafts: Mapping[str, Calibration],
+    agreement: float | None,
+    new: Mapping[str, File],
+) -> Manifest:
+    """`now`, the manifest that is there, with what was measured of `bundle`."""
+    of = bundle.manifest
+    if _measured(of, drafts) != _measured(now, drafts):
+        raise BundleError(
+            f"{bundle.folder} was exported again meanwhile, and the figures are of what was there; "
+            "run the command again"
+        )
+    for name in sorted(now.files.keys() - new):
+        if not bundle.path(name).is_file():
+            raise BundleError(f"{bundle.path(name)} is missing; export the bundle again")
+    target = msgspec.structs.replace(
+        now.target,
+        segments=[_segment(segment, trained) for segment in now.target.segments],
+        agreement=now.target.agreement if agreement is None else agreement,
+    )
+    calibrated = {
+        profile: msgspec.structs.replace(now.drafts[profile], calibration=figures)
+        for profile, figures in drafts.items()
     }
+    return msgspec.structs.replace(
+        now, target=target, drafts={**now.drafts, **calibrated}, files={**now.files, **new}
+    )
+
+
+def _measured(manifest: Manifest, drafts: Mapping[str, Calibration]) -> object:
+    """What figures depend on: the target, where its exits are, and these drafts."""
+    engines = {engine.file for engine in manifest.engines}
+    places = tuple(f"draft/{profile}/" for profile in drafts)
+    files = {
+        name: file
+        for name, file in manifest.files.items()
+        if name.startswith(places) and name not in engines
+    }
+    exits = [(segment.end, segment.graph, segment.exit) for segment in manifest.target.segments]
+    return manifest.target_fingerprint, exits, files, drafts.keys() - manifest.drafts
 
 
 def _segment(segment: Segment, trained: ExitHeads | None) -> Segment:
@@ -109,23 +129,4 @@ def _final_norm(bundle: Bundle, exit: str) -> npt.NDArray[Any]:
     norm = ir.load(bundle.path(exit)).graph.initializers.get(FINAL_NORM)
     if norm is None or norm.const_value is None:
         raise BundleError(f"{bundle.path(exit)} has no {FINAL_NORM}; export the bundle again")
-    return norm.const_value.numpy()
-
-
-def _keep_the_rest(bundle: Bundle, folder: Path) -> None:
-    """What users keep inside a bundle is theirs, and moves over."""
-    for path in bundle.folder.resolve().rglob("*"):
-        place = folder / path.relative_to(bundle.folder.resolve())
-        if path.is_file() and path.name != MANIFEST and not place.exists():
-            link(path, place)
-
-
-def link(source: Path, place: Path) -> None:
-    """A second name for the file where the disk has such, a copy elsewhere."""
-    if not source.is_file():
-        raise BundleError(f"{source} is missing; export the bundle again")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copy2(source, place)
+    return numbers(norm.const_value)

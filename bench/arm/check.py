@@ -82,7 +82,8 @@ class Device:
 
 
 def check(boards: Sequence[str], max_tokens: int, *, as_json: bool) -> None:
-    """Raises `EdgespecError` if an answer differs from the target's own or nothing was drafted."""
+    """Raises `EdgespecError` if an answer differs from the target's own or nothing was drafted,
+    or a board is not recognised."""
     console = Console(stderr=True)
     console.print("Debian's arm64 Python, and the device's package for it ...")
     machine = emulator()
@@ -116,6 +117,9 @@ def confirm(results: Sequence[Result]) -> None:
             raise EdgespecError(f"{result.board}: the answer differs from the target's own")
         if not 0 < result.answer.accepted <= result.answer.drafted:
             raise EdgespecError(f"{result.board}: the device drafted nothing that was accepted")
+        if (hardware := result.doctor["hardware"]) != result.board:
+            taken = hardware or "no known hardware"
+            raise EdgespecError(f"{result.board}: the doctor takes the board for {taken}")
 
 
 def _table(results: Sequence[Result]) -> Table:
@@ -128,7 +132,7 @@ def _table(results: Sequence[Result]) -> Table:
     answers = [result.answer for result in results]
     row("CPU", [doctor["processor"]["model"] for doctor in found])
     row("ONNX Runtime", [f"{doctor['onnxruntime']}, {doctor['architecture']}" for doctor in found])
-    row("doctor recommends", [doctor["profile"] for doctor in found])
+    row("doctor recognises", [doctor["hardware"] for doctor in found])
     row("tokens", [answer.tokens for answer in answers])
     row("drafted on the device", [answer.drafted for answer in answers])
     row("accepted", [answer.accepted for answer in answers])

@@ -23,6 +23,9 @@ ONNX_RUNTIME = {24: (1, 25), 21: (1, 19)}
 has no TensorScatter, 1.25.0 runs them (tried with SmolLM2's int8 draft). 21: 1.18.1 has no blocked
 DequantizeLinear, 1.19.2 runs them (tried with SmolLM2 in fp32, int8 and int4)."""
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+"""ONNX Runtime's execution providers, by its names."""
+
 _GENERIC = ("cpu-", "gpu-")
 
 
@@ -59,7 +62,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     opset: int = MAIN_OPSET
     """The newest that its runtimes take; below `MAIN_OPSET` graphs are written with plain
     operators."""
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = (CPU,)
     """ONNX Runtime execution providers, those that are there are used."""
     arena: bool = True
     """Whether ORT keeps its peak memory for reuse."""

@@ -19,6 +19,12 @@ from export.nodes import NodeWriter
 from export.operators.base import Layers, Operators, Rows
 
 _FLOAT = ir.DataType.FLOAT
+MOST_OF_BLOCK = 256
+
+
+def positions_of_block(head_dim: int) -> int:
+    """Of which the capacity of an exact graph is a multiple: see `PlainLayers._in_blocks`."""
+    return MOST_OF_BLOCK if head_dim <= 64 else MOST_OF_BLOCK // 2
 
 
 class PlainOperators(Operators):
@@ -96,7 +102,7 @@ class PlainLayers(Layers):
         what `Attention` gives.
         """
         graph, width = self.graph, self._shapes.head_dim
-        size = 256 if width <= 64 else 128
+        size = positions_of_block(width)
         cuts = graph.constant("blocks.of_weights", np.array([0, 0, 0, -1, size]))
         cut = graph.node("Reshape", f"{name}.cut", weights, cuts)
         blocks = graph.node("Transpose", f"{name}.blocks", cut, perm=[0, 1, 3, 2, 4])

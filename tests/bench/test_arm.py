@@ -39,16 +39,19 @@ def test_emulated_python_sees_its_own_packages_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("identical", "drafted", "accepted", "said"),
+    ("identical", "drafted", "accepted", "hardware", "said"),
     [
-        (True, 8, 3, ""),
-        (False, 8, 3, "rpi4: the answer differs"),
-        (True, 8, 0, "rpi4: the device drafted nothing"),
-        (True, 0, 0, "rpi4: the device drafted nothing"),
+        (True, 8, 3, "rpi4", ""),
+        (True, 8, 3, None, "rpi4: the doctor takes the board for no known hardware"),
+        (True, 8, 3, "rpi5", "rpi4: the doctor takes the board for rpi5"),
+        (False, 8, 3, "rpi4", "rpi4: the answer differs"),
+        (True, 8, 0, "rpi4", "rpi4: the device drafted nothing"),
+        (True, 0, 0, "rpi4", "rpi4: the device drafted nothing"),
     ],
 )
-def test_what_counts_as_done(identical, drafted, accepted, said):
-    results = [Result("rpi4", {}, AnswerStats(drafted=drafted, accepted=accepted), identical, 0.0)]
+def test_what_counts_as_done(identical, drafted, accepted, hardware, said):
+    answer = AnswerStats(drafted=drafted, accepted=accepted)
+    results = [Result("rpi4", {"hardware": hardware}, answer, identical, 0.0)]
     if not said:
         return confirm(results)
     with pytest.raises(EdgespecError, match=said):

@@ -22,7 +22,7 @@ from cloud_runtime.prefixes import packed
 from cloud_runtime.seats import Seat
 from cloud_runtime.service import Identity, Service
 from edgespec.config import CloudSettings
-from edgespec.errors import UsageError
+from edgespec.errors import EngineError, UsageError
 from edgespec.protocol import VERSION, Admitted, Close, Hello, Open, Terms, Verdict, pack
 from edgespec.sampling import Sampling
 from edgespec.session import Session
@@ -137,6 +137,24 @@ def test_first_come_first_served_and_nothing_beyond_the_limit():
     bank.leave(bank.seats[0], keep=False)
     assert bank.lend() == [2, 3]
     assert bank.memory.waiting == 0
+
+
+class FullEngine(ToyEngine):
+    def copy(self, source, target, start, end):
+        raise EngineError("the device's memory is full")
+
+
+def test_a_beginning_that_cannot_be_copied_is_read(caplog):
+    first, second = seat(1, [5] * 100), seat(2, [5] * 90 + [7])
+    bank = Bank(4, [first], FullEngine())
+    bank.lend()
+    bank.run(first)
+    bank.seats.append(second)
+    assert bank.lend() == [1, 2]
+    assert second.cached == 0 and bank.memory.counts.prefix_hits == 0
+    assert "90 tokens are read again: the device's memory is full" in caplog.text
+    bank.run(second)
+    assert second.state.answer == write_alone(ToyEngine(), second.state.tokens[:91], 1, Sampling())
 
 
 def test_who_waits_takes_the_slot_of_one_that_has_had_its_turn_and_both_get_on():

@@ -4,12 +4,13 @@ import msgspec
 import onnxruntime
 import pytest
 
-from edge_runtime.drafters import COMPAT, default_drafter, open_drafter
+from edge_runtime.drafters import default_drafter, open_drafter
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import COMPAT_OPSET, Bundle
 from edgespec.profiles import profile
 from edgespec.sampling import Sampling
 from engines.drafting import NgramDrafter, NoDrafter
+from tests.engines.fake_tensorrt import FakeTensorrt
 
 
 def test_a_profile_is_a_model_that_keeps_branches(tiny_bundle):
@@ -48,14 +49,52 @@ def with_plain(bundle, *names):
     return Bundle(bundle.folder, msgspec.structs.replace(bundle.manifest, drafts=drafts))
 
 
-def test_the_first_draft_that_the_runtime_runs_is_taken(tiny_bundle, on_python_310):
-    assert default_drafter(with_plain(tiny_bundle, "cpu-int8")) == "cpu-int8"
-    assert default_drafter(with_plain(tiny_bundle, "cpu-int8", "cpu-fp32")) == "cpu-fp32"
+def test_the_first_draft_that_the_runtime_runs_is_taken(tiny_bundle, on_python_310, caplog):
+    both = with_plain(tiny_bundle, "cpu-int8", "cpu-fp32")
+    assert default_drafter(both, threads=1).name == "cpu-fp32"
+    assert caplog.text == "", "nobody was passed over"
+    one = with_plain(tiny_bundle, "cpu-int8")
+    assert open_drafter(one, "", threads=1).name == "cpu-int8"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("draft cpu-int8 is taken instead of cpu-fp32: ONNX Runtime 1.23.2 is")
 
 
 def test_where_no_draft_runs_the_user_hears_what_to_do(tiny_bundle, on_python_310):
-    with pytest.raises(EngineError, match=f"--profile {COMPAT}, or use --drafter ngram"):
+    words = r"\(cpu-fp32, cpu-int8\) runs here; use --drafter ngram, or see to the first: ONNX .*"
+    with pytest.raises(EngineError, match=words + "cpu-fp32.*--profile cpu-compat"):
         open_drafter(tiny_bundle, "", threads=1)
-    assert profile(COMPAT).opset == COMPAT_OPSET
+    assert profile("cpu-compat").opset == COMPAT_OPSET
     without = msgspec.structs.replace(tiny_bundle.manifest, drafts={})
-    assert default_drafter(Bundle(tiny_bundle.folder, without)) == "ngram"
+    assert default_drafter(Bundle(tiny_bundle.folder, without), threads=1).name == "ngram"
+
+
+@pytest.fixture
+def of_a_jetson(tiny_bundle, monkeypatch):
+    """A bundle for a Jetson, with a draft for its CPU, where TensorRT has not been installed."""
+    monkeypatch.setattr("engines.tensorrt_api.MODULES", ("no_such_module",))
+    first, second = tiny_bundle.manifest.drafts.values()
+    drafts = {"jetson-orin": first, "cpu-compat": second}
+    return Bundle(tiny_bundle.folder, msgspec.structs.replace(tiny_bundle.manifest, drafts=drafts))
+
+
+def test_a_draft_for_tensorrt_is_passed_over_where_it_cannot_be_opened(of_a_jetson, caplog):
+    assert open_drafter(of_a_jetson, "", threads=1).name == "cpu-compat"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(
+        "draft cpu-compat is taken instead of jetson-orin: TensorRT is not installed"
+    )
+
+
+def test_a_draft_that_was_built_for_nobody_is_passed_over(of_a_jetson, monkeypatch, caplog):
+    monkeypatch.setattr("engines.tensorrt.load", lambda: FakeTensorrt(None))
+    assert open_drafter(of_a_jetson, "", threads=1).name == "cpu-compat"
+    assert "has no engine of draft/cpu-fp32/model.onnx; build it: edgespec build" in caplog.text
+
+
+def test_a_draft_that_was_asked_for_by_name_is_not_replaced(of_a_jetson):
+    with pytest.raises(EngineError, match=r"^TensorRT is not installed"):
+        open_drafter(of_a_jetson, "jetson-orin", threads=1)
+    alone = {"jetson-orin": of_a_jetson.manifest.drafts["jetson-orin"]}
+    manifest = msgspec.structs.replace(of_a_jetson.manifest, drafts=alone)
+    with pytest.raises(EngineError, match="use --drafter ngram, or see to the first: TensorRT is "):
+        open_drafter(Bundle(of_a_jetson.folder, manifest), "", threads=1)

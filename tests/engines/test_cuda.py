@@ -271,17 +271,15 @@ def test_fresh_slots_are_zero_and_memory_comes_back():
 
 
 def test_a_device_without_room_for_another_slot_says_so_and_goes_on():
-    host = HostDevice(lazy=True, total=64 * 3 * (2 * 4 + 2) * 9)
+    host = HostDevice(lazy=True, total=64 * 3 * (2 * 4 + 2) * 7)
     cache = held(host)
     slots = [cache.open() for _ in range(9)]
     for number, slot in enumerate(slots[:4]):
         write(host, cache, slot, 30, number + 1)
     pool, _ = cache.place(slots[0])
-    before = pool.generation
     with pytest.raises(EngineError, match="--kv-memory"):
         cache.reserve(slots[4], 1)
     assert pool.occupants == slots[:4]
-    assert pool.generation > before, "some tensors lie elsewhere now"
     assert all(holds(host, cache, slot, 30, n + 1) for n, slot in enumerate(slots[:4]))
     cache.close(slots[3])
     write(host, cache, slots[4], 30, 9)

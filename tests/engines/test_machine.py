@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -57,13 +59,13 @@ def test_what_does_instead_is_what_the_runtime_runs() -> None:
     pi = Machine(board="Raspberry Pi 5 Model B Rev 1.0", onnxruntime="1.31.1", providers=(CPU,))
     assert pi.instead == ("cpu-int4", "cpu-int8", "cpu-compat", "cpu-fp32")
     old = Machine(board="Raspberry Pi 5 Model B Rev 1.0", onnxruntime="1.23.2", providers=(CPU,))
-    assert old.profile[0] == "rpi5"
-    assert old.instead == ("cpu-compat",)
+    assert (old.profile[0], old.hardware, old.instead) == ("cpu-compat", "rpi5", ())
     assert "runs the compat graph alone (cpu-compat)" in old.notes[0]
     assert Machine(board="Raspberry Pi 5").instead == ()
     gpu = (Gpu("NVIDIA H200", capability="9.0"),)
     cuda = Machine(gpus=gpu, onnxruntime="1.31.1", providers=("CUDAExecutionProvider", CPU))
-    assert cuda.instead[0] == "gpu-fp16"
+    assert cuda.profile[0] == "gpu-fp16"
+    assert cuda.instead == ("cpu-int8", "cpu-fp32")
     assert "gpu-fp16" not in Machine(gpus=gpu, onnxruntime="1.31.1", providers=(CPU,)).instead
 
 
@@ -79,7 +81,7 @@ def test_what_does_instead_is_what_the_runtime_runs() -> None:
 )
 def test_a_jetson_needs_its_tensorrt(tensorrt: dict[str, str], note: str) -> None:
     machine = Machine(compatible=(ORIN,), release="36.4.3", tensorrt=tensorrt)
-    assert machine.profile[0] == "jetson-orin"
+    assert machine.hardware == "jetson-orin"
     assert [note in found for found in machine.notes] == ([True] if note else [])
 
 
@@ -91,14 +93,51 @@ def test_tensorrt_rtx_serves_a_card_and_not_a_jetson() -> None:
 
 def test_the_compat_graph_is_what_an_old_onnx_runtime_runs() -> None:
     machine = Machine(compatible=(ORIN,), release="36.4.3", onnxruntime="1.23.2", providers=(CPU,))
-    assert machine.instead == ("cpu-compat",)
+    assert (machine.profile[0], machine.instead) == ("cpu-compat", ())
     assert "(cpu-compat or jetson-orin)" in machine.notes[0]
     assert "too old: the main graph needs 1.25" in report(machine)
 
 
+PI_5 = Machine(board="Raspberry Pi 5 Model B Rev 1.0")
+X86 = Machine(processor=Processor("AMD EPYC", ("avx2",)), memory=Memory(8000, 7000))
+ORIN_6 = Machine(board="Jetson Orin Nano", compatible=(ORIN,), release="36.4.3")
+H200 = Machine(gpus=(Gpu("NVIDIA H200", capability="9.0"),))
+OLD, NEW = {"onnxruntime": "1.23.2"}, {"onnxruntime": "1.31.1"}
+CLASSIC, OLD_CLASSIC = {"tensorrt": "10.3.0"}, {"tensorrt": "8.6.2"}
+
+
+@pytest.mark.parametrize(
+    ("machine", "there", "hardware", "profile", "needs"),
+    [
+        (X86, OLD, "x86-cpu", "cpu-compat", "opset 24, which ONNX Runtime 1.23.2 does not have"),
+        (PI_5, OLD, "rpi5", "cpu-compat", "opset 24, which ONNX Runtime 1.23.2 does not have"),
+        (PI_5, NEW, "rpi5", "rpi5", ""),
+        (PI_5, {}, "rpi5", "rpi5", ""),
+        (ORIN_6, OLD, "jetson-orin", "cpu-compat", "TensorRT 10.3 or newer, and Python finds none"),
+        (ORIN_6, OLD | {"tensorrt": OLD_CLASSIC}, "jetson-orin", "cpu-compat",
+         "TensorRT 10.3 or newer, and the one here is 8.6.2"),
+        (ORIN_6, OLD | {"tensorrt": CLASSIC}, "jetson-orin", "jetson-orin", ""),
+        (ORIN_6, {}, "jetson-orin", "jetson-orin", ""),
+        (H200, NEW, "cuda", "cpu-int8", "TensorRT 11.4 or newer, and Python finds none"),
+        (H200, NEW | {"tensorrt": {"tensorrt_rtx": "1.7.1"}}, "cuda", "cuda", ""),
+    ],
+)  # fmt: skip
+def test_what_is_recommended_is_what_runs(
+    machine: Machine, there: dict[str, Any], hardware: str, profile: str, needs: str
+) -> None:
+    """And the hardware's own profile where nothing is installed that runs another."""
+    machine = replace(machine, **there)
+    name, reason = machine.profile
+    figures = machine.as_dict()
+    assert (figures["hardware"], name, figures["profile"]) == (hardware, profile, profile)
+    assert name not in machine.instead
+    own = machine.finding.reason
+    assert reason == (f"{own}, but profile {hardware} needs {needs}" if needs else own)
+
+
 def test_refused_hardware_is_reported_all_the_same() -> None:
     nano = Machine(board="NVIDIA Jetson Nano Developer Kit", release="32.7.1")
-    assert nano.as_dict()["profile"] is None
+    assert (nano.as_dict()["profile"], nano.as_dict()["hardware"]) == (None, None)
     assert (nano.instead, nano.notes) == ((), ())
     assert "use a Jetson Orin Nano (profile jetson-orin)" in nano.profile[1]
     assert "profile       none: the first Jetson Nano" in report(nano)

@@ -1,11 +1,15 @@
 """What could go wrong around a batch in flight, on a small real graph."""
 
+import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 
 from edgespec.errors import EngineError
+from edgespec.manifest import Bundle
 from engines.base import Row, final_choices
-from engines.ort import OrtSettings, load_target
+from engines.ort import OrtSettings, load_draft, load_target
+from engines.ort_graph import Graph
 
 
 @pytest.fixture
@@ -84,14 +88,69 @@ def test_more_sessions_than_slots(engine):
 
 
 def test_a_broken_graph_is_named(tiny_bundle, tmp_path):
-    from engines.ort import Graph
-
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"\x08\x0cnot a graph")
     with pytest.raises(EngineError, match=r"broken\.onnx"):
         Graph(path, OrtSettings())
     with pytest.raises(EngineError, match=r"missing\.onnx"):
         Graph(tmp_path / "missing.onnx", OrtSettings())
+
+
+DRAFT_WAYS = ", take a draft exported with --profile cpu-compat, or --drafter ngram"
+TARGET_WAYS = ", or export the target with --opset 21"
+
+
+@pytest.mark.parametrize(
+    ("version", "opset", "role", "sentence"),
+    [
+        ("1.23.2", 24, "draft", f"1.25 (opset 24); install a newer one (Python 3.11 or newer "
+         f"has it){DRAFT_WAYS}"),
+        ("1.23.2", 24, "target", f"1.25 (opset 24); install a newer one (Python 3.11 or newer "
+         f"has it){TARGET_WAYS}"),
+        ("1.18.1", 21, "draft", "1.19 (opset 21); install a newer one"),
+        ("1.23.2", 21, "draft", ""),
+        ("1.31.1", 24, "target", ""),
+    ],
+)  # fmt: skip
+def test_only_a_runtime_too_old_for_the_graph_is_called_so(
+    tmp_path, monkeypatch, version, opset, role, sentence
+):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"\x08\x0cnot a graph")
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(EngineError) as caught:
+        Graph(path, OrtSettings(), opset=opset, role=role)
+    if sentence:
+        expected = f"ONNX Runtime {version} is too old for {path}, which needs {sentence}"
+        assert str(caught.value) == expected
+    else:
+        assert str(caught.value).startswith(f"ONNX Runtime {version} cannot load {path}: ")
+
+
+class Unread(Bundle):
+    """A bundle whose graphs are elsewhere: nothing to load, and nothing to check."""
+
+    def path(self, name):
+        return self.folder / "moved" / name
+
+    def check(self, *folders):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("opset", "of_draft", "of_target"),
+    [(24, DRAFT_WAYS, TARGET_WAYS), (21, "cannot load", "cannot load")],
+)
+def test_the_opset_is_the_manifests(tiny_bundle, monkeypatch, opset, of_draft, of_target):
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
+    manifest, replace = tiny_bundle.manifest, msgspec.structs.replace
+    drafts = {name: replace(draft, opset=opset) for name, draft in manifest.drafts.items()}
+    changed = replace(manifest, drafts=drafts, target=replace(manifest.target, opset=opset))
+    bundle = Unread(tiny_bundle.folder, changed)
+    with pytest.raises(EngineError, match=of_draft):
+        load_draft(bundle, "cpu-int8", OrtSettings())
+    with pytest.raises(EngineError, match=of_target):
+        load_target(bundle, OrtSettings())
 
 
 @pytest.mark.parametrize("shared", [9, 33, 63, 300])

@@ -106,8 +106,8 @@ def test_boards(
     profile: str,
 ) -> None:
     machine = describe(board(tmp_path, model, compatible, cpu, release))
-    name, reason = machine.profile
-    assert name == profile
+    assert machine.hardware == profile
+    reason = machine.profile[1]
     assert model in reason
     assert release in reason
     assert not machine.processor.model.startswith("ARM part")

@@ -1,7 +1,6 @@
 """Slots stay neighbours, keep what they hold, and copy only when they must."""
 
 import mmap
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from edgespec.errors import EngineError
 from engines.base import Row
 from engines.batches import plan, width_class
-from engines.pools import CacheTensor, GrowingPool, bucket
+from engines.pools import CacheTensor, bucket
 from engines.slots import SlotCache
 
 
@@ -286,37 +285,3 @@ def test_memory_is_what_was_written_and_comes_back():
     for slot in (again, *slots[6:]):
         store.close(slot)
     assert resident() - before < size
-
-
-class HostStore:
-    """numpy's memory, as if it were scarce: full of garbage where nothing was written."""
-
-    def __init__(self):
-        self.bytes = []
-
-    def zeros(self, shape, dtype):
-        self.bytes.append(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        return np.zeros(shape, dtype)
-
-    def copy(self, target, index, source, place, start, end):
-        target[index, :, start:end] = source[place, :, start:end]
-
-
-def test_a_growing_pool_keeps_what_its_slots_hold_and_gives_back_what_is_free():
-    store = HostStore()
-    tensors = [CacheTensor("key", 2, 3, np.float32), CacheTensor("value", 1, 3, np.float16)]
-    held = SlotCache(tensors, 20, (64, 256), partial(GrowingPool, store))
-    slots = [held.open() for _ in range(20)]
-    for number, slot in enumerate(slots):
-        write(held, slot, 30, number + 1)
-        pool, _ = held.place(slot)
-        assert len(pool.occupants) <= len(pool.arrays["key"]) <= max(4, 1.5 * (number + 1))
-    held.reserve(slots[3], 200)
-    assert all(holds(held, slot, 30, number + 1) for number, slot in enumerate(slots))
-    assert held.place(slots[3])[0].capacity == 256
-    before = pool.generation
-    for slot in slots[4:]:
-        held.close(slot)
-    assert pool.generation > before, "addresses that are no longer true say so"
-    assert len(pool.arrays["key"]) <= 10
-    assert all(holds(held, slot, 30, number + 1) for number, slot in enumerate(slots[:4]))

@@ -5,18 +5,20 @@ import gc
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from cloud_runtime.memory import default_limit
 from edgespec.config import Request
 from edgespec.errors import EngineError, UsageError
+from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
 from engines import backends, tensorrt
 from engines.alone import write_alone
 from engines.base import Row, final_choices
 from engines.exactness import WAYS
-from engines.ort import OrtSettings, load_draft, load_target
+from engines.ort import OrtRunner, OrtSettings, load_draft, load_target
 from engines.tensorrt import open_draft, open_target
 from engines.tensorrt_api import installation
 from engines.tensorrt_engine import LoadedEngine, Port
@@ -300,9 +302,61 @@ def test_what_was_never_built_names_the_command(tiny_bundle):
         open_target(tiny_bundle, trt=trt, device=device)
 
 
-def test_the_registry_takes_engines_that_match(built, monkeypatch):
-    opened = []
+@pytest.fixture
+def with_a_gpu(monkeypatch):
+    """TensorRT, cuda-python and one GPU, as far as anybody asks for them."""
     monkeypatch.setattr(tensorrt, "load", lambda: FakeTensorrt(None))
+    monkeypatch.setattr(tensorrt, "Runtime", lambda: None)
+    monkeypatch.setattr(tensorrt, "count", lambda runtime: 1)
+
+
+@pytest.mark.parametrize(
+    ("modules", "gpus", "words"),
+    [
+        (("no_such_module",), 1, "cuda-python is not installed"),
+        (("math",), 0, "there is no GPU that this process may use"),
+    ],
+)
+def test_engines_that_match_any_gpu_stay_unused_without_one(
+    built, modules, gpus, words, monkeypatch, caplog
+):
+    """As those of TensorRT-RTX do that were built on a machine without a GPU."""
+    assert all(engine.capability == "" for engine in built[1].manifest.engines)
+    monkeypatch.setattr(tensorrt, "load", lambda: FakeTensorrt(None))
+    monkeypatch.setattr("engines.cuda.MODULES", modules)
+    monkeypatch.setattr(tensorrt, "count", lambda runtime: gpus)
+    assert not tensorrt.runs_here(built[1], DRAFT)
+    draft = backends.open_draft(built[1], "cpu-fp32", 1, 4)
+    assert isinstance(draft._runner, OrtRunner)
+    lines = [record for record in caplog.records if words in record.getMessage()]
+    assert len(lines) == 2, "one of each call"
+
+
+def test_engines_that_fail_to_open_leave_the_draft_to_onnx_runtime(
+    built, with_a_gpu, monkeypatch, caplog
+):
+    device = HostDevice()
+    monkeypatch.setattr(tensorrt, "CudaDevice", lambda: device)
+    monkeypatch.setattr(tensorrt, "load", lambda: FakeTensorrt(device, strays=True))
+    assert tensorrt.runs_here(built[1], DRAFT)
+    draft = backends.open_draft(built[1], "cpu-fp32", 1, 4)
+    assert isinstance(draft._runner, OrtRunner)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("ONNX Runtime runs draft/cpu-fp32 instead of its engines: the TensorRT")
+
+
+def test_a_draft_of_a_tensorrt_profile_needs_its_engines(built, monkeypatch):
+    manifest = built[1].manifest
+    drafts = {"cuda": manifest.drafts["cpu-fp32"]}
+    bundle = Bundle(built[1].folder, msgspec.structs.replace(manifest, drafts=drafts))
+    monkeypatch.setattr(tensorrt, "load", lambda: FakeTensorrt(None))
+    monkeypatch.setattr("engines.cuda.MODULES", ("no_such_module",))
+    with pytest.raises(EngineError, match="cuda-python is not installed"):
+        backends.open_draft(bundle, "cuda", 1, 4)
+
+
+def test_the_registry_takes_engines_that_match(built, with_a_gpu, monkeypatch):
+    opened = []
     monkeypatch.setattr(tensorrt, "open_draft", lambda *about: opened.append(about))
     backends.open_draft(built[1], "cpu-fp32", 1, 4)
     assert opened == [(built[1], "cpu-fp32", 4)]

@@ -1,6 +1,8 @@
 """What an engine needs to run here, as a table; and what TensorRT says, as a sentence."""
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,6 +17,7 @@ from engines.tensorrt_api import (
     matching_engine,
     mismatch,
     one_line,
+    rebuild_command,
     version_numbers,
 )
 
@@ -87,13 +90,13 @@ def test_an_engine_without_a_cache_serves_every_capacity(tiny_bundle):
             {"version": "10.7"},
             GRAPH,
             "model-512.engine was built by TensorRT 10.7, .*; build it again",
-            "--profile jetson-orin --graphs draft --draft cpu-int8",
+            "--profile jetson-orin --graphs draft --draft cpu-int8 --floats fp16 --capacity 512",
         ),
         (
             {"capacity": 256},
             GRAPH,
             r"no engine for 512 positions \(there are: 256\); build it",
-            "--profile cuda --graphs draft --draft cpu-int8 --capacity 512",
+            "--profile cuda --graphs draft --draft cpu-int8 --floats fp16 --capacity 512",
         ),
         (
             {},
@@ -107,6 +110,50 @@ def test_the_command_that_builds_it_again(tiny_bundle, changes, graph, sentence,
     bundle = bundle_with(tiny_bundle, built(tiny_bundle.manifest, **changes))
     with pytest.raises(EngineError, match=f"{sentence}: edgespec build .* {command}$"):
         matching_engine(bundle, graph, 512, "cuda", ORIN)
+
+
+def words(bundle, graph, profile):
+    """Of the commands, from the folder on."""
+    commands = rebuild_command(bundle, graph, profile).split(" && ")
+    found = [shlex.split(command) for command in commands]
+    assert all(one[:3] == ["edgespec", "build", str(bundle.folder)] for one in found)
+    return [" ".join(one[3:]) for one in found]
+
+
+def test_engines_are_built_again_as_they_were(tiny_bundle):
+    manifest = tiny_bundle.manifest
+    bundle = Bundle(
+        Path("/my bundles/it's one"),
+        msgspec.structs.replace(
+            manifest,
+            engines=[
+                built(manifest, floats="bf16"),
+                built(manifest, capacity=256, floats="bf16"),
+                built(manifest, profile="cuda", capacity=1024),
+                built(manifest, graph="target/segment-00.onnx", profile="cuda", floats="bf16"),
+                built(
+                    manifest, graph="target/head.onnx", capacity=0, profile="cuda", floats="bf16"
+                ),
+            ],
+        ),
+    )
+    draft, target = "--graphs draft --draft cpu-int8", "--profile cuda --graphs target"
+    assert words(bundle, GRAPH, "jetson-orin") == [
+        f"--profile jetson-orin {draft} --floats bf16 --capacity 256 --capacity 512"
+    ]
+    for graph in ("target/head.onnx", "target/segment-00.onnx"):
+        assert words(bundle, graph, "cuda") == [f"{target} --floats bf16 --capacity 512"]
+    assert words(bundle, GRAPH, "jetson-thor") == [f"--profile jetson-thor {draft}"]
+
+
+def test_engines_of_two_types_are_built_by_two_commands(tiny_bundle):
+    small = built(tiny_bundle.manifest, capacity=256)
+    bundle = bundle_with(tiny_bundle, small, built(tiny_bundle.manifest, floats="bf16"))
+    start = "--profile jetson-orin --graphs draft --draft cpu-int8"
+    assert words(bundle, GRAPH, "jetson-orin") == [
+        f"{start} --floats fp16 --capacity 256",
+        f"{start} --floats bf16 --capacity 512",
+    ]
 
 
 def test_shapes_take_what_they_span():

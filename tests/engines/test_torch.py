@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -26,6 +29,7 @@ from engines.alone import write_alone
 from engines.base import Row, final_choices
 from engines.drafting import ModelDrafter, NgramDrafter
 from engines.exactness import LENGTH, WAYS, measure
+from engines.external_data import numbers
 from engines.torch_backend import load_target
 from engines.torch_device import TorchStore
 from engines.torch_graphs import Replay
@@ -85,6 +89,43 @@ def test_plain_operators_have_the_same_weights(tmp_path):
         settings = ExportSettings(str(tmp_path / "model"), tmp_path / f"b{opset}", opset=opset)
         found.append(everything(load_target(export(settings), TorchSettings())))
     assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
+def test_a_bundle_whose_files_have_two_links(tmp_path, precision):
+    bundle = exported(tmp_path, "llama, grouped", precisions=precisions(precision))
+    copy = Bundle.open(shutil.copytree(bundle.folder, tmp_path / "linked", copy_function=os.link))
+    linked = everything(load_target(copy, TorchSettings(floats="fp32")))
+    shutil.rmtree(bundle.folder)
+    alone = everything(load_target(copy, TorchSettings(floats="fp32")))
+    assert all(np.array_equal(one, other) for one, other in zip(linked, alone, strict=True))
+
+
+def test_all_types_of_weights_are_read_as_onnx_ir_does(tmp_path):
+    for precision in ("fp32", "fp16", "int8", "int4"):
+        bundle = exported(tmp_path / precision, "llama, grouped", precisions=precisions(precision))
+        for segment in bundle.manifest.target.segments:
+            for value in ir.load(bundle.path(segment.graph)).graph.initializers.values():
+                tensor = value.const_value
+                found, wanted = numbers(tensor), tensor.numpy()
+                assert found.shape == wanted.shape
+                assert np.array_equal(found.astype(np.float64), wanted.astype(np.float64))
+
+
+def test_weights_that_cannot_be_read(tmp_path):
+    bundle = exported(tmp_path, "llama, grouped")
+    name = "model.layers.0.mlp.down_proj.weight"
+    path = bundle.path(bundle.manifest.target.segments[0].graph)
+    data = Path(ir.load(path).graph.initializers[name].const_value.path)
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(BundleError, match=r"\.data: model.*down_proj\.weight cannot be read"):
+        GraphFile(path).tensor(name)
+    data.unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        GraphFile(path).tensor(name)
+    data.symlink_to("/etc/hostname")
+    with pytest.raises(BundleError, match="does not lie beside its graph"):
+        GraphFile(path).tensor(name)
 
 
 def test_trained_exit_heads(tiny_llama_folder, tmp_path):

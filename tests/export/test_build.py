@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,20 +15,23 @@ from click.testing import CliRunner
 
 from edgespec.cli import main
 from edgespec.errors import BundleError, EngineError, UsageError
-from edgespec.manifest import SELF_DRAFT, Bundle
+from edgespec.manifest import SELF_DRAFT, Built, Bundle, Calibration, File
 from edgespec.profiles import precisions, profile
 from engines.tensorrt_api import Installation, installation, load, matching_engine
+from export import engines
 from export.bundle import ExportSettings, export
 from export.engine_plan import (
     BuildSettings,
     calls,
     capacities,
+    check_capacities,
     check_version,
     chosen_graphs,
     widened,
 )
 from export.engines import build
-from export.publish import write_manifest
+from export.install import install
+from export.publish import beside, described, republish, write_manifest
 
 pytest.importorskip("tensorrt_rtx")
 HEAD = "target/head.engine"
@@ -188,6 +193,102 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(bundle):
     assert list(bundle.folder.parent.iterdir()) == [bundle.folder]
 
 
+@pytest.fixture
+def during(plain, tmp_path, monkeypatch):
+    """Builds the target of a copy of `plain`, and does something to it after the first engine."""
+
+    def run(other):
+        bundle = Bundle.open(shutil.copytree(plain.folder, tmp_path / "bundle"))
+        todo = [lambda: other(Bundle.open(bundle.folder))]
+
+        def build_engine(*arguments, **more):
+            real(*arguments, **more)
+            if todo:
+                todo.pop()()
+
+        real = engines.build_engine
+        monkeypatch.setattr(engines, "build_engine", build_engine)
+        built(bundle, graphs="target")
+        assert list(bundle.folder.parent.iterdir()) == [bundle.folder]
+        after = Bundle.open(bundle.folder)
+        after.check()
+        return after
+
+    return run
+
+
+def test_two_builds_at_once_both_count(during, complete):
+    after = during(lambda bundle: built(bundle, graphs="draft"))
+    assert {e.file for e in after.manifest.engines} == {e.file for e in complete.manifest.engines}
+
+
+def test_figures_that_come_during_a_build_stay(during):
+    figures = Calibration(agreement=0.7, slope=1.0, offset=0.0, error=0.03, tokens=5)
+    after = during(lambda bundle: install(bundle, None, {"cpu-int8": figures}, 0.9))
+    assert after.manifest.drafts["cpu-int8"].calibration == figures
+    assert after.manifest.target.agreement == 0.9
+    assert after.path(HEAD).is_file()
+
+
+def test_a_bundle_exported_again_meanwhile_takes_no_engines(during, tiny_llama_folder, tmp_path):
+    def again(bundle):
+        export(ExportSettings(str(tiny_llama_folder), bundle.folder, force=True))
+
+    with pytest.raises(BundleError, match=r"was replaced while engines were built from it; build"):
+        during(again)
+    assert Bundle.open(tmp_path / "bundle").manifest.engines == []
+
+
+def test_a_bundle_exported_again_takes_no_old_figures(plain, tiny_llama_folder, tmp_path):
+    before = Bundle.open(shutil.copytree(plain.folder, tmp_path / "bundle"))
+    export(ExportSettings(str(tiny_llama_folder), before.folder, force=True))
+    with pytest.raises(BundleError, match="was exported again meanwhile"):
+        install(before, None, {}, 0.9)
+
+
+def test_many_may_publish_at_once(plain, tmp_path):
+    folder = shutil.copytree(plain.folder, tmp_path / "bundle")
+
+    def add(name):
+        bundle = Bundle.open(plain.folder)
+        with beside(Bundle(folder, bundle.manifest)) as new:
+            (new / name).write_text(name)
+            file = {name: described(new / name)}
+            republish(
+                Bundle(folder, bundle.manifest),
+                new,
+                lambda now: msgspec.structs.replace(now, files={**now.files, **file}),
+            )
+
+    names = [f"note-{number}" for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(add, names))
+    after = Bundle.open(folder)
+    after.check()
+    assert set(names) <= set(after.manifest.files)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_nobody_stands_in_a_folder_that_is_replaced(bundle, monkeypatch):
+    monkeypatch.chdir(bundle.folder)
+    with pytest.raises(BundleError, match="you are in it"):
+        built(Bundle.open(Path(".")), force=True)
+
+
+def test_what_runs_without_an_engine_does_not_miss_it(plain, tmp_path):
+    folder = shutil.copytree(plain.folder, tmp_path / "bundle")
+    one = Built(
+        file="draft/cpu-int8/model-512.engine", graph="draft/cpu-int8/model.onnx", sources={},
+        profile="cuda", capacity=512, floats="fp16", api="tensorrt_rtx", version="1", platform="x",
+        capability="", shapes=[],
+    )  # fmt: skip
+    files = {**plain.manifest.files, one.file: File(sha256="0", size=1)}
+    write_manifest(folder, msgspec.structs.replace(plain.manifest, engines=[one], files=files))
+    Bundle.open(folder).check("draft/cpu-int8")
+    with pytest.raises(BundleError, match=r"model-512\.engine is missing"):
+        Bundle.open(folder).check("draft/cpu-int8", engines=True)
+
+
 def test_damaged_weights_are_not_built(bundle):
     path = bundle.path("draft/cpu-int8/model.data")
     path.write_bytes(b"\0" * path.stat().st_size)
@@ -201,6 +302,8 @@ def test_damaged_weights_are_not_built(bundle):
         (BuildSettings("rpi5"), "profile rpi5 is for Raspberry Pi 5.* no TensorRT"),
         (BuildSettings("jetson"), "there is no profile 'jetson'"),
         (BuildSettings("cuda", draft="cpu-int4"), "no draft for profile 'cpu-int4'"),
+        (BuildSettings("jetson-orin", draft="cpu-int8"), "opset 24, and jetson-orin takes 21"),
+        (BuildSettings("jetson-orin"), "has no draft for jetson-orin; export one"),
     ],
 )
 def test_what_cannot_be_asked(plain, settings, sentence):
@@ -211,7 +314,9 @@ def test_what_cannot_be_asked(plain, settings, sentence):
 def test_a_bundle_without_a_draft(plain, tmp_path):
     folder = shutil.copytree(plain.folder, tmp_path / "bundle")
     write_manifest(folder, msgspec.structs.replace(plain.manifest, drafts={}))
-    with pytest.raises(UsageError, match=r"has no draft; export one with --draft MODEL --profile"):
+    with pytest.raises(
+        UsageError, match=r"has no draft for jetson-thor; export one with --draft MODEL --profile"
+    ):
         build(Bundle.open(folder), BuildSettings("jetson-thor"), print)
 
 
@@ -226,7 +331,9 @@ def test_a_bundle_without_a_draft(plain, tmp_path):
 )
 def test_which_draft_is_built(plain, drafts, hardware, chosen):
     one = plain.manifest.drafts["cpu-int8"]
-    named = {name: msgspec.structs.replace(one, graph=name) for name in drafts}
+    named = {
+        name: msgspec.structs.replace(one, graph=name, opset=profile(name).opset) for name in drafts
+    }
     bundle = Bundle(plain.folder, msgspec.structs.replace(plain.manifest, drafts=named))
     said = []
     settings = BuildSettings(hardware, graphs="draft")
@@ -246,6 +353,59 @@ def test_a_tensorrt_older_than_the_profile():
 )
 def test_capacities_reach_the_context(context, found):
     assert capacities(profile("cuda"), context) == found
+
+
+@pytest.mark.parametrize(
+    ("opset", "head_dim", "context", "chosen", "allowed"),
+    [
+        (21, 64, 512, (256, 512), ""),
+        (21, 64, 512, (300,), "multiples of 256 up to 512"),
+        (21, 64, 512, (512, 128), "multiples of 256 up to 512"),
+        (21, 128, 512, (128, 384), ""),
+        (21, 128, 512, (64,), "multiples of 128 up to 512"),
+        (24, 64, 512, (300, 128), ""),
+        (24, 64, 512, (100_000,), "numbers from 1 up to 512"),
+        (24, 64, 100, (512,), ""),
+        (24, 64, 9999, (10_240,), ""),
+        (24, 64, 9999, (10_241,), "up to 10240"),
+        (24, 64, 512, (0,), "numbers from 1 up to 512"),
+        (24, 64, 512, (-256,), "numbers from 1 up to 512"),
+    ],
+)
+def test_capacities_that_graphs_cannot_have(plain, opset, head_dim, context, chosen, allowed):
+    target = plain.manifest.target
+    shapes = msgspec.structs.replace(target.architecture, head_dim=head_dim)
+    target = msgspec.structs.replace(target, opset=opset, architecture=shapes)
+    manifest = msgspec.structs.replace(plain.manifest, target=target, context=context)
+    bundle = Bundle(plain.folder, manifest)
+    graphs = [segment.graph for segment in target.segments]
+    if not allowed:
+        check_capacities(bundle, graphs, chosen, profile("cuda"))
+        return
+    with pytest.raises(UsageError, match=f"--capacity {chosen[-1]} does not fit .* {allowed}$"):
+        check_capacities(bundle, graphs, chosen, profile("cuda"))
+    if opset == 21:
+        check_capacities(bundle, ["draft/cpu-int8/model.onnx"], chosen, profile("cuda"))
+
+
+@pytest.mark.parametrize("capacity", ["100000", "0", "-1"])
+def test_a_wrong_capacity_is_one_sentence(plain, capacity):
+    arguments = ["build", str(plain.folder), "--profile", "cuda", "--capacity", capacity]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2 and f"{capacity} " in done.stderr and "uilt" not in done.stderr
+
+
+def test_a_copy_without_the_target(plain, tmp_path):
+    folder = shutil.copytree(
+        plain.folder, tmp_path / "bundle", ignore=shutil.ignore_patterns("target")
+    )
+    after, said = built(Bundle.open(folder))
+    assert "the target was left out of this copy" in said and "building its draft alone" in said
+    assert [e.graph for e in after.manifest.engines] == ["draft/cpu-int8/model.onnx"]
+    assert not (folder / "target").exists()
+    for graphs in ("target", "all"):
+        with pytest.raises(UsageError, match=r"left out of this copy, .*--graphs draft, or"):
+            built(after, graphs=graphs)
 
 
 @pytest.mark.parametrize("name", ["cuda", "jetson-orin", "jetson-thor"])

@@ -216,8 +216,9 @@ def test_heads_replace_all_heads(bundle: Bundle, tiny_llama_folder: Path, heads:
     other = install(again, fewer, {}, None)
     assert_close(exits(other), expected(tiny_llama_folder, fewer, (2,)), 2e-4)
     kept = install(again, None, {}, 0.5)
-    assert kept.manifest.target.segments == again.manifest.target.segments
-    assert kept.manifest.files == again.manifest.files
+    assert kept.manifest.target.segments == other.manifest.target.segments
+    assert kept.manifest.files == other.manifest.files
+    kept.check()
 
 
 def test_without_hard_links_files_are_copied(
