@@ -49,43 +49,53 @@ def build_engine(
         EngineError: the graph has a node that TensorRT cannot read or build; it is named.
         OSError: the engine cannot be written.
     """
-    builder = make_builder(trt)
-    network = make_network(trt, builder)
-    _parse(trt, network, path, name)
+    monitor = make_monitor(trt, tell)
+
+    def build() -> None:
+        builder = make_builder(trt)
+        network = make_network(trt, builder)
+        _parse(trt, network, path, name)
+        config = _config(trt, builder, ir.load(path), shapes, workspace)
+        config.progress_monitor = monitor
+        here = installation(trt)
+        if here.keeps_timings:
+            load_timings(config, here)
+        with out.open("wb") as file:
+            made = build_into(trt, builder, network, config, file)
+        if not made:
+            reason = log(trt).last() or "it says no more"
+            raise EngineError(f"{here.name} cannot build {name}: {reason}")
+        if here.keeps_timings:
+            save_timings(config, here)
+
+    try:
+        _run(build, monitor)
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
+
+
+def _config(
+    trt: Any, builder: Any, model: ir.Model, shapes: Sequence[Shapes], workspace: int
+) -> Any:
     config = builder.create_builder_config()
     # Without it TensorRT-RTX takes memory of its own while it runs, and cannot be recorded.
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for shape in shapes:
-        config.add_optimization_profile(_profile(builder, ir.load(path), shape))
+        config.add_optimization_profile(_profile(builder, model, shape))
     if workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
-    monitor = make_monitor(trt, tell)
-    config.progress_monitor = monitor
-    here = installation(trt)
-    if here.keeps_timings:
-        load_timings(config, here)
-    try:
-        with out.open("wb") as file:
-            made = _run(lambda: build_into(trt, builder, network, config, file), monitor)
-    except BaseException:
-        out.unlink(missing_ok=True)
-        raise
-    if not made:
-        out.unlink()
-        raise EngineError(
-            f"{here.name} cannot build {name}: {log(trt).last() or 'it says no more'}"
-        )
-    if here.keeps_timings:
-        save_timings(config, here)
+    return config
 
 
-def _run(build: Callable[[], bool], monitor: Monitor) -> bool:
-    """In a thread, as a signal is only heard where Python runs, and TensorRT is not Python."""
+def _run(build: Callable[[], None], monitor: Monitor) -> None:
+    """In a thread: a signal is only heard where Python runs, TensorRT is not Python, and what it
+    calls back (logger, monitor) must not raise."""
     with ThreadPoolExecutor(1, "tensorrt") as pool:
         future = pool.submit(build)
         try:
-            return future.result()
+            future.result()
         except BaseException:
             monitor.cancelled = True
             raise
