@@ -29,6 +29,8 @@ from engines.ort import OrtSettings, load_target
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 TWICE = 2.0
+OWN = 64 << 20
+"""Bytes that ONNX Runtime may take for itself, which says nothing of the weights."""
 
 
 def run(bundle: Bundle, threads: int, *, as_json: bool) -> bool:
@@ -78,7 +80,7 @@ def measure(bundle: Bundle, threads: int) -> dict[str, Any]:
         "steady_mapped_mb": round((after["RssFile"] - before["RssFile"]) / 1e6),
         "peak_times": round(peak / held, 2),
         "steady_times": round(steady / held, 2),
-        "held_twice": peak >= TWICE * held,
+        "held_twice": peak - OWN >= TWICE * held,
     }
 
 
