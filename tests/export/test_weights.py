@@ -160,7 +160,8 @@ def test_a_disk_that_refuses_is_an_error(tmp_path):
 
 
 def test_no_more_than_two_matrices_are_held(tmp_path, place):
-    """One that is being written and one that is being turned, and what is read at a time."""
+    """One that is being written and one that is being turned, what is read at a time, and the
+    small ones among the pieces that wait."""
     config = CONFIG | {"hidden_size": 1536, "intermediate_size": 5120, "num_attention_heads": 12}
     source, arrays = checkpoint(tmp_path / "model", config=config)
     largest = max(array.nbytes for array in arrays.values())
@@ -174,4 +175,4 @@ def test_no_more_than_two_matrices_are_held(tmp_path, place):
         files.described()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2 * largest + 3 * (1 << 22)
+    assert peak < 2 * largest + 6 * (1 << 22)
