@@ -8,25 +8,14 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from bench.random_checkpoint import MODELS
 from edgespec.architecture import Architecture
 from engines.torch_model import GROUP, Dense, Layer, Linear, Model, Segment, pack
+from export.families import architecture_from_config
 
 SHAPES = MappingProxyType(
     {
-        "llama-2-7b": Architecture(
-            family="llama",
-            vocabulary=32000,
-            hidden=4096,
-            layers=32,
-            heads=32,
-            kv_heads=32,
-            head_dim=128,
-            intermediate=11008,
-            norm_epsilon=1e-5,
-            context=4096,
-            tied=False,
-            qk_norm=False,
-        ),
+        "llama-2-7b": architecture_from_config(MODELS["7b"]),
         "tiny": Architecture(
             family="llama",
             vocabulary=512,

@@ -10,7 +10,7 @@ at its socket in between.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -47,6 +47,10 @@ class Choices:
     def finite(self) -> bool:
         """Whether there is anything to choose from: overflow makes all logits NaN or infinite."""
         return bool(np.isfinite(self.top_logits).all())
+
+
+HEAD_OUTPUTS = tuple(field.name for field in fields(Choices))
+"""What a head's graph calls them, in this order."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ the other; what it asked for is put together again, so nobody who calls notices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
-from engines.base import Choices, Row, Step, check_rows
+from engines.base import HEAD_OUTPUTS, Choices, Row, Step, check_rows
 from engines.batches import Call, plan
 from engines.staged import Runner, Sizes, StagedEngine
 
@@ -82,5 +82,5 @@ def _merged(step: Step, earlier: Earlier) -> list[Choices | None]:
 
 
 def _joined(parts: Sequence[Choices]) -> Choices:
-    names = [field.name for field in fields(Choices)]
-    return Choices(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    whole = (np.concatenate([getattr(part, name) for part in parts]) for name in HEAD_OUTPUTS)
+    return Choices(*whole)

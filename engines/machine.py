@@ -30,6 +30,8 @@ from engines.system_files import (
     read_release,
 )
 
+NEEDED = ".".join(map(str, ONNX_RUNTIME[MAIN_OPSET]))
+"""The first ONNX Runtime that runs the main graph."""
 SMALL_MEMORY_MB = 4096
 """Below this much memory a draft shares too little with everything else to be int8."""
 DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
@@ -152,10 +154,11 @@ class Machine:
     def _too_old(self, name: str, chosen: Profile | None) -> str:
         if not self.onnxruntime or self.runs_opset_24:
             return ""
-        least = ".".join(map(str, ONNX_RUNTIME[MAIN_OPSET]))
-        runs = dict.fromkeys(["cpu-compat", *([name] if chosen and chosen.opset < 24 else [])])
+        runs = dict.fromkeys(
+            ["cpu-compat", *([name] if chosen and chosen.opset < MAIN_OPSET else [])]
+        )
         return (
-            f"ONNX Runtime {self.onnxruntime} is older than {least} and runs the compat graph "
+            f"ONNX Runtime {self.onnxruntime} is older than {NEEDED} and runs the compat graph "
             f"alone ({' or '.join(runs)}); Python 3.11 or newer has a newer one."
         )
 
@@ -223,7 +226,7 @@ def brief(root: Path = ROOT) -> str:
 def report(machine: Machine) -> str:
     """Lines for people."""
     profile, reason = machine.profile
-    fits = "new enough" if machine.runs_opset_24 else "too old: the main graph needs 1.25"
+    fits = "new enough" if machine.runs_opset_24 else f"too old: the main graph needs {NEEDED}"
     memory = f"{machine.memory.total_mb} MB, {machine.memory.available_mb} MB available"
     tensorrt = [f"{module} {version}" for module, version in machine.tensorrt.items()]
     facts = [

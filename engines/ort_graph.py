@@ -29,6 +29,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _native
 from edgespec.errors import EngineError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
 from edgespec.profiles import CPU, CUDA, ONNX_RUNTIME, runs_graphs
+from engines.base import HEAD_OUTPUTS
 from engines.cuda import Device
 from engines.device_memory import DeviceArray
 from engines.freed import give_back_freed
@@ -53,7 +54,6 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
         if isinstance(kind, type) and issubclass(kind, Exception)
     ),
 )
-HEAD_OUTPUTS = ("argmax", "top_ids", "top_logits", "logits")
 _INSTEAD: Mapping[Role, str] = MappingProxyType(
     {
         "draft": "take a draft exported with --profile cpu-compat, or --drafter ngram",

@@ -131,7 +131,7 @@ def open_target(
     target = bundle.manifest.target
     graphs = [segment.graph for segment in target.segments]
     trt = trt or load()
-    hardware = _profile(bundle, graphs[0], "cuda")
+    hardware = _profile(bundle, graphs[0], profiles.CLOUD)
     capacities = _capacities(bundle, graphs, hardware)
 
     singles = [name for part in target.segments if (name := part.exit)] + [target.head]

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.errors import EngineError
+from engines.base import HEAD_OUTPUTS
 from engines.batches import Call
 from engines.cuda import Device
 from engines.device_memory import DeviceArray, DeviceStore
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from engines.tensorrt_runner import TensorrtRunner
 
 log = logging.getLogger("edgespec.engines")
-
-HEAD_OUTPUTS = ("argmax", "top_ids", "top_logits", "logits")
 
 
 class Outputs:

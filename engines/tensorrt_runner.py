@@ -12,13 +12,14 @@ from weakref import WeakSet
 
 import numpy as np
 
+from engines.base import HEAD_OUTPUTS
 from engines.batches import Call
 from engines.cuda import Device
 from engines.device_memory import DeviceStore, device_pools
 from engines.pools import CacheTensor, MakePool
 from engines.staged import Stage
 from engines.tensorrt_engine import EngineContext, LoadedEngine
-from engines.tensorrt_frame import HEAD_OUTPUTS, Outputs, Recorded, TensorrtFrame
+from engines.tensorrt_frame import Outputs, Recorded, TensorrtFrame
 
 RECORDED = 256
 """Graphs kept at most; a graph holds contexts, and TensorRT's own memory for them."""

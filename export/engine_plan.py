@@ -12,13 +12,11 @@ import onnx_ir as ir
 
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import MAIN_OPSET, Built, Bundle, HalfFloat, Range, Shapes
-from edgespec.profiles import Profile, profile
+from edgespec.profiles import CLOUD, CUDA, Profile, profile
 from engines.tensorrt_api import Installation, version_numbers
 from export.operators.plain import MOST_OF_BLOCK, positions_of_block
 
 Graphs = Literal["draft", "target", "all"]
-CLOUD = "cuda"
-"""The profile whose machines run targets too."""
 VERIFY = 64
 """Tokens of a row beyond which it can only be part of a prompt."""
 Say = Callable[[str], None]
@@ -42,7 +40,7 @@ class BuildSettings:
 def hardware_of(name: str) -> Profile:
     """The profile. Raises `UsageError` for one whose hardware has no TensorRT."""
     found = profile(name)
-    if found.backend != "tensorrt" and "CUDAExecutionProvider" not in found.providers:
+    if found.backend != "tensorrt" and CUDA not in found.providers:
         raise UsageError(
             f"profile {name} is for {found.purpose}, where there is no TensorRT; "
             "the graphs run there as they are"

@@ -25,6 +25,8 @@ DequantizeLinear, 1.19.2 runs them (tried with SmolLM2 in fp32, int8 and int4)."
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 """ONNX Runtime's execution providers, by its names."""
+CLOUD = "cuda"
+"""The profile whose machines run targets too."""
 
 _GENERIC = ("cpu-", "gpu-")
 

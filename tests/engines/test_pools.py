@@ -12,6 +12,7 @@ from engines.base import Row
 from engines.pools import CacheTensor, GrowingPool
 from engines.slots import SlotCache
 from engines.staged import Inputs, Sizes, Stage, StagedEngine
+from tests.engines.test_slots import holds, write
 
 TENSORS = [CacheTensor("key", 2, 3, np.float32), CacheTensor("value", 1, 3, np.float16)]
 
@@ -37,21 +38,6 @@ class HostStore:
 
 def held_in(store, slots=40):
     return SlotCache(TENSORS, slots, (64, 256), partial(GrowingPool, store))
-
-
-def write(cache, slot, length, value):
-    cache.reserve(slot, length)
-    pool, index = cache.place(slot)
-    for array in pool.arrays.values():
-        array[index, :, :length] = value
-    cache.length[slot] = length
-
-
-def holds(cache, slot, length, value):
-    pool, index = cache.place(slot)
-    return cache.length[slot] == length and all(
-        (array[index, :, :length] == value).all() for array in pool.arrays.values()
-    )
 
 
 def sound(cache):

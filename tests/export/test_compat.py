@@ -54,11 +54,9 @@ def exported(source, out, precision="fp32", opset=COMPAT_OPSET, **settings):
     )
 
 
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory, tiny_llama_folder):
-    """Both opsets by precision: segments, a trained exit head, a draft with some ids alone."""
-    place = tmp_path_factory.mktemp("everything")
-    draft = shutil.copytree(tiny_llama_folder, place / "draft")
+def trimmed_and_trained(tiny, place):
+    """Below `place`: a draft of `tiny` with every other id, and an exit head after a layer."""
+    draft = shutil.copytree(tiny, place / "draft")
     tensors = load_file(draft / "model.safetensors")
     tensors["edgespec.kept_ids"] = np.arange(0, 300, 2)
     save_file(tensors, draft / "model.safetensors")
@@ -71,6 +69,14 @@ def everything(tmp_path_factory, tiny_llama_folder):
     }
     said = {"target": "tiny", "hidden": 64, "layers": 3}
     save_file(heads, place / "heads", metadata={"edgespec": json.dumps(said)})
+    return draft, place / "heads"
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory, tiny_llama_folder):
+    """Both opsets by precision: segments, a trained exit head, a draft with some ids alone."""
+    place = tmp_path_factory.mktemp("everything")
+    draft, heads = trimmed_and_trained(tiny_llama_folder, place)
 
     def bundle(precision, opset):
         return exported(
@@ -79,7 +85,7 @@ def everything(tmp_path_factory, tiny_llama_folder):
             precision,
             opset,
             split=(1,),
-            exit_heads=place / "heads",
+            exit_heads=heads,
             drafts=(("cpu-compat", str(draft)), ("cpu-int4", str(draft))),
         )
 

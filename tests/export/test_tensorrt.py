@@ -1,6 +1,5 @@
 """Every graph of a bundle builds into a TensorRT engine on the CPU; one that cannot is named."""
 
-import json
 import os
 import shutil
 import signal
@@ -8,7 +7,6 @@ import signal
 import numpy as np
 import onnx_ir as ir
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from edgespec.errors import EngineError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET, SELF_DRAFT, Shapes
@@ -17,6 +15,7 @@ from engines.tensorrt_api import build_into, load, log, make_builder, make_netwo
 from export.bundle import ExportSettings, export
 from export.half import Narrowed
 from export.tensorrt import _check_operators, build_engine
+from tests.export.test_compat import trimmed_and_trained
 
 pytest.importorskip("tensorrt_rtx")
 SHAPES = [Shapes(batch=(1, 2, 4), tokens=(1, 8, 64), selected=(1, 8, 64))]
@@ -214,25 +213,13 @@ def test_progress_is_told_and_an_interrupt_is_heard(bundles, tmp_path):
 def fitted(tmp_path_factory, tiny_llama_folder):
     """A trained exit head, and a draft with a trimmed vocabulary."""
     place = tmp_path_factory.mktemp("fitted")
-    draft = shutil.copytree(tiny_llama_folder, place / "draft")
-    tensors = load_file(draft / "model.safetensors")
-    kept = np.arange(0, 300, 2)
-    save_file({**tensors, "edgespec.kept_ids": kept}, draft / "model.safetensors")
-    config = json.loads((draft / "config.json").read_text())
-    (draft / "config.json").write_text(json.dumps({**config, "edgespec": {"vocabulary": 150}}))
-    heads = {
-        "exit.1.norm.weight": np.ones(64, np.float16),
-        "exit.1.down.weight": np.ones((8, 64), np.float16),
-        "exit.1.up.weight": np.ones((64, 8), np.float16),
-    }
-    said = {"target": "tiny", "hidden": 64, "layers": 3}
-    save_file(heads, place / "heads", metadata={"edgespec": json.dumps(said)})
+    draft, heads = trimmed_and_trained(tiny_llama_folder, place)
     settings = ExportSettings(
         str(tiny_llama_folder),
         place / "bundle",
         precisions=precisions("int8"),
         split=(1,),
-        exit_heads=place / "heads",
+        exit_heads=heads,
         drafts=(("cpu-int8", str(draft)),),
     )
     return export(settings)
