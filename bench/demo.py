@@ -7,8 +7,8 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from bench.builtin import builtin_bundle
-from bench.processes import cloud, cores, edge
+from bench.lab.builtin import builtin_bundle
+from bench.lab.processes import cloud, cores, edge
 from edge_runtime.terminal import ACCEPTED, WRITTEN
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
@@ -17,7 +17,7 @@ from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats, speed
 from edgespec.text import Codec
 from engines.alone import write_alone
-from engines.ort import OrtSettings, load_target
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
 
 PROMPTS = (
     "Explain in two sentences why the sky is blue.",

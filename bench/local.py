@@ -17,14 +17,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.builtin import builtin_bundle
 from bench.demo import PROMPTS
-from bench.energy import device_options, each_token, note
-from bench.processes import cloud, cores, edge, pinned
-from bench.toy_cloud import toy_cloud, toy_hello
+from bench.lab.builtin import builtin_bundle
+from bench.lab.energy import device_options, each_token, note
+from bench.lab.processes import cloud, cores, edge, pinned
+from bench.lab.toy_cloud import toy_cloud, toy_hello
 from edge_runtime.loop import EdgeLoop, greet
 from edgespec.config import CloudSettings, EdgeSettings, Request, Tactics
-from edgespec.energy.report import combined
+from edgespec.energy_report import combined
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
@@ -32,9 +32,9 @@ from edgespec.sampling import Sampling
 from edgespec.telemetry import speed
 from edgespec.transport import DealerLink
 from engines.base import Engine, Row, final_choices
-from engines.drafting import ModelDrafter
-from engines.machine import describe
-from engines.ort import OrtSettings, load_draft, load_target
+from engines.drafters.base import ModelDrafter
+from engines.machine.doctor import describe
+from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 from engines.toy import ToyEngine
 
 TOKENS = (1, 2, 4, 8)

@@ -10,11 +10,11 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cloud_runtime.beside import SessionDrafter
-from cloud_runtime.energy import metered
-from cloud_runtime.memory import default_limit, share_of
+from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.memory.ledger import default_limit, share_of
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
+from cloud_runtime.status.energy import metered
 from cloud_runtime.warmup import measure
 from edgespec.config import CloudSettings, usable_cores
 from edgespec.manifest import Bundle
@@ -24,7 +24,7 @@ from engines.backends import open_draft, open_target
 from engines.staged import StagedEngine
 
 if TYPE_CHECKING:
-    from cloud_runtime.status import Status
+    from cloud_runtime.status.server import Status
 
 log = logging.getLogger("edgespec.cloud")
 
@@ -44,7 +44,7 @@ def _status(target: str, settings: CloudSettings) -> Iterator[Status | None]:
     if not settings.status:
         yield None
         return
-    from cloud_runtime.status import Status, StatusServer  # needs the extra `cloud`
+    from cloud_runtime.status.server import Status, StatusServer  # needs the extra `cloud`
 
     status = Status(target)
     server = StatusServer(settings.status, status)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cloud_runtime.costs import SHORT, Speeds
 from cloud_runtime.decision import Decision, decide
-from cloud_runtime.seats import Seat
+from cloud_runtime.sessions import Seat
 from edgespec.config import CloudSettings
 from engines.base import Row
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from cloud_runtime.beside import BesideDrafter
+from cloud_runtime.cloud_draft import BesideDrafter
 from cloud_runtime.scheduler import Batch, DraftStep, Wait
 from cloud_runtime.service import Outgoing, Service
-from cloud_runtime.tally import Activity
+from cloud_runtime.status.tally import Activity
 from edgespec.config import CloudSettings
 from edgespec.errors import EngineError, ProtocolError
 from edgespec.protocol import Draft, Packet, Verdict, unpack
@@ -18,10 +18,10 @@ from edgespec.sampling import Sampling
 from edgespec.trace import Trace, What
 from edgespec.transport import Hub
 from engines.base import Engine, Step
-from engines.drafting import Guess
+from engines.drafters.base import Guess
 
 if TYPE_CHECKING:
-    from cloud_runtime.status import Status  # needs the extra `cloud`
+    from cloud_runtime.status.server import Status  # needs the extra `cloud`
 
 log = logging.getLogger("edgespec.cloud")
 IDLE_POLL = 0.5

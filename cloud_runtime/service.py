@@ -15,10 +15,10 @@ import msgspec
 from cloud_runtime.admission import LONGEST, Pace, waiting_time
 from cloud_runtime.costs import Speeds
 from cloud_runtime.devices import WORDS, Device, Devices, Trouble
-from cloud_runtime.memory import Memory, default_limit, megabytes
+from cloud_runtime.memory.ledger import Memory, default_limit, megabytes
 from cloud_runtime.scheduler import Batch, DraftStep, Wait, pick
-from cloud_runtime.seats import Seat
-from cloud_runtime.tally import Tally
+from cloud_runtime.sessions import Seat
+from cloud_runtime.status.tally import Tally
 from cloud_runtime.verifier import hint, verdict
 from edgespec.config import CloudSettings
 from edgespec.errors import ProtocolError, UsageError
@@ -48,7 +48,7 @@ from edgespec.sampling import common_prefix
 from edgespec.session import Session
 from edgespec.transport import Fate
 from engines.base import Choices, Engine
-from engines.drafting import Guess
+from engines.drafters.base import Guess
 
 Outgoing = list[tuple[bytes, Message]]
 SMOOTH = 0.1

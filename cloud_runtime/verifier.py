@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloud_runtime.seats import SMOOTH, Seat
+from cloud_runtime.sessions import SMOOTH, Seat
 from edgespec.protocol import Hint, Verdict
 from edgespec.sampling import choose, guess, verify
 from engines.base import Choices

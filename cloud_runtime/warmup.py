@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cloud_runtime.beside import BesideDrafter
+from cloud_runtime.cloud_draft import BesideDrafter
 from cloud_runtime.costs import Speeds, StepCosts
 from edgespec.sampling import Sampling
 from engines.base import Engine, Row

@@ -29,7 +29,7 @@ from edgespec.protocol import (
 from edgespec.sampling import agreeing
 from edgespec.session import Session
 from edgespec.telemetry import AnswerStats, HintCount
-from engines.drafting import Guess
+from engines.drafters.base import Guess
 
 AHEAD = 24
 """Ids that a path may have beyond the committed text."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from edgespec import profiles
 from edgespec.config import NGRAM, NO_DRAFTER
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import Bundle
 from engines.backends import open_draft
-from engines.drafting import SLOTS, Drafter, ModelDrafter, NgramDrafter, NoDrafter
+from engines.drafters.base import SLOTS, Drafter, ModelDrafter, NgramDrafter, NoDrafter
+from engines.machine import profiles
 
 log = logging.getLogger("edgespec.edge")
 
@@ -69,7 +69,7 @@ def _refuse_too_old(bundle: Bundle, name: str) -> None:
         return
     import onnxruntime  # only where a model drafts
 
-    from engines.ort_graph import too_old
+    from engines.onnxruntime_backend.graph import too_old
 
     draft = bundle.draft(name)
     path = bundle.path(draft.graph)

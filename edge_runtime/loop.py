@@ -31,7 +31,7 @@ from edgespec.protocol import (
 from edgespec.text import TextStream
 from edgespec.trace import Trace, What
 from edgespec.transport import Link
-from engines.drafting import Drafter
+from engines.drafters.base import Drafter
 
 Clock = Callable[[], float]
 PACK_SECONDS, PACK_IDS = 0.002, 16

@@ -14,16 +14,16 @@ from rich.text import Text
 from edge_runtime.drafters import open_drafter
 from edge_runtime.loop import EdgeLoop, Piece, exit_agreements, greet, hello_for
 from edgespec.config import NO_DRAFTER, EdgeSettings, Request
-from edgespec.energy.meter import Meter
-from edgespec.energy.sensors import Sensors, find
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
 from edgespec.text import Codec, TextStream
 from edgespec.trace import Trace
 from edgespec.transport import DealerLink
-from engines.drafting import Drafter, NoDrafter
-from engines.machine import brief
+from engines.drafters.base import Drafter, NoDrafter
+from engines.machine.doctor import brief
+from engines.machine.energy.meter import Meter
+from engines.machine.energy.sensors import Sensors, find
 
 ACCEPTED, WRITTEN = "green", "yellow"
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from edgespec.confidence import Trust
 from edgespec.protocol import Draft
-from engines.drafting import Guess
+from engines.drafters.base import Guess
 
 KEPT = 12
 """Paths at most; the least likely branch goes first."""

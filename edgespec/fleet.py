@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from edgespec.energy.report import Energy
+from edgespec.energy_report import Energy
 
 State = Literal["running", "reading", "waiting", "evicted", "away"]
 """Of a session: tokens come; its prompt is read; it waits to begin; its slot was lent to another;

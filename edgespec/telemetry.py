@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from edgespec.energy.report import Energy
+from edgespec.energy_report import Energy
 
 
 class HintCount(msgspec.Struct):

@@ -7,19 +7,19 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-from edgespec import profiles
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import Bundle
+from engines.machine import profiles
 from engines.staged import StagedEngine
 
 log = logging.getLogger("edgespec.engines")
 
 TARGETS = MappingProxyType(
     {
-        "onnxruntime": "engines.ort:open_target",
-        "tensorrt": "engines.tensorrt:open_target",
-        "torch": "engines.torch_backend:open_target",
-        "torch-fast": "engines.torch_backend:open_fast_target",
+        "onnxruntime": "engines.onnxruntime_backend.engine:open_target",
+        "tensorrt": "engines.tensorrt_backend.target:open_target",
+        "torch": "engines.torch_backend.target:open_target",
+        "torch-fast": "engines.torch_backend.target:open_fast_target",
     }
 )
 """Who can run a target: `open_target(bundle, threads)`."""
@@ -50,13 +50,13 @@ def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> Staged
     """
     draft = bundle.draft(profile)
     if profiles.profile(profile).backend == "tensorrt":
-        from engines import tensorrt
+        from engines.tensorrt_backend import target as tensorrt
 
         return tensorrt.open_draft(bundle, profile, slots)
     engine = _of_engines(bundle, profile, draft.graph, slots)
     if engine is not None:
         return engine
-    from engines import ort
+    from engines.onnxruntime_backend import engine as ort
 
     return ort.open_draft(bundle, profile, threads, slots)
 
@@ -64,7 +64,7 @@ def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> Staged
 def _of_engines(bundle: Bundle, profile: str, graph: str, slots: int) -> StagedEngine | None:
     if all(engine.graph != graph for engine in bundle.manifest.engines):
         return None
-    from engines import tensorrt
+    from engines.tensorrt_backend import target as tensorrt
 
     if not tensorrt.runs_here(bundle, graph):
         return None

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from engines.base import Row
-from engines.pools import Pool
-from engines.slots import SlotCache
+from engines.cache.pools import Pool
+from engines.cache.slots import SlotCache
 
 SHORT = 16
 """Tokens; rows up to this (verifying, decoding) may share a call whatever their lengths."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from engines.base import Choices, Row, Step, check_rows
 from engines.batches import Call, plan
-from engines.pools import BUCKETS, CacheTensor, MakePool
-from engines.slots import SlotCache, SlotEngine
+from engines.cache.pools import BUCKETS, CacheTensor, MakePool
+from engines.cache.slots import SlotCache, SlotEngine
 
 FRAMES = 64
 """Shapes of call whose buffers are kept."""

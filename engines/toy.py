@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from engines.base import TOP, Choices, Row, Step, check_rows
-from engines.pools import CacheTensor
-from engines.slots import SlotCache, SlotEngine
+from engines.cache.pools import CacheTensor
+from engines.cache.slots import SlotCache, SlotEngine
 
 
 class ToyEngine(SlotEngine):

@@ -30,14 +30,14 @@ from edgespec.manifest import (
     Target,
     Text,
 )
-from edgespec.profiles import precisions, profile
 from edgespec.progress import progress
 from edgespec.tokenizer import fingerprint
+from engines.machine.profiles import precisions, profile
 from export import graph
-from export.checkpoint import open_checkpoint
 from export.data_files import DataFiles
 from export.heads import FINAL_NORM, ExitHeads, exit_graph, read_heads
 from export.publish import describe_all, published_bundle, write_manifest
+from export.sources.open import open_checkpoint
 from export.weights import WeightFolder, float_type
 
 MAX_CONTEXT = 32768

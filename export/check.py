@@ -31,7 +31,7 @@ from edgespec.manifest import Bundle
 from edgespec.progress import progress
 from edgespec.text import Codec
 from engines.base import Engine, Row, final_choices
-from engines.ort import OrtSettings, load_draft, load_target
+from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings
 
 PROMPTS = (

@@ -34,7 +34,7 @@ from edgespec.errors import CheckpointError, UsageError
 from edgespec.manifest import MAIN_OPSET, Calibration, Precisions
 from export.nodes import NodeWriter, Shape
 from export.operators import operators
-from export.safetensors_file import Stored, read_header
+from export.sources.safetensors_file import Stored, read_header
 
 FINAL_NORM = "model.norm.weight"
 _TENSOR = re.compile(r"exit\.([1-9]\d*)\.(norm|down|up)\.weight")

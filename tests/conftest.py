@@ -20,7 +20,7 @@ from edgespec.manifest import Bundle
 from edgespec.protocol import VERSION, Hello
 from engines.alone import write_alone
 from engines.base import Engine
-from engines.drafting import Guess
+from engines.drafters.base import Guess
 
 HELLO = Hello(VERSION, "target", "tokenizer", "a device")
 
@@ -196,9 +196,14 @@ def tiny_bundle(tiny_llama_folder: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def tiny_recording(tiny_bundle: Bundle):
     """What the tiny target and its int8 draft say to three prompts."""
-    from bench.recording import Recording, record
-    from engines.drafting import ModelDrafter
-    from engines.ort import OrtSettings, device_settings, load_draft, load_target
+    from bench.lab.recording import Recording, record
+    from engines.drafters.base import ModelDrafter
+    from engines.onnxruntime_backend.engine import (
+        OrtSettings,
+        device_settings,
+        load_draft,
+        load_target,
+    )
 
     prompts = [[5 + n, 9, 40 + n, 7] for n in range(3)]
     target = load_target(tiny_bundle, OrtSettings(threads=1, slots=17))

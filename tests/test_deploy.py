@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.cli import main
+from cli.main import main
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 HADOLINT = Path(sys.executable).parent / "hadolint"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.cli import EXTRAS
+from cli.main import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -58,7 +58,7 @@ def test_a_cloud_without_it_says_which_extra_to_install(tiny_bundle, module, ext
     code = f"""
 import sys
 sys.modules[{module!r}] = None
-from edgespec.cli import main
+from cli.main import main
 main(["cloud-run", {str(tiny_bundle.folder)!r}, "--backend", "torch"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -23,15 +23,15 @@ from rich.table import Table
 from bench.arm.emulator import BOARDS, Board, Emulator, emulator, run
 from bench.arm.logits import draft_logits
 from bench.arm.packages import install
-from bench.builtin import builtin_bundle
-from bench.processes import answer_of, cloud, edge_words
+from bench.lab.builtin import builtin_bundle
+from bench.lab.processes import answer_of, cloud, edge_words
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
 from edgespec.text import Codec
 from engines.alone import write_alone
-from engines.ort import open_target
+from engines.onnxruntime_backend.engine import open_target
 
 PROFILE = "cpu-compat"
 PROMPT = "The days of the week are Monday, Tuesday,"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgespec.manifest import Bundle
 from engines.base import Row, final_choices
-from engines.ort import device_settings, load_draft
+from engines.onnxruntime_backend.engine import device_settings, load_draft
 
 
 def draft_logits(bundle: Bundle, profile: str, ids: Sequence[int]) -> npt.NDArray[Any]:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from calibration.batches import batch, batches, most_used
 from calibration.corpus import (
     TOP,
     Conversation,
@@ -21,10 +20,11 @@ from calibration.corpus import (
     extend,
 )
 from calibration.decoder import Cache, autocast, load
+from calibration.distillation.batches import batch, batches, most_used
 from calibration.prompts import Prompt, Prompts, default_prompts, read_prompts
 from calibration.target import identity, prepare
 from edgespec.errors import EdgespecError, UsageError
-from export.checkpoint import open_checkpoint
+from export.sources.open import open_checkpoint
 
 CPU = torch.device("cpu")
 

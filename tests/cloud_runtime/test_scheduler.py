@@ -16,7 +16,7 @@ from cloud_runtime.scheduler import (
     Wait,
     pick,
 )
-from cloud_runtime.seats import Seat
+from cloud_runtime.sessions import Seat
 from edgespec.config import CloudSettings
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cloud_runtime.beside import SessionDrafter
+from cloud_runtime.cloud_draft import SessionDrafter
 from edgespec.config import Request
 from edgespec.errors import EngineError, LinkError
-from engines.drafting import NoDrafter
+from engines.drafters.base import NoDrafter
 from engines.toy import ToyEngine
 
 

@@ -31,7 +31,7 @@ from edgespec.protocol import (
 )
 from edgespec.sampling import Sampling
 from engines.alone import write_alone
-from engines.drafting import Guess
+from engines.drafters.base import Guess
 from engines.toy import ToyEngine
 
 HELLO = Hello(VERSION, "t", "k", "robot")

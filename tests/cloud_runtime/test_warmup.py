@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_runtime.beside import SessionDrafter
+from cloud_runtime.cloud_draft import SessionDrafter
 from cloud_runtime.costs import StepCosts
 from cloud_runtime.warmup import PAST, REPEATS, SHAPES, TEXTS, measure
 from engines.toy import ToyEngine

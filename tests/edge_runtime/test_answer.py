@@ -8,7 +8,7 @@ from edge_runtime.modes import Meter
 from edgespec.config import EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError, UsageError
 from edgespec.protocol import VERSION, Close, Error, Hint, Resume, Terms, Verdict, Welcome
-from engines.drafting import Guess
+from engines.drafters.base import Guess
 
 WELCOME = Welcome(VERSION, "t", "k", 40, 32, [1, 2], 30.0, 2.0, 0.0, 0.0)
 STREAM, LOCKSTEP = Tactics(), Tactics("none")

@@ -7,9 +7,9 @@ import pytest
 from edge_runtime.drafters import default_drafter, open_drafter
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import COMPAT_OPSET, Bundle
-from edgespec.profiles import profile
 from edgespec.sampling import Sampling
-from engines.drafting import NgramDrafter, NoDrafter
+from engines.drafters.base import NgramDrafter, NoDrafter
+from engines.machine.profiles import profile
 from tests.engines.fake_tensorrt import FakeTensorrt
 
 
@@ -71,7 +71,7 @@ def test_where_no_draft_runs_the_user_hears_what_to_do(tiny_bundle, on_python_31
 @pytest.fixture
 def of_a_jetson(tiny_bundle, monkeypatch):
     """A bundle for a Jetson, with a draft for its CPU, where TensorRT has not been installed."""
-    monkeypatch.setattr("engines.tensorrt_api.MODULES", ("no_such_module",))
+    monkeypatch.setattr("engines.tensorrt_backend.api.MODULES", ("no_such_module",))
     first, second = tiny_bundle.manifest.drafts.values()
     drafts = {"jetson-orin": first, "cpu-compat": second}
     return Bundle(tiny_bundle.folder, msgspec.structs.replace(tiny_bundle.manifest, drafts=drafts))
@@ -86,7 +86,7 @@ def test_a_draft_for_tensorrt_is_passed_over_where_it_cannot_be_opened(of_a_jets
 
 
 def test_a_draft_that_was_built_for_nobody_is_passed_over(of_a_jetson, monkeypatch, caplog):
-    monkeypatch.setattr("engines.tensorrt.load", lambda: FakeTensorrt(None))
+    monkeypatch.setattr("engines.tensorrt_backend.target.load", lambda: FakeTensorrt(None))
     assert open_drafter(of_a_jetson, "", threads=1).name == "cpu-compat"
     assert "has no engine of draft/cpu-fp32/model.onnx; build it: edgespec build" in caplog.text
 

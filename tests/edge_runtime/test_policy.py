@@ -5,7 +5,7 @@ import pytest
 from edge_runtime.policy import FAR, FLOOR, Pace, choose
 from edge_runtime.tree import Tree
 from edgespec.confidence import Trust
-from engines.drafting import Guess
+from engines.drafters.base import Guess
 
 ALIKE = (1.0, 1.0, 1.0, 1.0)
 """As many paths together as one likes."""

@@ -8,7 +8,7 @@ from cloud_runtime.paths import Paths
 from edge_runtime.tree import KEPT, Tree
 from edgespec.confidence import Trust
 from edgespec.protocol import Draft
-from engines.drafting import Guess
+from engines.drafters.base import Guess
 
 PROMPT = (10, 11, 12)
 

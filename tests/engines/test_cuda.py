@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgespec.errors import EngineError
+from engines.cache.device_memory import DeviceStore, device_pools
+from engines.cache.pools import CacheTensor
+from engines.cache.slots import SlotCache
 from engines.cuda import CudaDevice, Runtime, count
-from engines.device_memory import DeviceStore, device_pools
-from engines.pools import CacheTensor
-from engines.slots import SlotCache
 from tests.engines.host_device import HostDevice
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from edgespec.cli import main
+from cli.main import main
 from engines.exact_price import STEPS, Price
 from engines.exactness import WAYS, Case, Finding, measure, report_cases
 from engines.toy import ToyEngine

@@ -7,15 +7,15 @@ import onnxruntime
 import pytest
 
 from edgespec.errors import EngineError
-from edgespec.profiles import precisions
 from engines.base import Row, final_choices
+from engines.cache.device_memory import DeviceStore
 from engines.cuda import CudaDevice
-from engines.device_memory import DeviceStore
 from engines.exactness import measure, report_cases
-from engines.ort import OrtSettings, load_target
-from engines.tensorrt import open_draft, open_target
+from engines.machine.profiles import precisions
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
+from engines.tensorrt_backend.target import open_draft, open_target
 from export.bundle import ExportSettings, export
-from export.engines import BuildSettings, build
+from export.tensorrt.build import BuildSettings, build
 from tests.engines.host_device import HostDevice
 
 IDS = [(7 * number) % 290 + 5 for number in range(200)]

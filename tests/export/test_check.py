@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from edgespec.cli import main
+from cli.main import main
 from edgespec.errors import CheckpointError, EdgespecError
 from edgespec.manifest import Bundle
-from edgespec.profiles import precisions
+from engines.machine.profiles import precisions
 from export.bundle import ExportSettings, export
 from export.check import CONTINUATION, PROMPTS, check
 

@@ -13,16 +13,16 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
+from cli.main import main
 from edgespec.architecture import Architecture
-from edgespec.cli import main
 from edgespec.config import Request
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET, Bundle
-from edgespec.profiles import precisions, profile
 from edgespec.sampling import Sampling
 from engines.base import Row
-from engines.drafting import ModelDrafter
+from engines.drafters.base import ModelDrafter
 from engines.exactness import measure_bundle, report_cases
-from engines.ort import OrtSettings, load_draft, load_target
+from engines.machine.profiles import precisions, profile
+from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings, export
 from export.install import install
 from export.nodes import NodeWriter

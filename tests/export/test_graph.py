@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, models
 from edgespec.config import Request
 from edgespec.errors import CheckpointError
 from edgespec.manifest import SCHEMA, Bundle
-from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
 from engines.base import Row, final_choices
-from engines.drafting import ModelDrafter
-from engines.ort import OrtSettings, load_draft, load_target
+from engines.drafters.base import ModelDrafter
+from engines.machine.profiles import precisions
+from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings, export
 
 SHAPES = {

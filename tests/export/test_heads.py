@@ -18,15 +18,15 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
-from edgespec.cli import main
+from cli.inspection import inspect
+from cli.main import main
 from edgespec.errors import BundleError, CheckpointError, UsageError
-from edgespec.inspection import inspect
 from edgespec.manifest import Bundle, Calibration
-from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
 from engines.alone import write_alone
 from engines.base import Row
-from engines.ort import OrtSettings, load_target
+from engines.machine.profiles import precisions
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
 from export.bundle import ExportSettings, export
 from export.heads import read_heads
 from export.install import install

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, models
 
 from edgespec.errors import CheckpointError
 from export.data_files import ALIGNMENT, DataFiles
-from export.folder_source import FolderCheckpoint
 from export.quantise import quantise
+from export.sources.folder import FolderCheckpoint
 from export.weights import Quantised, WeightFolder
 
 CONFIG = {

@@ -19,9 +19,9 @@ import pytest
 import zmq
 from click.testing import CliRunner
 
-from bench.emulated_link import LinkShape, emulated_link
+from bench.link.emulator import LinkShape, emulated_link
+from cli.main import main
 from edge_runtime.loop import EdgeLoop, greet, hello_for
-from edgespec.cli import main
 from edgespec.config import Backend, EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError
 from edgespec.protocol import Hello, Verdict, pack, unpack
@@ -30,8 +30,8 @@ from edgespec.trace import read_trace
 from edgespec.transport import DealerLink
 from engines.alone import write_alone
 from engines.backends import TARGETS
-from engines.drafting import NgramDrafter, NoDrafter
-from engines.ort import OrtSettings, load_target
+from engines.drafters.base import NgramDrafter, NoDrafter
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
 
 EDGESPEC = [sys.executable, "-m", "edgespec"]
 

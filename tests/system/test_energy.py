@@ -12,8 +12,8 @@ import urllib.request
 import pytest
 from click.testing import CliRunner
 
-from edgespec.cli import main
-from tests.edgespec.energy import trees
+from cli.main import main
+from tests.engines.machine.energy import trees
 from tests.system.test_commands import EDGESPEC, cloud, edge
 
 PROMPT = ["--prompt", "the quick", "--max-tokens", "12"]

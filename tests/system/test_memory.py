@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from cloud_runtime.beside import SessionDrafter
+from cloud_runtime.cloud_draft import SessionDrafter
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.sampling import Sampling
 from engines.alone import write_alone
-from engines.drafting import ModelDrafter, NgramDrafter, NoDrafter
-from engines.ort import OrtSettings, load_target
+from engines.drafters.base import ModelDrafter, NgramDrafter, NoDrafter
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
 from engines.toy import ToyEngine
 from tests.trouble import WAYS, Trouble
 

@@ -9,14 +9,14 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from bench.builtin import builtin_bundle, pair_folder, weights_file
-from edgespec.cli import main
+from bench.lab.builtin import builtin_bundle, pair_folder, weights_file
+from cli.main import main
 from edgespec.config import Request
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
-from engines.drafting import ModelDrafter
-from engines.ort import OrtSettings, load_draft, load_target
+from engines.drafters.base import ModelDrafter
+from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 
 
 def run(*command):

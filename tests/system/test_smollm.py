@@ -8,20 +8,20 @@ import pytest
 import torch
 import transformers
 
-from bench.builtin import PROFILE, builtin_bundle, weights_file
-from cloud_runtime.beside import SessionDrafter
+from bench.lab.builtin import PROFILE, builtin_bundle, weights_file
+from cloud_runtime.cloud_draft import SessionDrafter
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.errors import EdgespecError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
-from edgespec.profiles import precisions
 from edgespec.sampling import Sampling
 from edgespec.text import Codec, TextStream
 from engines.alone import write_alone
-from engines.drafting import ModelDrafter, NgramDrafter, NoDrafter
+from engines.drafters.base import ModelDrafter, NgramDrafter, NoDrafter
 from engines.exactness import measure_bundle, report_cases
-from engines.ort import OrtSettings, load_draft, load_target
+from engines.machine.profiles import precisions
+from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings, export
-from export.checkpoint import open_checkpoint
+from export.sources.open import open_checkpoint
 from tests.trouble import WAYS, Fickle, Trouble
 
 try:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cloud_runtime.beside import SessionDrafter
+from cloud_runtime.cloud_draft import SessionDrafter
 from cloud_runtime.scheduler import Batch
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.sampling import Sampling
 from engines.base import Row, final_choices
-from engines.drafting import Guess, ModelDrafter, NgramDrafter, NoDrafter
+from engines.drafters.base import Guess, ModelDrafter, NgramDrafter, NoDrafter
 from engines.toy import ToyEngine
 from tests.trouble import WAYS, Fickle, Trouble
 

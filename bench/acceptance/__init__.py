@@ -1,0 +1,1 @@
+"""`edgespec bench acceptance` and `bench shapes`: agreement of draft and target."""

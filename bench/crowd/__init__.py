@@ -1,0 +1,1 @@
+"""`edgespec bench crowd`: what misbehaving devices and large numbers of sessions cost."""

@@ -1,0 +1,1 @@
+"""`edgespec bench fleet`: how many devices one cloud serves."""

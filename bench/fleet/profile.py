@@ -1,0 +1,140 @@
+"""Profiles of fleets: which devices there are, what they were promised and how they ask, as JSON.
+
+{"name": "boards", "source": "estimated", "target_rate": 15, "arrive_s": 3, "recording": "fleet",
+ "kinds": [
+  {"name": "board", "share": 2, "draft_ms": 25, "rtt_ms": 50, "jitter_ms": 2, "think_s": 0.5,
+   "answer_tokens": [96, 128]}
+ ]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from bench.lab.profiles import Positive, Time, Trip, Words, profile_of, read_json
+from bench.lab.recording import Recording, builtin_recording, read_recording
+from edgespec.errors import UsageError
+
+Seconds = Annotated[float, Meta(ge=0, le=3600)]
+Rate = Annotated[float, Meta(gt=0, le=10_000)]
+Length = Annotated[int, Meta(ge=2, le=4096)]
+FLEET = "fleet"
+"""The recording that comes with edgespec: answers of the built-in pair of up to 128 tokens."""
+
+
+class Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Devices that are alike."""
+
+    name: Words
+    share: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    """Of the fleet, relative to the others'."""
+    draft_ms: Positive
+    """A draft step over one path."""
+    batch: Annotated[tuple[Annotated[float, Meta(ge=1, le=100)], ...], Meta(min_length=1)] = (
+        1.0, 1.45, 1.62,
+    )  # fmt: skip
+    """Times of a draft step over one, two, ... paths, relative to one."""
+    read_ms: Time = 0.0
+    """What the draft takes for each prompt token, before its first step."""
+    drafter: Literal["recorded", "ngram", "none", "useless"] = "recorded"
+    """`useless`: as sure as the recorded one, and never right."""
+    rtt_ms: Trip = 0.0
+    jitter_ms: Trip = 0.0
+    """Standard deviation of the one-way delay."""
+    target_rate: Rate | None = None
+    """Tokens a second that these were promised; None: what the fleet was."""
+    think_s: Seconds = 0.5
+    """Mean time between an answer and the next prompt."""
+    think: Literal["exponential", "uniform", "fixed"] = "exponential"
+    """Its distribution; `uniform` is from 0 to twice the mean."""
+    answer_tokens: tuple[Length, Length] = (96, 128)
+    """Tokens of an answer, from and to."""
+
+    def __post_init__(self) -> None:
+        if self.batch[0] != 1:
+            raise ValueError("batch begins with 1, a step over one path")
+        if self.answer_tokens[0] > self.answer_tokens[1]:
+            raise ValueError("answer_tokens are from and to, in this order")
+
+
+class FleetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Words
+    source: Words
+    """Where the numbers come from: measured, published or estimated."""
+    target_rate: Rate = 15.0
+    """Tokens a second, after an answer's first, that every device was promised."""
+    arrive_s: Seconds = 3.0
+    """Within so many seconds all devices come, at random."""
+    recording: Words = FLEET
+    """`fleet`, or a file beside the profile's."""
+    kinds: Annotated[tuple[Kind, ...], Meta(min_length=1)]
+
+
+def read_fleet(path: Path | None) -> tuple[FleetProfile, Path]:
+    """The profile of a file, the built-in one for None, and the folder that it stands in.
+
+    Raises `UsageError` naming file and key.
+    """
+    path = path or Path(str(resources.files("bench") / "data" / "fleet.json"))
+    return profile_of(read_json(path), FleetProfile, str(path)), path.parent
+
+
+def fleet_recording(name: str, folder: Path) -> Recording:
+    """The built-in one, or a file's. Raises `UsageError` for one without the prompts' ids."""
+    recording = builtin_recording(FLEET) if name == FLEET else read_recording(folder / name)
+    if not recording.prompt_ids:
+        raise UsageError(
+            f"{folder / name} was recorded without the prompts' token ids, which a fleet asks "
+            "for; make it anew with 'edgespec bench plan --record'"
+        )
+    return recording
+
+
+def chosen_fleet(profile: Path | None, recording: Path | None) -> tuple[FleetProfile, Recording]:
+    """A file's profile or the built-in one, with the named recording or the profile's own."""
+    fleet, folder = read_fleet(profile)
+    if recording:
+        return fleet, fleet_recording(str(recording), Path())
+    return fleet, fleet_recording(fleet.recording, folder)
+
+
+def mix(kinds: Sequence[Kind], count: int) -> list[Kind]:
+    """The kind of each device; any first ones of them are mixed as the shares say."""
+    total = sum(kind.share for kind in kinds)
+    given = [0] * len(kinds)
+    chosen = []
+    for number in range(1, count + 1):
+        owed = [kind.share / total * number - had for kind, had in zip(kinds, given, strict=True)]
+        most = owed.index(max(owed))
+        given[most] += 1
+        chosen.append(kinds[most])
+    return chosen
+
+
+def answerable(recording: Recording, kind: Kind, end_ids: Sequence[int]) -> list[int]:
+    """Numbers of the prompts whose answers are as long as `kind` asks for.
+
+    Raises `UsageError` where there are none, or where a recorded answer breaks off before that.
+    """
+    least, most = kind.answer_tokens
+    answers = enumerate(recording.answers)
+    fitting = [number for number, said in answers if len(said) >= least]
+    cut = [
+        said
+        for said in (recording.answers[number] for number in fitting)
+        if len(said) < most and said[-1].token not in end_ids
+    ]
+    if cut or not fitting:
+        longest = max(len(said) for said in recording.answers)
+        raise UsageError(
+            f"devices {kind.name!r} ask for {least} to {most} tokens, and the recorded answers of "
+            f"{recording.pair} have up to {longest}; record longer ones with 'edgespec bench plan "
+            f"--record FILE --max-tokens {most}'"
+        )
+    return fitting

@@ -1,0 +1,1 @@
+"""`edgespec bench gpu`: steps against what a card allows."""

@@ -1,0 +1,1 @@
+"""What several benches share: models, processes, recordings, tables and plots."""

@@ -1,0 +1,140 @@
+"""Hardware profiles: what the steps of a pair take on a device and in a cloud, as JSON files.
+
+{"name": "Orin Nano and A100", "source": "measured by ...",
+ "target_ms": 21.5, "token_ms": 1.85, "draft_ms": 4.6, "beside_ms": 4.9, "hint_ms": 18,
+ "row_ms": 1.27, "padded": 2, "beside_text_ms": 1.45,
+ "batch": [1, 1.45, 1.62], "exits": [0.40, 0.66], "rtt_ms": [0, 25, 100],
+ "draft_length": 4, "agreement": 0.65}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from bench.lab.recording import Recording, builtin_recording, read_recording, synthetic
+from bench.link.run import RTTS
+from bench.simulation.world import Times
+from edgespec.errors import UsageError
+
+Time = Annotated[float, Meta(ge=0, le=10_000)]
+Positive = Annotated[float, Meta(ge=0.01, le=10_000)]
+Trip = Annotated[float, Meta(ge=0, le=5_000)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Words = Annotated[str, Meta(min_length=1)]
+AnyProfile = TypeVar("AnyProfile", bound=msgspec.Struct)
+BUILTIN = ("builtin", "self")
+"""Recordings that come with edgespec."""
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Times in milliseconds."""
+
+    name: Words
+    source: Words
+    """Where the numbers come from: measured, published or estimated."""
+    target_ms: Positive
+    """A step of one token."""
+    token_ms: Time
+    """Each further token of a step."""
+    row_ms: Time = 0.0
+    """Each further session of a step, beside its tokens."""
+    padded: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Tokens that a session costs at least, since shorter rows are padded."""
+    draft_ms: Positive
+    beside_ms: Time = 0.0
+    """A draft step beside the target, in the cloud; 0: it has no draft."""
+    beside_text_ms: Time = 0.0
+    beside_read_ms: Time = 0.0
+    """Each further session of such a step."""
+    hint_ms: Time = 0.0
+    """What exit heads add to a step."""
+    batch: Annotated[tuple[Annotated[float, Meta(ge=1, le=100)], ...], Meta(min_length=1)] = (
+        1.0, 1.45, 1.62,
+    )  # fmt: skip
+    """Times of a draft step over one, two, ... paths, relative to one."""
+    exits: tuple[Share, ...] = (0.40, 0.66)
+    """How often each exit head is right: the built-in pair's; empty: there are none."""
+    rtt_ms: Annotated[tuple[Trip, ...], Meta(min_length=1)] = RTTS
+    draft_length: Annotated[int, Meta(ge=1, le=32)] = 4
+    """Of lock-step and exits."""
+    agreement: Share | None = None
+    """For a synthetic recording."""
+    recording: Words | None = None
+    """`builtin`, `self`, or a file beside the profile's."""
+
+    def __post_init__(self) -> None:
+        if (self.agreement is None) == (self.recording is None):
+            raise ValueError("it needs one of agreement and recording")
+        if self.batch[0] != 1:
+            raise ValueError("batch begins with 1, a step over one path")
+
+    def times(self, rtt_ms: float) -> Times:
+        return Times(
+            self.target_ms, self.token_ms, self.draft_ms, self.beside_ms, self.hint_ms, rtt_ms,
+            self.batch, exits=self.exits, row_ms=self.row_ms, padded=self.padded,
+            beside_text_ms=self.beside_text_ms,
+            beside_read_ms=self.beside_read_ms,
+        )  # fmt: skip
+
+
+def read_profile(path: Path) -> tuple[Profile, Recording]:
+    """Raises `UsageError` naming file and key."""
+    profile = profile_of(read_json(path), Profile, str(path))
+    return profile, recording_of(profile, path.parent)
+
+
+def builtin_profiles() -> list[tuple[Profile, Recording]]:
+    file = resources.files("bench") / "data" / "hardware.json"
+    entries = json.loads(file.read_text("utf-8"))
+    profiles = [profile_of(entry, Profile, str(file)) for entry in entries]
+    return [(profile, recording_of(profile, Path())) for profile in profiles]
+
+
+def chosen_profiles(paths: Sequence[Path], recording: str) -> list[tuple[Profile, Recording]]:
+    """Those of the files, the built-in ones for none, each with what its pair says: all the same
+    where a `recording` is named."""
+    profiles = [read_profile(path) for path in paths] or builtin_profiles()
+    if recording:
+        said = named_recording(recording)
+        profiles = [(profile, said) for profile, _ in profiles]
+    return profiles
+
+
+def read_json(path: Path) -> Any:
+    """Raises `UsageError` naming the file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+
+
+def profile_of(entry: Any, kind: type[AnyProfile], place: str) -> AnyProfile:
+    """JSON as a profile of that kind. Raises `UsageError` naming place and key."""
+    try:
+        return msgspec.convert(entry, kind)
+    except msgspec.ValidationError as error:
+        what, _, key = str(error).partition(" - at `$")
+        key = key.strip("`.")
+        said = f"{key}: {what[0].lower()}{what[1:]}" if key else what[0].lower() + what[1:]
+        keys = ", ".join(kind.__struct_fields__)
+        raise UsageError(f"{place} is no profile: {said} (keys: {keys})") from error
+
+
+def recording_of(profile: Profile, folder: Path) -> Recording:
+    if profile.recording is None:
+        return synthetic(profile.agreement or 0.0)
+    return named_recording(profile.recording, folder)
+
+
+def named_recording(name: str, folder: Path = Path()) -> Recording:
+    """One that comes with edgespec, or a file, which may be given relative to `folder`."""
+    return builtin_recording(name) if name in BUILTIN else read_recording(folder / name)

@@ -1,0 +1,1 @@
+"""`edgespec bench link`: every method at every distance."""

@@ -1,0 +1,1 @@
+"""`edgespec bench export` and `bench load`: memory and time."""

@@ -1,0 +1,1 @@
+"""`edgespec bench plan`: other hardware, in virtual time."""

@@ -1,0 +1,88 @@
+"""The network in virtual time: messages take half a round trip, and each side's time to handle."""
+
+from __future__ import annotations
+
+from bench.simulation.virtual_time import Process, World
+from edgespec.protocol import AnyMessage, Message, Packet, pack, unpack
+
+
+class SimulatedHub:
+    """The cloud's end of all links."""
+
+    def __init__(self, world: World, message_ms: float, cloud_message_ms: float) -> None:
+        """`message_ms`: what a message costs a device; `cloud_message_ms`: the cloud."""
+        self.process: Process | None = None
+        self.spent: list[tuple[float, float]] = []
+        """When messages cost the cloud time, and the seconds."""
+        self._world = world
+        self._message_ms, self._cloud_message_ms = message_ms, cloud_message_ms
+        self._links: dict[bytes, SimulatedLink] = {}
+        self._arrived: list[tuple[bytes, Packet]] = []
+
+    def link(self, process: Process, rtt_ms: float) -> SimulatedLink:
+        """A further device's end."""
+        peer = b"device %d" % len(self._links)
+        self._links[peer] = SimulatedLink(self, peer, process, rtt_ms, self._message_ms)
+        return self._links[peer]
+
+    def send(self, peer: bytes, message: Message) -> None:
+        link, packet = self._links[peer], pack(message)
+        link.bytes_down += sum(map(len, packet))
+        self._world.at(self._world.now + link.half, lambda: link.arrive(packet))
+        self._pay(1)
+
+    def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:
+        if not self._arrived and timeout:
+            assert self.process is not None
+            self.process.wait(timeout)
+        packets, self._arrived = self._arrived, []
+        self._pay(len(packets))
+        return packets
+
+    def arrive(self, peer: bytes, packet: Packet) -> None:
+        self._arrived.append((peer, packet))
+        if self.process is not None:
+            self.process.notify()
+
+    def _pay(self, messages: int) -> None:
+        if messages and self._cloud_message_ms:
+            assert self.process is not None
+            seconds = messages * self._cloud_message_ms / 1e3
+            self.spent.append((self._world.now, seconds))
+            self.process.sleep(seconds)
+
+
+class SimulatedLink:
+    """One device's end."""
+
+    def __init__(
+        self, hub: SimulatedHub, peer: bytes, process: Process, rtt_ms: float, message_ms: float
+    ) -> None:
+        self.half = rtt_ms / 2e3
+        """Seconds of one way."""
+        self.bytes_up = self.bytes_down = 0
+        self._hub, self._peer, self._process = hub, peer, process
+        self._message_ms = message_ms
+        self._arrived: list[AnyMessage] = []
+
+    def send(self, message: Message) -> None:
+        packet = pack(message)
+        self.bytes_up += sum(map(len, packet))
+        world = self._process.world
+        world.at(world.now + self.half, lambda: self._hub.arrive(self._peer, packet))
+        self._pay(1)
+
+    def receive(self, timeout: float) -> list[AnyMessage]:
+        if not self._arrived and timeout:
+            self._process.wait(timeout)
+        messages, self._arrived = self._arrived, []
+        self._pay(len(messages))
+        return messages
+
+    def arrive(self, packet: Packet) -> None:
+        self._arrived.append(unpack(packet))
+        self._process.notify()
+
+    def _pay(self, messages: int) -> None:
+        if messages and self._message_ms:
+            self._process.sleep(messages * self._message_ms / 1e3)

@@ -1,0 +1,68 @@
+"""What a draft is trained for: accepted tokens a round.
+
+With `a_i` the chance that the draft's token at position i is the target's, a round of γ tokens that
+starts after position s accepts `Σ_k Π_{j ≤ k} a_{s+j}` tokens in the mean. Its gradient is that of
+`Σ_i w_i log a_i`, where `w_i` counts the accepted tokens that pass through i: a token early in runs
+that otherwise match is worth most, one behind a certain rejection nothing. Greedy text accepts the
+arg-max only, so `a_i` is the draft's probability of the target's arg-max.
+
+Weights alone would give up what is still hard, so the Kullback-Leibler divergence from the
+target's own probabilities (Hinton et al., arXiv 1503.02531; on the target's text, as in
+DistillSpec, arXiv 2310.08461) is added to it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from calibration.distillation.batches import Batch
+
+Objective = Literal["divergence", "argmax", "accepted"]
+ROUND = 6
+"""Draft tokens of the rounds that `accepted` looks at."""
+
+
+def divergence(logits: Tensor, batch: Batch) -> Tensor:
+    """KL(target ‖ draft) at each position, up to a constant: [n] from logits [n, candidates]."""
+    logprobs = functional.log_softmax(logits.float(), dim=-1).gather(1, batch.targets)
+    return -(batch.probabilities * logprobs).sum(-1)
+
+
+def loss(logits: Tensor, batch: Batch, objective: Objective) -> Tensor:
+    """The mean over positions, a scalar, from logits [n, candidates]."""
+    logprobs = functional.log_softmax(logits.float(), dim=-1)
+    soft = -(batch.probabilities * logprobs.gather(1, batch.targets)).sum(-1)
+    if objective == "divergence":
+        return soft.mean()
+    right = logprobs.gather(1, batch.targets[:, :1])[:, 0]
+    if objective == "argmax":
+        return (soft - right).mean() / 2
+    weights = accepted_weights(right.detach().exp(), batch.steps)
+    return (soft - weights * right).mean() / 2
+
+
+def accepted_weights(chances: Tensor, steps: Tensor) -> Tensor:
+    """`w_i` of the module's formula, scaled to a mean of 1: [n] from the chances `a` [n].
+
+    A position's weight is the sum over the rounds through it, `Σ_s Σ_k Π_{j ≤ k} a_{s+j}` with
+    s < i ≤ s + k, taken over the starts in its row.
+    """
+    n = len(chances)
+    weights = torch.zeros_like(chances)
+    for back in range(ROUND):  # the round started `back` positions before i
+        inside = torch.ones_like(chances)
+        for j in range(back + 1):
+            inside = inside * functional.pad(chances, (back - j, 0))[:n]
+        inside = inside * (steps >= back)
+        reached = inside
+        for ahead in range(ROUND - back):
+            if ahead:
+                following = functional.pad(chances, (0, ahead))[ahead:]
+                same = functional.pad(steps, (0, ahead), value=0)[ahead:] == steps + ahead
+                reached = reached * following * same
+            weights = weights + reached
+    return weights / weights.mean().clamp(min=1e-6)

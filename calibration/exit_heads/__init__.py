@@ -1,0 +1,1 @@
+"""Training exit heads and fitting confidences."""

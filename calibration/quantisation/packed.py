@@ -1,0 +1,256 @@
+"""Writing a decoder as a Hugging Face folder: plain, or with matrices packed to int4 and int8.
+
+Packed matrices are in the `pack-quantized` format of compressed-tensors, as vLLM reads it: in place
+of `X.weight` [out, in] there are
+
+    X.weight_packed  int32 [out, in * bits / 32]   values + 2 ** (bits - 1), lowest bits first
+    X.weight_scale   float16 [out, in / 32]
+    X.weight_shape   int64 [2]                     out, in
+
+A draft may leave out the embedding, the output matrix and the tokenizer, which are its target's:
+config.json then says `"edgespec": {"shares_embedding_of": fingerprint of the tokenizer}`.
+A folder is written beside its place and renamed, so that a reader sees a whole one or none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from calibration.decoder import Decoder
+from calibration.quantisation.rotary import rope_parameters
+from calibration.quantisation.rounding import BLOCK
+from edgespec import __version__
+from edgespec.checkpoint import Blocks, TokenizerSource
+from edgespec.errors import CheckpointError, UnsupportedModel, UsageError
+from edgespec.publish import published
+from edgespec.tokenizer import fingerprint
+
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
+_FEED_FORWARD = frozenset({"gate_proj", "up_proj", "down_proj"})
+_LARGEST_HALF = 65504.0
+
+
+def write_checkpoint(
+    folder: Path,
+    decoder: Decoder,
+    source: TokenizerSource,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    shares_embedding: bool = False,
+    kept_ids: npt.NDArray[np.int64] | None = None,
+    blocks: Mapping[str, Blocks] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes `decoder` to `folder`, which appears whole.
+
+    `extra` goes into config.json under "edgespec". `kept_ids` [n], ascending, are the rows of the
+    output matrix that a trimmed draft uses. Matrices named in `blocks` ("model.layers.0.…weight")
+    are packed; all else is stored as `dtype`, by default float16, or bfloat16 where a weight is too
+    large for that.
+
+    Raises:
+        UsageError: `folder` is there already.
+        CheckpointError: it cannot be written.
+        UnsupportedModel: the Hugging Face class has no place for a part of the decoder.
+    """
+    blocks = blocks or {}
+    ours: dict[str, Any] = {"made_by": f"edgespec {__version__}", **(extra or {})}
+    if shares_embedding:
+        ours["shares_embedding_of"] = fingerprint(Tokenizer.from_str(source.json))
+    tensors, biased = _tensors(decoder, blocks, shares_embedding)
+    if kept_ids is not None:
+        ours["vocabulary"] = len(kept_ids)
+        tensors["edgespec.kept_ids"] = torch.from_numpy(np.asarray(kept_ids, np.int64))
+    half = dtype or _dtype(tensors)
+    tensors = {name: _stored(name, tensor, half) for name, tensor in tensors.items()}
+    config = _config(decoder, source, biased, half)
+    if blocks:
+        config["quantization_config"] = _quantization(blocks)
+    config["edgespec"] = ours
+    with published(folder, refuse_to_replace, CheckpointError) as partial:
+        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        _write_json(partial / "config.json", config)
+        if not shares_embedding:
+            _write_tokenizer(partial, source)
+
+
+def write_packed(
+    folder: Path,
+    decoder: Decoder,
+    blocks: Mapping[str, Blocks],
+    source: TokenizerSource,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    shares_embedding: bool = False,
+    kept_ids: npt.NDArray[np.int64] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """`write_checkpoint` with the matrices in `blocks` packed."""
+    write_checkpoint(
+        folder,
+        decoder,
+        source,
+        extra,
+        shares_embedding=shares_embedding,
+        kept_ids=kept_ids,
+        blocks=blocks,
+        dtype=dtype,
+    )
+
+
+def refuse_to_replace(folder: Path) -> None:
+    """Raises `UsageError` where `folder` holds something: hours of work are not overwritten."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UsageError(f"{folder} exists already; remove it or choose another place")
+
+
+def pack(values: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.int32]:
+    """Integers [out, in] as int32 [out, in * bits / 32], lowest bits first."""
+    each = 32 // bits
+    unsigned = (values.astype(np.int64) + 2 ** (bits - 1)).reshape(len(values), -1, each)
+    words = (unsigned << (np.arange(each, dtype=np.int64) * bits)).sum(axis=2)
+    return np.asarray(words.astype(np.uint32).view(np.int32), np.int32)
+
+
+def _tensors(
+    decoder: Decoder, blocks: Mapping[str, Blocks], shares_embedding: bool
+) -> tuple[dict[str, Tensor], set[str]]:
+    """What to store, and the projections that have a bias once zeros complete the class's set."""
+    state = {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
+    if shares_embedding:
+        state = {n: t for n, t in state.items() if "embed_tokens" not in n and "lm_head" not in n}
+    biased = {name.split(".")[-2] for name in state if name.endswith(".bias")}
+    needed = _biases(decoder.architecture.family, biased)
+    weights = [name for name in state if name.endswith(".weight")]
+    for name in [name for name in weights if name.split(".")[-2] in needed]:
+        bias = name.removesuffix("weight") + "bias"
+        state.setdefault(bias, torch.zeros(len(state[name])))
+    for name, one in blocks.items():
+        matrix = name.removesuffix(".weight")
+        del state[name]
+        state[f"{matrix}.weight_packed"] = torch.from_numpy(pack(one.values, one.bits))
+        state[f"{matrix}.weight_scale"] = torch.from_numpy(one.scales.astype(np.float16))
+        state[f"{matrix}.weight_shape"] = torch.tensor(one.values.shape, dtype=torch.int64)
+    return state, needed
+
+
+def _biases(family: str, biased: set[str]) -> set[str]:
+    """The projections to which the family's class gives a bias if it gives one to `biased`."""
+    if family == "qwen2":
+        needed = {"q_proj", "k_proj", "v_proj"}
+    else:
+        needed = set(_ATTENTION) if biased & _ATTENTION else set()
+        if family == "llama" and biased & _FEED_FORWARD:
+            needed |= _FEED_FORWARD
+    if biased - needed:
+        raise UnsupportedModel(
+            f"the model has a bias at {min(biased - needed)}, for which the Hugging Face class "
+            f"{_CLASSES[family]} has no place"
+        )
+    return needed
+
+
+def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    largest = max(float(tensor.abs().max()) for tensor in floats)
+    return torch.float16 if largest <= _LARGEST_HALF else torch.bfloat16
+
+
+def _stored(name: str, tensor: Tensor, half: torch.dtype) -> Tensor:
+    keep = name.endswith(".weight_scale") or not tensor.is_floating_point()
+    return (tensor if keep else tensor.to(half)).contiguous()
+
+
+def _config(
+    decoder: Decoder, source: TokenizerSource, biased: set[str], half: torch.dtype
+) -> dict[str, Any]:
+    a = decoder.architecture
+    rotary = rope_parameters(decoder.rope, a.context)
+    config: dict[str, Any] = {
+        "architectures": [_CLASSES[a.family]],
+        "model_type": a.family,
+        "vocab_size": a.vocabulary,
+        "hidden_size": a.hidden,
+        "intermediate_size": a.intermediate,
+        "num_hidden_layers": a.layers,
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.kv_heads,
+        "head_dim": a.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": a.norm_epsilon,
+        "max_position_embeddings": a.context,
+        "tie_word_embeddings": a.tied,
+        "attention_bias": bool(biased & _ATTENTION),
+        "rope_theta": rotary["rope_theta"],
+        "rope_parameters": rotary,
+        "dtype": str(half).removeprefix("torch."),
+    }
+    if a.family == "llama":
+        config["mlp_bias"] = bool(biased & _FEED_FORWARD)
+    return config | _special_ids(source)
+
+
+def _special_ids(source: TokenizerSource) -> dict[str, Any]:
+    ids: dict[str, Any] = {}
+    if source.bos is not None:
+        ids["bos_token_id"] = Tokenizer.from_str(source.json).token_to_id(source.bos)
+    if source.end_ids:
+        ids["eos_token_id"] = list(source.end_ids)
+    return ids
+
+
+def _quantization(blocks: Mapping[str, Blocks]) -> dict[str, Any]:
+    groups = {}
+    for number, bits in enumerate(sorted({one.bits for one in blocks.values()})):
+        groups[f"group_{number}"] = {
+            "targets": sorted(
+                name.removesuffix(".weight") for name, one in blocks.items() if one.bits == bits
+            ),
+            "weights": {
+                "num_bits": bits,
+                "type": "int",
+                "symmetric": True,
+                "strategy": "group",
+                "group_size": BLOCK,
+                "dynamic": False,
+                "actorder": None,
+            },
+            "input_activations": None,
+            "output_activations": None,
+        }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": ["lm_head"],
+    }
+
+
+def _write_tokenizer(folder: Path, source: TokenizerSource) -> None:
+    (folder / "tokenizer.json").write_text(source.json, encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": source.bos,
+        "eos_token": source.eos,
+        "chat_template": source.chat_template,
+    }
+    _write_json(
+        folder / "tokenizer_config.json", {k: v for k, v in settings.items() if v is not None}
+    )
+    _write_json(folder / "generation_config.json", _special_ids(source))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,80 @@
+"""Which matrices of a draft are worth int8, by measurement.
+
+Each unit of matrices is rounded to int4 alone, and the damage is how far the model's distribution
+over next tokens then moves (Kullback-Leibler divergence, nats a token). The units with the most
+damage for their size get int8 until the budget is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from calibration.corpus import Sample
+from calibration.decoder import Decoder
+from calibration.distillation.batches import batch
+from calibration.quantisation.gptq import Numbered, Unit, units
+from calibration.quantisation.rounding import BLOCK, Bits, floats, plain
+
+
+@torch.no_grad()
+def damages(
+    decoder: Decoder,
+    samples: Sequence[Sample],
+    *,
+    advance: Callable[[int], object] = lambda _: None,
+) -> dict[Unit, float]:
+    """The damage of every unit on the answers of `samples`, which are one batch.
+
+    The distribution is over the words that the target thinks of somewhere in these samples. A
+    run begins at the layer in question, since those before it are as they were. `advance` is told
+    of every unit.
+    """
+    text = batch(samples, decoder.output.device, answers=True)
+    layers = [Numbered(decoder, layer, n) for n, layer in enumerate(decoder.model.layers)]
+    words = decoder.output[text.candidates]
+    states = [decoder.model.embed_tokens(text.ids)]
+    for layer in layers:
+        states.append(layer(states[-1]))
+    truth = _logprobs(decoder, states[-1][text.learn], words)
+    found = {}
+    for unit in units(decoder):
+        kept = {name: decoder.get_parameter(name).clone() for name in unit.names}
+        for name, weight in kept.items():
+            decoder.get_parameter(name).copy_(floats(plain(weight.float(), 4)))
+        x = states[unit.layer]
+        for layer in layers[unit.layer :]:
+            x = layer(x)
+        moved = _logprobs(decoder, x[text.learn], words)
+        divergence = functional.kl_div(moved, truth, reduction="batchmean", log_target=True)
+        found[unit] = float(divergence)
+        for name, weight in kept.items():
+            decoder.get_parameter(name).copy_(weight)
+        advance(1)
+    return found
+
+
+def choose_bits(decoder: Decoder, measured: Mapping[Unit, float], share: float) -> dict[str, Bits]:
+    """int8 for the worst units of `measured`, at most `share` of all their weights; int4 else."""
+    sizes = {u: sum(decoder.get_parameter(name).numel() for name in u.names) for u in measured}
+    left = share * sum(sizes.values())
+    chosen: dict[str, Bits] = {}
+    for unit in sorted(measured, key=lambda unit: measured[unit] / sizes[unit], reverse=True):
+        wide = sizes[unit] <= left
+        left -= sizes[unit] if wide else 0
+        chosen.update(dict.fromkeys(unit.names, 8 if wide else 4))
+    return chosen
+
+
+def packed_bytes(decoder: Decoder, bits: Mapping[str, Bits]) -> int:
+    """What the matrices in `bits` take, integers and scales."""
+    sizes = {name: decoder.get_parameter(name).numel() for name in bits}
+    return sum(size * bits[name] // 8 + size // BLOCK * 2 for name, size in sizes.items())
+
+
+def _logprobs(decoder: Decoder, x: Tensor, words: Tensor) -> Tensor:
+    norm: nn.Module = decoder.model.norm
+    return functional.linear(norm(x), words).log_softmax(-1)

@@ -1,0 +1,1 @@
+"""The command line. It imports the other packages inside its commands only."""

@@ -1,0 +1,1 @@
+"""Memory of the KV cache: the ledger of slots, eviction and shared prefixes."""

@@ -1,0 +1,1 @@
+"""Status of a running cloud: counters, snapshots, metrics and the HTTP server."""

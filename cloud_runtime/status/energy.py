@@ -1,0 +1,41 @@
+"""`cloud-run --energy`: what the cloud's machine takes while it serves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloud_runtime.service import Service
+from edgespec.logs import Note
+from engines.machine.energy.meter import Meter
+from engines.machine.energy.sensors import find
+
+if TYPE_CHECKING:
+    from cloud_runtime.status.server import Status  # needs the extra `cloud`
+
+log = logging.getLogger("edgespec.cloud")
+
+
+@contextmanager
+def metered(root: Path | None, service: Service, status: Status | None) -> Iterator[None]:
+    """Measures while the block runs, by the sensors below `root`, and logs what it came to, a token
+    that was committed meanwhile too; shown by `status` as it goes. Without `root` does nothing."""
+    if root is None:
+        yield
+        return
+    sensors, before = find(root), service.tally.tokens
+    log.info("energy: %s", sensors.describe())
+    meter = Meter(sensors)
+    try:
+        with meter:
+            if status is not None:
+                status.meter = meter
+            yield
+    finally:
+        energy = meter.energy(service.tally.tokens - before)
+        figures = {"energy": energy.figures()}
+        for sentence in energy.lines():
+            Note(logging.INFO, sentence, figures).write(log)

@@ -1,0 +1,172 @@
+"""The status port: what a cloud shows to whoever watches it, over HTTP, from a thread of its own.
+
+The thread never touches the loop's state. It serves the last snapshot that the loop has published,
+an immutable value made at most twice a second.
+
+    /metrics        Prometheus
+    /health         200 while the loop turns, else 503 and a sentence
+    /health/ready   200 while new sessions are taken, else 503 and why not
+    /fleet          JSON: what `edgespec top` shows (`edgespec/fleet.py`)
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from cloud_runtime.service import Service
+from cloud_runtime.status.metrics import exposition
+from cloud_runtime.status.snapshot import Recent, view
+from cloud_runtime.status.tally import Tally
+from edgespec.errors import LinkError, UsageError
+from edgespec.fleet import Fleet
+from engines.machine.energy.meter import Meter
+
+log = logging.getLogger("edgespec.cloud")
+EVERY = 0.5
+"""Seconds between two snapshots."""
+STUCK = 30.0
+"""Seconds without a turn of the loop after which a cloud that has begun is no longer alive."""
+SLOW_READER = 5.0
+"""Seconds that a client may take."""
+
+
+class Snapshot(NamedTuple):
+    fleet: Fleet
+    tally: Tally
+
+
+class Reply(NamedTuple):
+    code: int
+    kind: str
+    body: bytes
+
+
+class Status:
+    """What the loop publishes and the port serves."""
+
+    def __init__(self, target: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._target = target
+        self._began = clock()
+        self._beat: float | None = None
+        self._published = 0.0
+        self._recent = Recent()
+        self._endpoint = ""
+        self.meter: Meter | None = None
+        """Of this machine, where energy is measured."""
+        self.snapshot = Snapshot(Fleet(target=target, state="loading"), Tally())
+
+    def listening(self, service: Service, endpoint: str) -> None:
+        """The cloud takes sessions from now on."""
+        self._endpoint = endpoint
+        self._publish(service, self._clock())
+
+    def turned(self, service: Service, now: float) -> None:
+        """The loop has turned; every now and then it publishes."""
+        self._beat = self._clock()
+        if not 0 <= self._beat - self._published < EVERY:
+            self._publish(service, now)
+
+    def _publish(self, service: Service, now: float) -> None:
+        self._published = self._clock()
+        fleet = view(service, self._recent, now, self._target, self._endpoint)
+        energy = self.meter.energy(service.tally.tokens) if self.meter else None
+        uptime = self._published - self._began
+        fleet = msgspec.structs.replace(fleet, uptime=uptime, energy=energy)
+        self.snapshot = Snapshot(fleet, service.tally.copy())
+
+    def reply(self, path: str, accept: str = "") -> Reply:
+        """Of any thread."""
+        if path == "/metrics":
+            kind, body = exposition(*self.snapshot, accept)
+            return Reply(200, kind, body)
+        if path == "/fleet":
+            return Reply(200, "application/json", msgspec.json.encode(self.snapshot.fleet) + b"\n")
+        if path in ("/health", "/health/ready"):
+            trouble = self._stuck() or (self._unready() if path == "/health/ready" else "")
+            return _words(503 if trouble else 200, trouble or self.snapshot.fleet.state)
+        return _words(404, "there are /metrics, /health, /health/ready and /fleet")
+
+    def _stuck(self) -> str:
+        silent = self._clock() - self._beat if self._beat is not None else 0.0
+        return f"the loop has not turned for {silent:.0f} s" if silent > STUCK else ""
+
+    def _unready(self) -> str:
+        state = self.snapshot.fleet.state
+        return "" if state == "ready" else f"the cloud is {state}"
+
+
+def _words(code: int, sentence: str) -> Reply:
+    return Reply(code, "text/plain; charset=utf-8", sentence.encode() + b"\n")
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that left in the middle of a reply is no news; anything else is a line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            log.error("the status port failed on a request: %r", error)
+
+
+class StatusServer:
+    """Listens from the start, so that a cloud that still loads says so."""
+
+    def __init__(self, address: str, status: Status) -> None:
+        """`address`: HOST:PORT. Raises `UsageError` for another form, `LinkError` where it cannot
+        listen."""
+        host, port = _parse(address)
+        handler = type("Handler", (_Handler,), {"status": status})
+        try:
+            self._server = _Server((host, port), handler)
+        except OSError as error:
+            reason = error.strerror or error
+            raise LinkError(f"cannot serve the status on {address}: {reason}") from error
+        self.url = f"http://{host}:{self._server.server_port}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="status", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    status: Status
+    timeout = SLOW_READER
+    server_version = "edgespec"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        reply = self.status.reply(urlsplit(self.path).path, self.headers.get("Accept", ""))
+        self.send_response(reply.code)
+        self.send_header("Content-Type", reply.kind)
+        self.send_header("Content-Length", str(len(reply.body)))
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Whoever scrapes is no news."""
+
+
+def _parse(address: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{address}")
+        if parts.hostname and parts.port is not None and parts.netloc == address:
+            return parts.hostname, parts.port
+    except ValueError:
+        pass
+    raise UsageError(f"--status {address!r} is no HOST:PORT, as in 127.0.0.1:5556")

@@ -1,0 +1,1 @@
+"""What this computer is: hardware, installed software, profiles and energy sensors."""

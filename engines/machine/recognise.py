@@ -1,0 +1,115 @@
+"""From what a machine shows to the profile of its hardware: pure, and without guesses.
+
+The signs stand in the profiles' files. A board decides before a GPU, and a GPU before the flags of
+the CPU, since a Jetson has all three.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engines.machine import profiles
+from engines.machine.installed import Gpu
+from engines.machine.profiles import Signs
+
+_INTEGRATED = ("nvgpu", "Thor")
+"""In the names of GPUs that Jetsons have, which are recognised by their board."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    boards: tuple[str, ...] = ()
+    """The device tree's `model`, and the entries of its `compatible`."""
+    release: str = ""
+    """Of Jetson Linux."""
+    gpus: tuple[Gpu, ...] = ()
+    cpu: str = ""
+    features: tuple[str, ...] = ()
+    memory_mb: int = 0
+    """0: unknown."""
+
+
+class Finding(NamedTuple):
+    profile: str
+    """Empty where no hardware was recognised, or where it is refused."""
+    reason: str
+    """A clause for people; empty where nothing was recognised."""
+    refused: bool = False
+
+
+def recognise(evidence: Evidence) -> Finding:
+    for refused in profiles.refused().values():
+        if _board(refused.signs, evidence):
+            return Finding("", refused.why, refused=True)
+    known = [(name, profiles.profile(name).signs) for name in profiles.names()]
+    of_board = [(name, signs) for name, signs in known if _board(signs, evidence)]
+    for name, signs in of_board:
+        if _within(evidence.release, signs.release):
+            release = f" with Jetson Linux {evidence.release}" if any(signs.release) else ""
+            return Finding(name, f"this is a {evidence.boards[0]}{release}")
+    if of_board:
+        return Finding("", _near(of_board, evidence))
+    for name, signs in known:
+        if signs.capability and (gpu := _gpu(signs, evidence.gpus)):
+            return Finding(name, f"there is a GPU ({gpu})")
+    for name, signs in known:
+        if signs.features and _cpu(signs, evidence):
+            has = ", ".join(signs.features)
+            return Finding(name, f"the CPU ({evidence.cpu or 'of unknown name'}) has {has}")
+    return Finding("", "")
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Of a version, trailing zeros dropped: those of `36.4.0` are those of `36.4`."""
+    found = [int(part) for part in re.findall(r"\d+", version)]
+    while found and found[-1] == 0:
+        found.pop()
+    return tuple(found)
+
+
+def _board(signs: Signs, evidence: Evidence) -> bool:
+    return any(sign in board for sign in signs.boards for board in evidence.boards)
+
+
+def _within(release: str, bounds: tuple[str, str]) -> bool:
+    first, end = bounds
+    if not first and not end:
+        return True
+    known = numbers(release)
+    return bool(known) and known >= numbers(first) and (not end or known < numbers(end))
+
+
+def _near(of_board: Sequence[tuple[str, Signs]], evidence: Evidence) -> str:
+    """A board whose release none of its profiles is for."""
+    ranges = [
+        f"{name} from {signs.release[0]}"
+        + (f" to below {signs.release[1]}" if signs.release[1] else " on")
+        for name, signs in of_board
+    ]
+    have = (
+        f"this one has {evidence.release}"
+        if evidence.release
+        else "this one's cannot be read (a container needs /etc/nv_tegra_release)"
+    )
+    board = evidence.boards[0]
+    return f"a {board} needs Jetson Linux {', or '.join(ranges)}, and {have}"
+
+
+def _cpu(signs: Signs, evidence: Evidence) -> bool:
+    enough = not evidence.memory_mb or evidence.memory_mb >= signs.memory_mb
+    return enough and set(signs.features) <= set(evidence.features)
+
+
+def _gpu(signs: Signs, gpus: tuple[Gpu, ...]) -> Gpu | None:
+    for gpu in gpus:
+        if any(word in gpu.name for word in _INTEGRATED):
+            continue
+        if gpu.capability:
+            if numbers(gpu.capability) >= numbers(signs.capability):
+                return gpu
+        elif any(name in gpu.name for name in signs.gpus):
+            return gpu
+    return None

@@ -1,0 +1,241 @@
+"""ONNX Runtime: the graphs of a bundle over an in-place KV cache.
+
+Every cache tensor is bound as input and as output of a graph with the same address, so it is
+written in place. The bindings for one shape of call (pool, neighbours, width) are made once and
+kept in a frame. On a GPU caches, hidden states and features stay in its memory; ids come from the
+host and choices go to it, which ONNX Runtime copies itself (so its own CUDA graphs, which want
+every tensor on the device and one shape each, are not used).
+
+A target never runs one new token alone (`min_tokens=2`): ORT's attention takes another path for it,
+whose result differs in the last bits (4e-7, which int8 activations blow up to whole logits). From
+two tokens up, every way of computing a position gives the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from edgespec.config import usable_cores
+from edgespec.errors import EngineError
+from edgespec.manifest import Bundle
+from engines.batches import Call
+from engines.cache.device_memory import DeviceStore, device_pools
+from engines.cache.pools import HostPool, MakePool
+from engines.cuda import CudaDevice, Device, Runtime, count, free_memory
+from engines.machine import profiles
+from engines.machine.profiles import CPU, CUDA
+from engines.onnxruntime_backend.graph import (
+    ORT_ERRORS,
+    Graph,
+    OrtSettings,
+    Tensor,
+    bind,
+    reason,
+    run_head,
+)
+from engines.staged import Inputs, Sizes, Stage, StagedEngine
+
+__all__ = ["OrtSettings", "load_draft", "load_target"]
+
+log = logging.getLogger("edgespec.engines")
+
+
+class LoadedSegment(NamedTuple):
+    end: int
+    """Layers done after it."""
+    graph: Graph
+    exit: Graph | None = None
+
+
+class OrtRunner:
+    """Segments with their exit heads, and the head; None where the last graph has it inside.
+
+    `device`: where caches, hidden states and features lie, if not in the host's memory.
+    """
+
+    def __init__(
+        self, segments: Sequence[LoadedSegment], head: Graph | None, device: Device | None = None
+    ) -> None:
+        self.segments = segments
+        self.head = head
+        self.stages = [Stage(segment.end, segment.exit is not None) for segment in segments]
+        self.tensors = [tensor for part in segments for tensor in part.graph.cache_tensors()]
+        self.make_pool: MakePool = device_pools(device) if device else HostPool
+        self.empty: Callable[..., Tensor] = DeviceStore(device).empty if device else np.empty
+        """Takes a shape and a type."""
+
+    def frame(self, call: Call) -> OrtFrame:
+        return OrtFrame(self, call)
+
+
+class OrtFrame:
+    """Buffers and bindings for calls of one shape."""
+
+    def __init__(self, runner: OrtRunner, call: Call) -> None:
+        self.inputs = Inputs(call.count, call.width)
+        self._runner = runner
+        self._shape = (call.count, call.width)
+        self._tensors: dict[str, Tensor] = dict(self.inputs.named())
+        for name, array in call.pool.arrays.items():
+            self._tensors[name] = array[call.first : call.first + call.count]
+        self._bindings = [self._bind(segment.graph) for segment in runner.segments]
+        self._exits: dict[int, tuple[Any, Tensor]] = {}
+        """By stage: what an exit head is bound to, and the features that it makes."""
+
+    def run(self, stage: int, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+        try:
+            return self._run(stage, select)
+        except ORT_ERRORS as error:
+            raise EngineError(f"ONNX Runtime failed: {reason(error)}") from error
+
+    def _bind(self, graph: Graph) -> Any:
+        binding = graph.session.io_binding()
+        for name in graph.outputs:
+            if name.startswith(("hidden.", "features")):
+                self._tensors[name] = self._states(graph, name)
+        for name in graph.inputs:
+            if name in self._tensors:
+                bind(binding.bind_input, name, self._tensors[name])
+        for name in graph.outputs:
+            source = name.removesuffix(".out")
+            if source in self._tensors:
+                bind(binding.bind_output, name, self._tensors[source])
+        return binding
+
+    def _states(self, graph: Graph, name: str) -> Tensor:
+        """Room for an output `[count, width, hidden]`."""
+        return self._runner.empty((*self._shape, graph.outputs[name].shape[-1]), graph.dtype(name))
+
+    def _run(self, stage: int, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+        segment, binding = self._runner.segments[stage], self._bindings[stage]
+        if "select" in segment.graph.inputs:  # the head is inside, and needs at least one token
+            padded = select if select.size else np.zeros(1, np.int64)
+            return run_head(segment.graph, binding, padded)
+        segment.graph.session.run_with_iobinding(binding)
+        if not select.size:
+            return []
+        features = self._exit(stage) if segment.exit else self._tensors["features"]
+        head = self._runner.head
+        assert head is not None
+        binding = head.session.io_binding()
+        bind(binding.bind_input, "features", features)
+        return run_head(head, binding, select)
+
+    def _exit(self, stage: int) -> Tensor:
+        """The features that the exit head after a stage makes."""
+        segment = self._runner.segments[stage]
+        assert segment.exit is not None
+        if stage not in self._exits:
+            features = self._states(segment.exit, "features")
+            binding = segment.exit.session.io_binding()
+            name = f"hidden.{segment.end}"
+            bind(binding.bind_input, name, self._tensors[name])
+            bind(binding.bind_output, "features", features)
+            self._exits[stage] = (binding, features)
+        binding, features = self._exits[stage]
+        segment.exit.session.run_with_iobinding(binding)
+        return features
+
+
+def open_device(settings: OrtSettings) -> Device | None:
+    """The GPU, where the settings ask for CUDA and this ONNX Runtime is one that has it; else None.
+
+    Raises `EngineError` where the GPU, its driver or cuda-python is missing.
+    """
+    if CUDA not in settings.providers or CUDA not in onnxruntime.get_available_providers():
+        return None
+    device = CudaDevice()
+    # CUDA's libraries may be wheels, which only this finds (since 1.21); it prints what it misses.
+    if hasattr(onnxruntime, "preload_dlls"):
+        with redirect_stdout(sys.stderr):
+            onnxruntime.preload_dlls()
+    return device
+
+
+def usable_providers() -> tuple[str, ...]:
+    """CUDA first where this ONNX Runtime has it and there is a GPU."""
+    if CUDA not in onnxruntime.get_available_providers():
+        return (CPU,)
+    try:
+        if count(Runtime()):
+            return (CUDA, CPU)
+    except EngineError as error:
+        log.warning("ONNX Runtime has CUDA, and runs on the CPU: %s", error)
+    return (CPU,)
+
+
+def load_target(
+    bundle: Bundle, settings: OrtSettings, device: Device | None = None
+) -> StagedEngine:
+    """The bundle's target, segment by segment. Checks the files it reads."""
+    bundle.check("target")
+    target = bundle.manifest.target
+    device = device or open_device(settings)
+
+    def graph(name: str) -> Graph:
+        path = bundle.path(name)
+        return Graph(path, settings, device, opset=target.opset, role="target")
+
+    segments = [
+        LoadedSegment(part.end, graph(part.graph), graph(part.exit) if part.exit else None)
+        for part in target.segments
+    ]
+    runner = OrtRunner(segments, graph(target.head), device)
+    return _engine(runner, target.architecture.vocabulary, bundle, settings, device)
+
+
+def open_target(bundle: Bundle, threads: int) -> StagedEngine:
+    """On the GPU where this machine and this ONNX Runtime have it, else on the CPU."""
+    return load_target(bundle, OrtSettings(threads=threads, providers=usable_providers()))
+
+
+def device_settings(name: str, threads: int = 0, slots: int = 1) -> OrtSettings:
+    """How a device runs the draft of a profile: single tokens, as the profile says. `threads` 0 is
+    what the profile says too, and there 0 is every usable core."""
+    chosen = profiles.profile(name)
+    return OrtSettings(
+        threads=threads or chosen.threads or usable_cores(),
+        slots=slots,
+        min_tokens=1,
+        arena=chosen.arena,
+        providers=chosen.providers,
+        capacities=chosen.capacities,
+    )
+
+
+def load_draft(
+    bundle: Bundle, profile: str, settings: OrtSettings, device: Device | None = None
+) -> StagedEngine:
+    """The bundle's draft for a profile. Checks the files it reads."""
+    draft = bundle.draft(profile)
+    bundle.check(f"draft/{profile}")
+    device = device or open_device(settings)
+    graph = Graph(bundle.path(draft.graph), settings, device, opset=draft.opset)
+    runner = OrtRunner([LoadedSegment(draft.architecture.layers, graph)], None, device)
+    return _engine(runner, draft.architecture.vocabulary, bundle, settings, device)
+
+
+def _engine(
+    runner: OrtRunner, vocabulary: int, bundle: Bundle, settings: OrtSettings, device: Device | None
+) -> StagedEngine:
+    sizes = Sizes(
+        vocabulary,
+        bundle.manifest.context,
+        settings.slots,
+        settings.min_tokens,
+        settings.capacities,
+        free_memory(device) if device else None,
+    )
+    return StagedEngine(runner, sizes)
+
+
+def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> StagedEngine:
+    return load_draft(bundle, profile, device_settings(profile, threads, slots))

@@ -1,0 +1,255 @@
+"""One ONNX file in ONNX Runtime, on a CPU or on a GPU.
+
+**CUDA.** `onnxruntime-gpu` 1.31.1 registers CUDA kernels for every operator of the opset-24 graphs:
+`TensorScatter` 24 (copies its cache only where the output lies elsewhere: tensorscatter.cc),
+`Attention` 24 with `nonpad_kv_seqlen` (Flash Attention for fp16 and bf16, an unfused path for fp32;
+causal from the bottom right since pull request 28958), `RMSNormalization` 23, `RotaryEmbedding` 23,
+`Reshape`, `Transpose`, `Cast` and blocked `DequantizeLinear` 23 to 24, `TopK` 24, and contrib
+`MatMulNBits`; `Swish` has none and is expanded into `Sigmoid` and `Mul` on every provider. Read in
+its libonnxruntime_providers_cuda.so (names and version ranges of the registrations) and
+docs/OperatorKernels.md; older ones lack some (pull requests 27542 and 27742). None of it has run
+here. So nothing is taken for granted: a session says where each node went, and a graph whose
+arithmetic went to the CPU, which would carry the cache there and back in every step, is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _native
+
+from edgespec.errors import EngineError
+from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
+from engines.base import HEAD_OUTPUTS
+from engines.cache.device_memory import DeviceArray
+from engines.cache.pools import BUCKETS, CacheTensor
+from engines.cuda import Device
+from engines.machine.profiles import CPU, CUDA, ONNX_RUNTIME, runs_graphs
+from engines.onnxruntime_backend.freed import give_back_freed
+
+Role = Literal["draft", "target"]
+
+log = logging.getLogger("edgespec.engines")
+
+_DTYPES: Mapping[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+}
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    # ONNX Runtime's own have no base but Exception.
+    *(
+        kind
+        for kind in vars(_native).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+)
+_INSTEAD: Mapping[Role, str] = MappingProxyType(
+    {
+        "draft": "take a draft exported with --profile cpu-compat, or --drafter ngram",
+        "target": f"or export the target with --opset {COMPAT_OPSET}",
+    }
+)
+"""What else helps where a graph of opset 24 is too new."""
+_SHAPES = frozenset(
+    {
+        "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Expand", "Gather",
+        "Identity", "LessOrEqual", "Mul", "Range", "Reshape", "Shape", "Size", "Slice", "Squeeze",
+        "Sub", "Tile", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
+"""Operators that may run on the CPU beside a GPU, outside the layers: ONNX Runtime keeps the
+arithmetic of shapes there on purpose, and a mask (of the plain operators) is small."""
+_LAYERS = ("model.layers.", "cache_")
+"""How the names of the nodes of a layer begin."""
+
+
+@dataclass(frozen=True)
+class OrtSettings:
+    threads: int = 1
+    slots: int = 16
+    min_tokens: int = 2
+    """2 for exactness; a draft may take 1, since its tokens are verified anyway."""
+    arena: bool = True
+    """ORT's memory arena: faster, and keeps its peak. Off on devices short of memory."""
+    providers: tuple[str, ...] = (CPU,)
+    capacities: tuple[int, ...] = BUCKETS
+    """Positions that a slot may hold."""
+
+
+class Graph:
+    """One ONNX file in a session, with its inputs and outputs by name."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: OrtSettings,
+        device: Device | None = None,
+        *,
+        opset: int = MAIN_OPSET,
+        role: Role = "draft",
+    ) -> None:
+        """`device`: where caches and hidden states lie, if not in the host's memory. `opset` is the
+        file's, as the manifest has it. Raises `EngineError`."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = settings.threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = settings.arena
+        options.log_severity_level = 3
+        # Both sides may share cores; a spinning pool would take the other's.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # int8 dot products for QDQ weights: 2.7 times fp32 for one row, same bits in any batch.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        on_gpu = device is not None and device.place == "cuda"
+        if on_gpu:
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        available = set(onnxruntime.get_available_providers()) - {CUDA}
+        providers: list[Any] = [p for p in settings.providers if p in available] or [CPU]
+        if on_gpu and device:
+            providers.insert(0, (CUDA, cuda_options(device)))
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except ORT_ERRORS as error:
+            version = onnxruntime.__version__
+            raise EngineError(
+                too_old(version, path, opset, role)
+                or f"ONNX Runtime {version} cannot load {path}: {reason(error)}"
+            ) from error
+        if on_gpu:
+            check_placement(path, self.session.get_providers(), placement(self.session))
+        give_back_freed()
+        self.inputs = {i.name: i for i in self.session.get_inputs()}
+        self.outputs = {o.name: o for o in self.session.get_outputs()}
+
+    def dtype(self, name: str) -> Any:
+        return _DTYPES[(self.inputs.get(name) or self.outputs[name]).type]
+
+    def cache_tensors(self) -> list[CacheTensor]:
+        """The KV cache that the graph reads and writes."""
+        return [
+            CacheTensor(name, info.shape[1], info.shape[3], self.dtype(name))
+            for name, info in self.inputs.items()
+            if name.startswith("cache_")
+        ]
+
+
+def too_old(version: str, path: Path, opset: int, role: Role) -> str:
+    """What an ONNX Runtime of that version is too old for, and what to do; empty if it is not."""
+    if runs_graphs(version, opset):
+        return ""
+    needed = ".".join(map(str, ONNX_RUNTIME[opset]))
+    advice = "install a newer one"
+    if opset > COMPAT_OPSET:
+        advice += f" (Python 3.11 or newer has it), {_INSTEAD[role]}"
+    return (
+        f"ONNX Runtime {version} is too old for {path}, which needs {needed} (opset {opset}); "
+        f"{advice}"
+    )
+
+
+def reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class Placed(NamedTuple):
+    """Where a tensor lies, in the words of ONNX Runtime's binding."""
+
+    place: str
+    dtype: Any
+    shape: tuple[int, ...]
+    address: int
+
+
+Tensor = npt.NDArray[Any] | DeviceArray
+
+
+def placed(tensor: Tensor) -> Placed:
+    if isinstance(tensor, DeviceArray):
+        return Placed(tensor.place, tensor.dtype.type, tensor.shape, tensor.address)
+    return Placed("cpu", tensor.dtype.type, tensor.shape, tensor.ctypes.data)
+
+
+def bind(method: Any, name: str, tensor: Tensor) -> None:
+    """The tensor must outlive the binding."""
+    at = placed(tensor)
+    method(name, at.place, 0, at.dtype, at.shape, at.address)
+
+
+def run_head(graph: Graph, binding: Any, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
+    """Runs a graph that ends in the head; its outputs, fresh, [N, …] for the N selected tokens, in
+    the host's memory, wherever it runs."""
+    outputs = []
+    for name in HEAD_OUTPUTS:
+        shape = (len(select), *graph.outputs[name].shape[1:])
+        outputs.append(np.empty(shape, graph.dtype(name)))
+        bind(binding.bind_output, name, outputs[-1])
+    bind(binding.bind_input, "select", select)
+    graph.session.run_with_iobinding(binding)
+    return outputs
+
+
+def cuda_options(device: Device) -> dict[str, str]:
+    """For ONNX Runtime's CUDA provider
+    (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html): our stream, so
+    that what it runs and what we copy happen in order; memory as it is needed, since the rest is
+    for the cache; fp32 as fp32, not as TF32."""
+    return {
+        "device_id": "0",
+        "user_compute_stream": str(device.stream),
+        "arena_extend_strategy": "kSameAsRequested",
+        "use_tf32": "0",
+    }
+
+
+class Node(NamedTuple):
+    provider: str
+    name: str
+    operator: str
+
+
+def placement(session: Any) -> list[Node]:
+    """Which provider has which node. The session was made with
+    `session.record_ep_graph_assignment_info`, which an old ONNX Runtime does not know: a warning
+    and an empty list then."""
+    ask = getattr(session, "get_provider_graph_assignment_info", None)
+    if ask is None:
+        log.warning(
+            "ONNX Runtime %s cannot say which nodes run on the GPU; if steps are slow, some do not",
+            onnxruntime.__version__,
+        )
+        return []
+    return [Node(part.ep_name, n.name, n.op_type) for part in ask() for n in part.get_nodes()]
+
+
+def check_placement(path: Path, providers: Iterable[str], nodes: Iterable[Node]) -> None:
+    """Raises `EngineError` where a GPU was asked for and does not run the graph."""
+    version = onnxruntime.__version__
+    if CUDA not in providers:
+        raise EngineError(
+            f"ONNX Runtime {version} did not start its CUDA provider (its own line above says why: "
+            "most often CUDA's or cuDNN's libraries are missing); install what it needs, or use a "
+            "CPU profile"
+        )
+    strays = [n for n in nodes if n.provider == CPU and not _may_stray(n)]
+    if strays:
+        kinds = ", ".join(sorted({node.operator for node in strays}))
+        raise EngineError(
+            f"ONNX Runtime {version} has no CUDA kernels for {len(strays)} nodes of {path} "
+            f"({kinds}; first {strays[0].name!r}) and would carry the KV cache to the CPU and back "
+            "in every step; install a newer one (1.31.1 has them), or export the target with "
+            f"--opset {COMPAT_OPSET} and the draft for a profile of it, or use a CPU profile"
+        )
+
+
+def _may_stray(node: Node) -> bool:
+    return node.operator in _SHAPES and not node.name.startswith(_LAYERS)

@@ -1,0 +1,242 @@
+"""The weights of a bundle's target, from the graphs that it has into torch.
+
+An initialiser is found by its name and read when it is wanted (`engines/external_data.py`), so
+loading holds one set of projections besides what it has put on the device. Blocks of
+int8 and int4 are turned to floats once, at load, into exactly the numbers that blocked
+`DequantizeLinear` gives, rounded to the model's type; torch has no product over blocks of int8 (its
+`_weight_int8pack_mm` takes one scale an output). int4 stays packed where `packs` says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from edgespec.architecture import Architecture
+from edgespec.errors import BundleError
+from edgespec.manifest import Bundle
+from engines.external_data import numbers
+from engines.torch_backend.model import (
+    GROUP,
+    Dense,
+    Exit,
+    Layer,
+    Linear,
+    Model,
+    Segment,
+    pack,
+    packable,
+)
+
+log = logging.getLogger("edgespec.torch")
+
+
+class Blocks(NamedTuple):
+    values: Tensor
+    """[inputs, outputs] int8."""
+    scales: Tensor
+    """[inputs / GROUP, outputs] float32."""
+    bits: int
+
+    def floats(self) -> Tensor:
+        """float32 [inputs, outputs]: one product, rounded once, as `DequantizeLinear` has it."""
+        grouped = self.values.float().view(-1, GROUP, self.values.shape[1])
+        return (grouped * self.scales[:, None]).view(self.values.shape)
+
+
+class GraphFile:
+    """The initialisers of one ONNX file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._values = ir.load(path).graph.initializers
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
+    def starting(self, prefix: str) -> str:
+        """The name of the one that begins so. Raises `BundleError` where there is none."""
+        name = next((name for name in sorted(self._values) if name.startswith(prefix)), None)
+        if name is None:
+            raise self._lacks(prefix)
+        return name
+
+    def kind(self, name: str) -> ir.DataType:
+        return self._stored(name).dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """A copy, int4 as int8."""
+        array = numbers(self._stored(name))
+        kept = array.dtype in (np.float32, np.float16, np.int8)
+        return torch.from_numpy(np.array(array, array.dtype if kept else np.int8))
+
+    def matrix(self, name: str) -> Tensor | Blocks:
+        """[inputs, outputs]"""
+        if f"{name}.values" not in self:
+            return self.tensor(name)
+        bits = 8 if self.kind(f"{name}.values") == ir.DataType.INT8 else 4
+        return Blocks(self.tensor(f"{name}.values"), self.tensor(f"{name}.scales"), bits)
+
+    def _stored(self, name: str) -> ir.TensorProtocol:
+        value = self._values.get(name)
+        if value is None or value.const_value is None:
+            raise self._lacks(name)
+        return value.const_value
+
+    def _lacks(self, name: str) -> BundleError:
+        return BundleError(f"{self._path} has no weight {name}; export the bundle again")
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where weights go, and as what."""
+
+    device: torch.device
+    dtype: torch.dtype
+    packs: bool
+    """Keep int4 packed, where its shape allows."""
+
+
+class Reader:
+    """Reads one graph's weights. `turned` counts the bytes of blocks that became floats."""
+
+    def __init__(self, path: Path, placing: Placing) -> None:
+        self._file = GraphFile(path)
+        self._placing = placing
+        self.stored = 0
+        self.floats = 0
+
+    def vector(self, name: str) -> Tensor:
+        return self._put(self._file.tensor(name))
+
+    def table(self, name: str) -> Tensor:
+        """The one whose name begins so, as it is stored."""
+        return self._file.tensor(self._file.starting(name)).to(self._placing.device)
+
+    def linear(self, *names: str) -> Linear:
+        """Projections of the same inputs as one matrix."""
+        parts = [self._file.matrix(f"{name}.weight") for name in names]
+        return self.joined(parts, self._bias(names, [_outputs(part) for part in parts]))
+
+    def joined(self, parts: Sequence[Tensor | Blocks], bias: Tensor | None = None) -> Linear:
+        placing = self._placing
+        blocks = [part for part in parts if isinstance(part, Blocks) and part.bits == 4]
+        if placing.packs and len(blocks) == len(parts):
+            values = torch.cat([part.values for part in blocks], dim=1)
+            if packable(values, placing.dtype):
+                scales = torch.cat([part.scales for part in blocks], dim=1)
+                return pack(values, scales, bias, placing.device)
+        return Dense(self._floats(parts), bias)
+
+    def rotary(self) -> tuple[Tensor, Tensor]:
+        """As `Model` has them."""
+        cos, sin = (self._file.tensor(f"rotary.{kind}") for kind in ("cos", "sin"))
+        return self._put(torch.cat((cos, cos), -1)), self._put(torch.cat((-sin, sin), -1))
+
+    def exit(self, layer: int) -> Exit:
+        norm, name = self.vector("model.norm.weight"), f"exit.{layer}"
+        if f"{name}.norm.weight" not in self._file:
+            return Exit(norm)
+        adapter = self.vector(f"{name}.norm.weight")
+        return Exit(norm, adapter, self.linear(f"{name}.down"), self.linear(f"{name}.up"))
+
+    def head(self, shapes: Architecture, embedding: Tensor) -> Linear:
+        """The output matrix; a tied one in floats is the embedding itself where types agree."""
+        name = "model.embed_tokens.weight" if shapes.tied else "lm_head.weight"
+        if f"{name}.head.values" in self._file:
+            return self.joined([self._file.matrix(f"{name}.head")])
+        stored = self._file.starting(f"{name}.")
+        kinds = {f"torch.{self._file.kind(stored).numpy()}", str(self._placing.dtype)}
+        if shapes.tied and kinds == {str(embedding.dtype)}:
+            return Dense(embedding)
+        return Dense(self._put(self._file.tensor(stored)))
+
+    def _bias(self, names: Sequence[str], outputs: Sequence[int]) -> Tensor | None:
+        named = [f"{name}.bias" for name in names]
+        if not any(name in self._file for name in named):
+            return None
+        parts = [
+            self._file.tensor(name).float() if name in self._file else torch.zeros(count)
+            for name, count in zip(named, outputs, strict=True)
+        ]
+        return self._put(torch.cat(parts))
+
+    def _floats(self, parts: Sequence[Tensor | Blocks]) -> Tensor:
+        inputs = parts[0].values.shape[0] if isinstance(parts[0], Blocks) else parts[0].shape[0]
+        device, dtype = self._placing.device, self._placing.dtype
+        whole = torch.empty(sum(map(_outputs, parts)), inputs, dtype=dtype, device=device)
+        done = 0
+        for part in parts:
+            cut = whole[done : done + _outputs(part)]
+            done += _outputs(part)
+            if isinstance(part, Blocks):
+                cut.copy_(part.floats().to(device).t())
+                self.stored += part.values.numel() * part.bits // 8 + part.scales.nbytes
+                self.floats += cut.numel() * cut.itemsize
+            else:
+                cut.copy_(part.to(device).t())
+        return whole
+
+    def _put(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._placing.device, self._placing.dtype)
+
+
+def _outputs(part: Tensor | Blocks) -> int:
+    return int((part.values if isinstance(part, Blocks) else part).shape[1])
+
+
+def read_target(bundle: Bundle, placing: Placing) -> Model:
+    """The bundle's target. Checks the files it reads.
+
+    Raises `BundleError` where they are not what the manifest says, or lack a weight.
+    """
+    bundle.check("target")
+    target = bundle.manifest.target
+    shapes = target.architecture
+    readers: list[Reader] = []
+
+    def reader(path: str) -> Reader:
+        readers.append(Reader(bundle.path(path), placing))
+        return readers[-1]
+
+    segments = []
+    for segment in target.segments:
+        body = reader(segment.graph)
+        layers = [_layer(body, number, shapes) for number in range(segment.start, segment.end)]
+        exit = reader(segment.exit).exit(segment.end) if segment.exit else None
+        segments.append(Segment(segment.end, layers, exit))
+        if not segment.start:
+            embedding, (cos, sin) = body.table("model.embed_tokens.weight."), body.rotary()
+        if segment.end == shapes.layers:
+            norm = body.vector("model.norm.weight")
+    head = reader(target.head).head(shapes, embedding)
+    stored, floats = sum(one.stored for one in readers), sum(one.floats for one in readers)
+    if stored:
+        log.warning(
+            "torch multiplies no blocks of integers here: %.0f MB of them became %.0f MB of %s",
+            stored / 1e6, floats / 1e6, str(placing.dtype).removeprefix("torch."),
+        )  # fmt: skip
+    return Model(shapes, placing.dtype, embedding, cos, sin, segments, norm, head)
+
+
+def _layer(reader: Reader, number: int, shapes: Architecture) -> Layer:
+    prefix = f"model.layers.{number}"
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    return Layer(
+        attention_norm=reader.vector(f"{prefix}.input_layernorm.weight"),
+        qkv=reader.linear(*(f"{attention}.{letter}_proj" for letter in "qkv")),
+        q_norm=reader.vector(f"{attention}.q_norm.weight") if shapes.qk_norm else None,
+        k_norm=reader.vector(f"{attention}.k_norm.weight") if shapes.qk_norm else None,
+        out=reader.linear(f"{attention}.o_proj"),
+        feed_forward_norm=reader.vector(f"{prefix}.post_attention_layernorm.weight"),
+        gate_up=reader.linear(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
+        down=reader.linear(f"{mlp}.down_proj"),
+    )

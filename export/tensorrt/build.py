@@ -1,0 +1,172 @@
+"""`edgespec build`: engines for the graphs of a bundle, built on the machine that will run them.
+
+They are built beside the bundle, which is then republished with them (`export/publish.py`), so a
+reader sees the old one or the new one. Weights are read where they lie: see
+`export/tensorrt/half.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgespec.errors import BundleError
+from edgespec.manifest import Built, Bundle, File, Manifest
+from edgespec.progress import Advance, progress
+from engines.machine.profiles import profile
+from engines.tensorrt_backend.api import Installation, installation, load, mismatch
+from export.publish import beside, described, link, republish
+from export.tensorrt.builder import build_engine
+from export.tensorrt.half import Narrowed
+from export.tensorrt.plan import (
+    BuildSettings,
+    Say,
+    check_capacities,
+    check_files,
+    check_version,
+    chosen_graphs,
+    hardware_of,
+    wanted_engines,
+    widened,
+)
+
+
+def build(bundle: Bundle, settings: BuildSettings, say: Say) -> Bundle:
+    """Builds what is missing or out of date, and opens the bundle again. `say` gets sentences.
+
+    Raises:
+        UsageError: the profile has no TensorRT, or the bundle no such draft, or a capacity is none.
+        BundleError: a graph or its weights are damaged, or others meanwhile, or the disk refuses.
+        EngineError: TensorRT is not installed, or cannot build a graph; nothing has changed then.
+    """
+    hardware = hardware_of(settings.profile)
+    graphs = list(chosen_graphs(bundle, settings, say))
+    check_capacities(bundle, graphs, settings.capacities, hardware)
+    trt = load()
+    here = installation(trt)
+    check_version(settings.profile, hardware, here)
+    wanted = [
+        engine
+        for graph in graphs
+        for engine in wanted_engines(bundle, graph, settings, hardware, here)
+    ]
+    todo = [e for e in wanted if settings.force or not _up_to_date(bundle, e)]
+    if not todo:
+        say(f"{bundle.folder}: {_engines(len(wanted))} up to date; --force builds again")
+        return bundle
+    if not here.takes_int8_blocks and widened(bundle, todo):
+        say(
+            f"{here.name} takes no int8 weights in blocks; they become {settings.floats}, the same "
+            "numbers in twice the space"
+        )
+    check_files(bundle, {path for engine in todo for path in engine.sources})
+    started = time.monotonic()
+    with beside(bundle) as folder:
+        made = _build_all(trt, bundle, folder, todo)
+        work = _Work(bundle.folder, graphs, wanted, todo, made, here)
+        bundle = republish(bundle, folder, work.join)
+    size = sum(bundle.manifest.files[engine.file].size for engine in todo)
+    rest = len(wanted) - len(todo)
+    more = f"; {_engines(rest)} up to date before" if rest else ""
+    say(
+        f"{bundle.folder}: built {_engines(len(todo))} with {here.name} ({size / 1e6:.0f} MB, "
+        f"{time.monotonic() - started:.0f} s){more}"
+    )
+    return bundle
+
+
+def _engines(count: int) -> str:
+    return f"{count} engine{'' if count == 1 else 's'}"
+
+
+def _up_to_date(bundle: Bundle, engine: Built) -> bool:
+    if engine not in bundle.manifest.engines:
+        return False
+    try:
+        check_files(bundle, {engine.file})
+    except BundleError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one run has built."""
+
+    folder: Path
+    graphs: Sequence[str]
+    wanted: Sequence[Built]
+    todo: Sequence[Built]
+    made: Mapping[str, File]
+    here: Installation
+
+    def join(self, now: Manifest) -> Manifest:
+        """`now`, the manifest that is there, with the new engines. Raises `BundleError` where a
+        graph or its weights are no longer those that were read."""
+        for engine in self.todo:
+            for path, digest in engine.sources.items():
+                if path not in now.files or now.files[path].sha256 != digest:
+                    raise BundleError(
+                        f"{self.folder / path} was replaced while engines were built from it; "
+                        "build them again"
+                    )
+        kept = self._kept(now)
+        gone = {engine.file for engine in now.engines} - {engine.file for engine in kept}
+        files = {name: file for name, file in now.files.items() if name not in gone}
+        engines = sorted([*kept, *self.todo], key=lambda engine: (engine.graph, engine.capacity))
+        return msgspec.structs.replace(now, files={**files, **self.made}, engines=engines)
+
+    def _kept(self, now: Manifest) -> list[Built]:
+        """Engines that stay: of other graphs, and of these where they still run here."""
+        replaced = {engine.file for engine in self.todo}
+        return [
+            engine
+            for engine in now.engines
+            if engine.file not in replaced
+            and (
+                engine in self.wanted
+                or engine.graph not in self.graphs
+                or not mismatch(engine, now, self.here)
+            )
+        ]
+
+
+def _tell(advance: Advance, file: str, note: str) -> None:
+    advance(0, f"{file}: {note}")
+
+
+def _build_all(trt: Any, bundle: Bundle, folder: Path, todo: Sequence[Built]) -> dict[str, File]:
+    """Builds into `folder`, where what is read has a link meanwhile; the engines' files."""
+    sources = {path for engine in todo for path in engine.sources}
+    for name in sources:
+        link(bundle.folder.resolve() / name, folder / name)
+    int8_blocks = installation(trt).takes_int8_blocks
+    workspace = profile(todo[0].profile).workspace_mb << 20
+    made = {}
+    with progress("engines", len(todo), unit="engines") as advance:
+        for graph in dict.fromkeys(engine.graph for engine in todo):
+            narrowed = Narrowed(folder / graph, todo[0].floats, int8_blocks=int8_blocks)
+            for engine in todo:
+                if engine.graph != graph:
+                    continue
+                build_engine(
+                    trt,
+                    narrowed.pinned(engine.capacity),
+                    folder / engine.file,
+                    engine.shapes,
+                    name=graph,
+                    workspace=workspace,
+                    tell=partial(_tell, advance, engine.file),
+                )
+                made[engine.file] = described(folder / engine.file)
+                advance(1)
+            narrowed.remove()
+    for name in sources:
+        (folder / name).unlink()
+    return made

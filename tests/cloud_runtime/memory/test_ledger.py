@@ -1,0 +1,508 @@
+"""Who has a slot, as tables: the order in which slots are taken away, turns, waiting, copies."""
+
+import gc
+import tracemalloc
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.memory.eviction import (
+    GONE,
+    IDLE,
+    PATIENCE,
+    QUANTUM,
+    Text,
+    place_in_order,
+    victims,
+)
+from cloud_runtime.memory.ledger import KEPT, Memory, share_of
+from cloud_runtime.memory.prefixes import packed
+from cloud_runtime.service import Identity, Service
+from cloud_runtime.sessions import Seat
+from edgespec.config import CloudSettings
+from edgespec.errors import EngineError, UsageError
+from edgespec.protocol import VERSION, Admitted, Close, Hello, Open, Terms, Verdict, pack
+from edgespec.sampling import Sampling
+from edgespec.session import Session
+from engines.alone import write_alone
+from engines.base import Row, final_choices
+from engines.toy import ToyEngine
+
+SLOT = ToyEngine().slot_bytes(1)
+NOW = 100.0
+
+
+def seat(session=1, prompt=range(20), answer=20, *, now=NOW, **terms):
+    state = Session(list(prompt), len(prompt), answer, frozenset())
+    return Seat(b"a", session, state, Sampling(), Terms(**terms), None, now, now)
+
+
+def text(**about):
+    """Of a session that runs and has had its turn, unless told otherwise."""
+    owner = {
+        "running": False, "away": False, "ready": True, "heard": NOW, "ready_since": NOW,
+        "due": NOW, "cached": 0,
+    }  # fmt: skip
+    own = {key: about.pop(key) for key in list(about) if key in owner}
+    values = {
+        "slot": 0, "size": 1, "tokens": b"", "seat": SimpleNamespace(**{**owner, **own}),
+        "since": NOW - 9, "settled": NOW - 8,
+    }  # fmt: skip
+    return Text(**{**values, **about})
+
+
+@pytest.mark.parametrize(
+    ("one", "pressing", "place"),
+    [
+        (text(seat=None), False, (1, NOW - 9)),
+        (text(seat=None, references=1), True, None),
+        (text(heard=NOW - GONE - 1), False, (2, NOW - GONE - 1)),
+        (text(away=True), False, (2, NOW)),
+        (text(away=True, running=True), True, None),
+        (text(ready=False, ready_since=NOW - IDLE - 1), False, (3, NOW - IDLE - 1)),
+        (text(ready=False, ready_since=NOW - IDLE / 2), False, None),
+        (text(ready=False, ready_since=NOW - IDLE / 2), True, (4, -NOW)),
+        (text(), False, None),
+        (text(due=NOW + 3), True, (4, -NOW - 3)),
+        (text(running=True), True, None),
+        (text(references=1), True, None),
+        (text(settled=None), True, None),
+        (text(settled=NOW - QUANTUM / 2, since=NOW - QUANTUM / 2), True, None),
+        (text(settled=NOW - 8, since=NOW - 30), True, None),  # reading took longer than that
+    ],
+)
+def test_places_in_the_order(one, pressing, place):
+    assert place_in_order(one, NOW, pressing=pressing) == place
+
+
+ORDER = [
+    text(seat=None, since=NOW - 7),
+    text(seat=None, since=NOW - 3),
+    text(heard=NOW - 20),
+    text(away=True),
+    text(ready=False, ready_since=NOW - 9),
+    text(ready=False, ready_since=NOW - 3),
+    text(due=NOW + 2),
+    text(due=NOW - 2),
+    text(running=True),
+    text(seat=None, references=1),
+]
+
+
+@pytest.mark.parametrize("size", range(11))
+@pytest.mark.parametrize("pressing", [False, True])
+def test_as_many_go_as_are_needed_in_that_order_or_none(size, pressing):
+    most = 8 if pressing else 6
+    expected = ORDER[:size] if size <= most else None
+    assert victims(reversed(ORDER), size, 0, NOW, pressing=pressing) == expected
+    assert victims(reversed(ORDER), 0, size, NOW, pressing=pressing) == expected
+
+
+class Bank:
+    """A memory over a toy, and its seats, which it steps."""
+
+    def __init__(self, slots, seats=(), engine=None):
+        self.engine = engine or ToyEngine()
+        self.memory = Memory(self.engine, slots * SLOT)
+        self.seats = list(seats)
+        self.now = NOW
+
+    def lend(self, seconds=0.0):
+        self.now += seconds
+        for one in self.seats:
+            one.heard = self.now
+        return [one.session for one in self.memory.lend(self.seats, 4, self.now)]
+
+    def run(self, one, tokens=1000):
+        """The next tokens of a seat's text that are not cached; one more where it is all."""
+        ids = one.state.tokens[one.cached :][:tokens]
+        (choice,) = final_choices(self.engine, [Row(one.slot, one.cached, ids)])
+        one.cached += len(ids)
+        if one.cached == one.length:
+            one.state.commit([int(choice.argmax[0])])
+            one.ready_since = self.now
+
+    def leave(self, one, **how):
+        self.memory.leave(one, self.now, **how)
+        self.seats.remove(one)
+
+
+def test_first_come_first_served_and_nothing_beyond_the_limit():
+    bank = Bank(2, [seat(n, [n] * 20) for n in (1, 2, 3)])
+    assert bank.lend() == [1, 2]
+    assert bank.memory.session_bytes == bank.memory.limit == 2 * SLOT
+    assert bank.memory.waiting == 1
+    bank.leave(bank.seats[0], keep=False)
+    assert bank.lend() == [2, 3]
+    assert bank.memory.waiting == 0
+
+
+class FullEngine(ToyEngine):
+    def copy(self, source, target, start, end):
+        raise EngineError("the device's memory is full")
+
+
+def test_a_beginning_that_cannot_be_copied_is_read(caplog):
+    first, second = seat(1, [5] * 100), seat(2, [5] * 90 + [7])
+    bank = Bank(4, [first], FullEngine())
+    bank.lend()
+    bank.run(first)
+    bank.seats.append(second)
+    assert bank.lend() == [1, 2]
+    assert second.cached == 0 and bank.memory.counts.prefix_hits == 0
+    assert "90 tokens are read again: the device's memory is full" in caplog.text
+    bank.run(second)
+    assert second.state.answer == write_alone(ToyEngine(), second.state.tokens[:91], 1, Sampling())
+
+
+def test_who_waits_takes_the_slot_of_one_that_has_had_its_turn_and_both_get_on():
+    first, second = seat(1, [1] * 20, 60), seat(2, [2] * 20, 60)
+    bank = Bank(1, [first, second])
+    turns = []
+    for _ in range(200):
+        (session,) = bank.lend(0.1)
+        one = first if session == 1 else second
+        bank.run(one)
+        if not turns or turns[-1][0] != session:
+            turns.append((session, bank.now))
+        if one.state.finish:
+            bank.leave(one)
+        if not bank.seats:
+            break
+    reference = ToyEngine()
+    for one in (first, second):
+        assert one.state.answer == write_alone(reference, one.state.tokens[:20], 60, Sampling())
+    lengths = [b[1] - a[1] for a, b in pairwise(turns)]
+    assert [session for session, _ in turns[:4]] == [1, 2, 1, 2]
+    assert lengths[:3] == pytest.approx([QUANTUM] * 3, abs=0.25)
+    assert bank.memory.counts.evictions == len(turns) - 2, "one left by itself"
+    assert bank.memory.counts.read_again > 3 * 20
+
+
+def test_a_session_that_reads_its_text_is_let_finish_however_long_that_takes():
+    first, second = seat(1, [1] * 150, 100), seat(2, [2] * 20)
+    bank = Bank(1, [first, second])
+    for _ in range(15):
+        assert bank.lend(3.0) == [1]
+        bank.run(first, 10)
+    assert first.cached == 150
+    began = bank.now
+    while bank.lend(1.0) == [1]:
+        bank.run(first)
+    assert 42 <= bank.now - began <= 48, "it writes for as long as it has read"
+
+
+def test_growing_is_asked_for_and_may_have_to_wait():
+    first, second = seat(1, [1] * 240, 100), seat(2, [2] * 20)
+    bank = Bank(2, [first, second])
+    assert bank.lend() == [1, 2]
+    for _ in range(13):
+        bank.run(first)
+    assert bank.lend() == [2], "it needs two slots' bytes, and there is one"
+    assert first.slot is not None
+    bank.leave(second)
+    assert bank.lend() == [1]
+    assert bank.memory.session_bytes == 2 * SLOT and not bank.memory.kept_bytes
+
+
+def test_two_that_need_what_the_other_has_both_finish():
+    pair = [seat(n, [n] * 240, 60) for n in (1, 2)]
+    bank = Bank(3, pair)
+    for _ in range(2000):
+        for session in bank.lend(0.05):
+            one = pair[session - 1]
+            bank.run(one, 64)
+            if one.state.finish:
+                bank.leave(one)
+        if not bank.seats:
+            break
+    reference = ToyEngine()
+    for one in pair:
+        assert one.state.answer == write_alone(reference, one.state.tokens[:240], 60, Sampling())
+
+
+def test_who_waits_longest_is_not_overtaken_by_those_that_need_less():
+    large, small = seat(1, [1] * 300), seat(2, [2] * 20)
+    bank = Bank(2, [small])
+    assert bank.lend() == [2]
+    bank.run(small)
+    bank.seats = [small, large, seat(3, [3] * 20)]
+    assert sorted(bank.lend()) == [2, 3]
+    bank.seats.append(seat(4, [4] * 20))
+    bank.leave(bank.seats[2], keep=False)
+    assert 4 not in bank.lend(PATIENCE + 0.1)
+    bank.lend(QUANTUM)
+    assert bank.lend(0.1) == [1]
+
+
+def test_a_kept_text_is_copied_or_goes_on_in_its_own_slot():
+    bank = Bank(4)
+    words = list(range(30))
+    first = seat(1, words)
+    bank.seats = [first]
+    bank.lend()
+    bank.run(first)
+    bank.leave(first)
+    assert (bank.memory.session_bytes, bank.memory.kept_bytes) == (0, SLOT)
+    other, follow = seat(2, [*words[:12], 40, 41]), seat(3, [*words, 42, 43])
+    bank.seats = [other]
+    bank.lend()
+    assert (other.cached, bank.memory.counts.prefix_hits) == (12, 12)
+    assert bank.memory.kept_bytes == SLOT
+    bank.seats = [other, follow]
+    bank.lend()
+    assert follow.cached == 30
+    assert bank.memory.kept_bytes == 0, "it goes on where the kept text ended"
+    counts = bank.memory.counts
+    assert (counts.prefix_queries, counts.prefix_hits) == (30 + 14 + 32, 12 + 30)
+    reference = ToyEngine()
+    for one in (other, follow):
+        prompt = list(one.state.tokens)
+        bank.run(one)
+        assert one.state.answer == write_alone(reference, prompt, 1, Sampling())
+
+
+def test_the_last_token_is_always_run():
+    bank = Bank(4, [seat(1)])
+    first = bank.seats[0]
+    bank.lend()
+    bank.run(first)
+    again = seat(2)
+    bank.seats.append(again)
+    bank.lend()
+    assert again.cached == again.length - 1
+
+
+def test_short_beginnings_are_not_worth_a_copy():
+    bank = Bank(4, [seat(1)])
+    bank.lend()
+    bank.run(bank.seats[0])
+    bank.seats.append(seat(2, [*range(7), *range(30, 40)]))
+    bank.lend()
+    assert bank.seats[1].cached == 0
+
+
+def test_those_that_begin_alike_wait_for_the_first_and_are_computed_once():
+    words = list(range(32))
+    group = [seat(n, [*words, 40 + n, 3, n]) for n in range(8)]
+    bank = Bank(20, group)
+    assert bank.lend() == [0]
+    bank.run(group[0], 16)
+    assert bank.lend() == [0]
+    assert bank.memory.waiting == 7
+    bank.run(group[0], 16)
+    assert sorted(bank.lend()) == list(range(8))
+    assert [one.cached for one in group[1:]] == [32] * 7
+    assert bank.memory.counts.prefix_hits == 7 * 32
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_if_the_first_leaves_in_the_middle_the_next_goes_on_from_there(keep):
+    words = list(range(40))
+    group = [seat(n, [*words, n, n]) for n in range(3)]
+    bank = Bank(20, group)
+    bank.lend()
+    bank.run(group[0], 16)
+    bank.lend()
+    bank.leave(group[0], keep=keep)
+    assert bank.lend() == [1]
+    assert group[1].cached == (16 if keep else 0)
+    bank.run(group[1])
+    assert sorted(bank.lend()) == [1, 2]
+    assert group[2].cached == 40
+
+
+def test_the_one_waited_for_keeps_its_slot():
+    first, second = seat(1, range(30)), seat(2, [*range(30), 1])
+    bank = Bank(2, [first, second])
+    bank.lend()
+    bank.run(first, 10)
+    bank.lend()
+    for one in (first, second):
+        one.away = one is first  # its device has gone, which makes it the first to go
+    (held,) = bank.memory._texts.values()
+    assert held.references == 1
+    bank.seats.append(seat(3, [9] * 300))
+    bank.memory.lend([second, bank.seats[2]], 4, bank.now)
+    assert held.references == 0, "nobody reads it any more, so nobody waits"
+
+
+def test_kept_texts_that_say_nothing_new_are_dropped():
+    bank = Bank(9)
+    for tokens in ([*range(20)], [*range(25)], [*range(22)], [*range(10), 40, 41]):
+        one = seat(len(tokens), tokens)
+        bank.seats = [one]
+        bank.lend()
+        bank.run(one)
+        bank.leave(one)
+    assert sorted(one.cached for one in bank.memory._texts.values()) == [12, 25]
+    assert len(bank.memory._prefixes) == 2
+
+
+def test_with_room_for_one_the_kept_text_itself_gives_its_beginning():
+    bank = Bank(1, [seat(1, range(30))])
+    (first,) = bank.seats
+    bank.lend()
+    bank.run(first)
+    bank.leave(first)
+    second = seat(2, [*range(20), 40, 41, 42])
+    bank.seats = [second]
+    assert bank.lend() == [2]
+    assert second.cached == 20
+    bank.run(second)
+    reference = ToyEngine()
+    assert second.state.answer == write_alone(reference, second.state.tokens[:23], 1, Sampling())
+
+
+def test_no_more_texts_are_kept_than_the_engine_has_slots_for():
+    bank = Bank(99, engine=ToyEngine(slots=3))
+    for number in range(8):
+        one = seat(number, [number] * 10)
+        bank.seats = [one]
+        assert bank.lend() == [number]
+        bank.run(one)
+        bank.leave(one)
+    assert len(bank.memory._texts) == 3
+    assert ToyEngine().slots > KEPT
+
+
+def test_too_little_for_one_session_is_refused_with_a_sentence():
+    with pytest.raises(UsageError, match="hold no session"):
+        Memory(ToyEngine(), SLOT - 1)
+    assert Memory(ToyEngine(), SLOT).context == 256
+    assert Memory(ToyEngine(), 99 * SLOT).context == 512
+
+
+def test_the_draft_beside_gets_its_share():
+    wide = SimpleNamespace(slot_bytes=lambda positions: 300)
+    narrow = SimpleNamespace(slot_bytes=lambda positions: 100)
+    assert share_of(4000, wide, None) == 0
+    assert share_of(4000, wide, narrow) == 1000
+
+
+def test_the_draft_beside_lets_go_of_those_not_asked_for_longest():
+    engine, texts = ToyEngine(), {n: [n] * 200 for n in range(4)}
+    drafter = SessionDrafter(engine, memory=3 * SLOT)
+    reference = ToyEngine()
+
+    def ask(*sessions):
+        guesses = drafter.guess(sessions, [texts[n] for n in sessions], Sampling())
+        for n, guess in zip(sessions, guesses, strict=True):
+            assert [guess.token] == write_alone(reference, texts[n], 1, Sampling())
+
+    ask(0, 1, 2)
+    ask(0)
+    ask(3)
+    assert list(drafter._lines) == [2, 0, 3]
+    texts[0] += [0] * 100
+    ask(0)
+    assert list(drafter._lines) == [3, 0]
+    ask(0, 1, 2, 3)
+    texts[1] += [1] * 200
+    texts[2] += [2] * 200
+    ask(0, 1, 2, 3)
+    held = sum(engine.slot_bytes(len(line.fed)) for line in drafter._lines.values())
+    assert held <= 3 * SLOT
+
+
+class Desk:
+    def __init__(self, **settings):
+        self.engine = ToyEngine()
+        self.service = Service(Identity("t", "k", ()), self.engine, CloudSettings(**settings))
+        self.now = 0.0
+        self.tell(Hello(VERSION, "t", "k", "x"))
+
+    def tell(self, message, peer=b"a"):
+        return [reply for _, reply in self.service.receive(peer, pack(message), self.now)]
+
+    def open(self, session, prompt=(1, 2, 3), most=4):
+        terms = Terms(drafting=False)
+        tokens = list(prompt)
+        (reply,) = self.tell(Open(session, len(tokens), most, Sampling(), [], terms, tokens))
+        return reply
+
+    def turn(self):
+        batch = self.service.next(self.now)
+        *_, last = self.engine.run(batch.rows)
+        sent = self.service.commit(batch, last.choices, self.now)
+        return [message for _, message in sent if isinstance(message, Verdict)]
+
+
+def test_yes_later_or_no():
+    desk = Desk(kv_memory=SLOT, max_sessions=12)
+    refused = desk.open(99, most=300)
+    assert (refused.code, refused.retryable) == ("invalid", False)
+    assert "need 0.0 MB of KV cache, and the cloud has 0.0 MB in all" in refused.message
+    assert desk.open(1) == Admitted(1)
+    waits = [desk.open(session).wait_ms for session in range(2, 11)]
+    # The one that runs and those ahead end at a rate of active / 5 s.
+    assert waits == pytest.approx([5e3 * (n + 1) / n for n in range(1, 10)])
+    desk.service._pace.ended(30.0)
+    later = desk.open(11)
+    assert (later.code, later.retryable, later.session) == ("busy", True, 11)
+    assert later.retry_ms == pytest.approx(33e3)
+    assert "try again in 33 s" in later.message
+
+
+def test_all_sessions_open_is_later_too():
+    desk = Desk(max_sessions=2)
+    assert desk.open(1) == Admitted(1) and desk.open(2) == Admitted(2)
+    later = desk.open(3)
+    assert (later.code, later.retry_ms) == ("busy", 2500.0)
+
+
+def test_an_hour_of_churn_leaves_nothing_behind():
+    """20 000 short sessions, of which some are closed early."""
+    desk = Desk(kv_memory=40 * SLOT)
+
+    def churn(sessions):
+        for number in sessions:
+            desk.now += 0.18
+            prompt = [*range(10), number % 50, number // 50 % 50, *range(number % 17)]
+            desk.open(number, prompt, 2)
+            desk.turn()
+            if number % 3:
+                desk.turn()
+            desk.tell(Close(number))
+            if number % 100 == 0:
+                desk.service.expire(desk.now)
+                desk.service.notes()
+
+    churn(range(1, 2000))
+    sizes = _sizes(desk.service)
+    tracemalloc.start()
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    churn(range(2000, 4000))
+    gc.collect()
+    first = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    churn(range(4000, 20_000))
+    assert first < 100_000
+    assert _sizes(desk.service) <= sizes * 1.2
+    assert desk.service.active == 0
+    assert len(desk.service.memory._texts) <= 40
+    assert desk.service.memory.counts.prefix_hits > 0
+
+
+def _sizes(root):
+    """Objects that can be reached from `root` through its attributes and containers."""
+    seen, queue = set(), [root]
+    while queue:
+        one = queue.pop()
+        if id(one) in seen or isinstance(one, (str, bytes, int, float, type)):
+            continue
+        seen.add(id(one))
+        if isinstance(one, dict):
+            queue += [*one.keys(), *one.values()]
+        elif isinstance(one, (list, tuple, set, frozenset)):
+            queue += one
+        elif hasattr(one, "__dict__"):
+            queue += one.__dict__.values()
+    return len(seen)
+
+
+def test_the_tokens_of_a_text_are_packed_as_they_are_kept():
+    assert packed([1, 2]) == packed([1]) + packed([2])

@@ -1,0 +1,148 @@
+"""What the status port says, and when."""
+
+import json
+import urllib.error
+import urllib.request
+
+import msgspec
+import pytest
+
+from cloud_runtime.service import Identity, Service
+from cloud_runtime.status.server import EVERY, STUCK, Status, StatusServer
+from edgespec.config import CloudSettings
+from edgespec.errors import LinkError, UsageError
+from edgespec.fleet import Fleet
+from edgespec.protocol import VERSION, Hello, Open, Terms, pack
+from edgespec.sampling import Sampling
+from engines.toy import ToyEngine
+
+HELLO = Hello(VERSION, "t", "k", "robot", "cpu-int8", "a board")
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def status(clock):
+    return Status("a target", clock)
+
+
+@pytest.fixture
+def service():
+    settings = CloudSettings(kv_memory=1 << 20)
+    service = Service(Identity("t", "k", ()), ToyEngine(), settings)
+    service.receive(b"a", pack(HELLO), 0.0)
+    terms = Terms(drafting=False, rate=30.0)
+    service.receive(b"a", pack(Open(17, 3, 20, Sampling(), [], terms, [1, 2, 3])), 0.0)
+    return service
+
+
+def said(status, path):
+    reply = status.reply(path)
+    return reply.code, reply.body.decode().strip()
+
+
+def fleet(status):
+    return msgspec.json.decode(status.reply("/fleet").body, type=Fleet)
+
+
+def step(service, now):
+    batch = service.next(now)
+    for each in service._engine.run(batch.rows):
+        if each.final:
+            service.commit(batch, each.choices, now)
+    service.learn(batch, 0.02)
+
+
+def test_loading_then_ready_then_draining(status, service, clock):
+    assert said(status, "/health/ready") == (503, "the cloud is loading")
+    clock.now += 1000
+    assert said(status, "/health") == (200, "loading"), "a large model takes its time"
+    assert status.reply("/metrics").code == 200
+    status.listening(service, "tcp://here:1")
+    assert said(status, "/health/ready") == (200, "ready")
+    service.drain()
+    clock.now += 1
+    status.turned(service, 0.0)
+    assert said(status, "/health/ready") == (503, "the cloud is draining")
+    assert said(status, "/health")[0] == 200
+    assert fleet(status).uptime == 1001
+    assert said(status, "/nowhere")[0] == 404
+
+
+def test_a_loop_that_does_not_turn_is_not_alive(status, service, clock):
+    status.listening(service, "tcp://here:1")
+    status.turned(service, 0.0)
+    clock.now += STUCK + 1
+    for path in ("/health", "/health/ready"):
+        assert said(status, path) == (503, "the loop has not turned for 31 s")
+    status.turned(service, 0.0)
+    assert said(status, "/health/ready")[0] == 200
+
+
+def test_a_snapshot_stands_still_and_is_made_now_and_then(status, service, clock):
+    status.listening(service, "tcp://here:1")
+    before = status.snapshot
+    step(service, 0.0)
+    clock.now += EVERY / 2
+    status.turned(service, 1.0)
+    assert status.snapshot is before and before.tally.tokens == 0
+    clock.now += EVERY
+    status.turned(service, 1.0)
+    assert status.snapshot.tally.tokens == 1
+
+
+def test_the_fleet_shows_sessions_and_devices(status, service, clock):
+    status.listening(service, "tcp://here:1")
+    assert fleet(status).sessions[0].state == "waiting"
+    for number in range(11):
+        step(service, 1.0 + number / 10)
+    clock.now += 2.0
+    status.turned(service, 2.0)
+    shown = fleet(status)
+    (session,), (device,) = shown.sessions, shown.devices
+    assert (session.session, session.device, session.hardware) == ("11", "robot", "a board")
+    assert (session.mode, session.state, session.tokens) == ("cloud", "running", 11)
+    assert session.rate == pytest.approx(10.0) and session.promised == 30.0
+    assert (device.name, device.sessions, device.away) == ("robot", 1, "")
+    assert shown.step == pytest.approx(0.02) and shown.rows == 1
+    assert shown.memory_used > 0 and shown.memory_limit == 1 << 20
+    service.lost(b"a", "unread", 2.0)
+    clock.now += 1
+    status.turned(service, 2.0)
+    shown = fleet(status)
+    assert shown.sessions[0].state == "away"
+    assert (shown.devices[0].away, shown.devices[0].troubles) == ("unread", {"unread": 1})
+
+
+def test_over_http(status, service):
+    server = StatusServer("127.0.0.1:0", status)
+    try:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.url}/health/ready")
+        assert refused.value.code == 503 and b"loading" in refused.value.read()
+        refused.value.close()
+        status.listening(service, "tcp://here:1")
+        with urllib.request.urlopen(f"{server.url}/metrics?x=1") as reply:
+            assert b'edgespec:ready{model_name="a target"} 1.0' in reply.read()
+        with urllib.request.urlopen(f"{server.url}/fleet") as reply:
+            assert json.load(reply)["state"] == "ready"
+        with pytest.raises(LinkError, match="cannot serve the status"):
+            StatusServer(server.url.removeprefix("http://"), status)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("address", ["", "here", "here:there", "http://x:1", "x:99999", "x:1/y"])
+def test_what_is_no_address_is_refused(address, status):
+    with pytest.raises(UsageError, match="HOST:PORT"):
+        StatusServer(address, status)
