@@ -15,7 +15,7 @@ def waiting_time(ahead: int, active: int, seconds: float) -> float:
     return ahead * seconds / max(active, 1)
 
 
-class Pace:
+class AnswerDurations:
     """How long answers have lately taken, from opening to end."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from engines.base import Engine, Row, final_choices
 from engines.drafters.base import CHUNK, Guess, judge, known
 
 
-class BesideDrafter(Protocol):
+class CloudDrafter(Protocol):
     def guess(
         self, sessions: Sequence[int], texts: Sequence[Sequence[int]], sampling: Sampling
     ) -> Sequence[Guess | None]:
@@ -34,7 +34,7 @@ class _Line:
     fed: list[int] = field(default_factory=list)
 
 
-class SessionDrafter:
+class CloudDraftModel:
     """A model with the target's own sampling rule and noise."""
 
     def __init__(

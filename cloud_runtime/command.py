@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.cloud_draft import CloudDraftModel
 from cloud_runtime.memory.ledger import default_limit, share_of
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
@@ -63,16 +63,16 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         log.info("loading %s from %s", manifest.target.origin.name, bundle.folder)
         threads = settings.threads or usable_cores()
         engine = open_target(bundle, settings.backend, threads)
-        beside = _beside(bundle, settings, threads)
+        cloud_draft = _cloud_draft(bundle, settings, threads)
         memory = settings.kv_memory or default_limit(engine)
-        share = share_of(memory, engine, beside)
+        share = share_of(memory, engine, cloud_draft)
         settings = replace(settings, kv_memory=memory - share)
         engine.limit(settings.kv_memory)
         drafter = None
-        if beside is not None:
-            beside.limit(share)
+        if cloud_draft is not None:
+            cloud_draft.limit(share)
             calibration = bundle.draft(settings.draft).calibration
-            drafter = SessionDrafter(beside, calibration, share)
+            drafter = CloudDraftModel(cloud_draft, calibration, share)
         exits = tuple(manifest.target.exits) if settings.hints else ()
         speeds = measure(engine, drafter, hints=bool(exits))
         identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits)
@@ -90,8 +90,8 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
             "a step takes %.1f ms and %.1f more for each drafted token%s",
             1e3 * speeds.costs.step(1),
             1e3 * (speeds.costs.step(3) - speeds.costs.step(2)),
-            f"; the draft beside takes {1e3 * speeds.beside.step(1):.1f} ms"
-            if speeds.beside
+            f"; the draft beside takes {1e3 * speeds.cloud_draft.step(1):.1f} ms"
+            if speeds.cloud_draft
             else "",
         )
         if status is not None:
@@ -128,7 +128,7 @@ def _drain_on_signals(loop: CloudLoop) -> list[int]:
     return interrupts
 
 
-def _beside(bundle: Bundle, settings: CloudSettings, threads: int) -> StagedEngine | None:
+def _cloud_draft(bundle: Bundle, settings: CloudSettings, threads: int) -> StagedEngine | None:
     """The draft beside the target."""
     if not settings.draft:
         return None

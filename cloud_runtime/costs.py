@@ -98,7 +98,7 @@ class Speeds:
     """Steps of the target that decode and verify."""
     chunks: StepCosts = field(default_factory=StepCosts)
     """Steps over prompts."""
-    beside: StepCosts | None = None
+    cloud_draft: StepCosts | None = None
     """Steps of the draft beside the target, by number of texts; None: there is none."""
     hints: float = 0.0
     """Seconds that exit heads add to a step."""

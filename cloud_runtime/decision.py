@@ -37,16 +37,16 @@ class Outlook:
     """For each id that is here the probability that it is right if those before it are."""
     coming: Sequence[float] = ()
     """When each further id is expected from the device, rising."""
-    coming_sure: float = 0.0
+    coming_confidence: float = 0.0
     """Probability that an expected id is right if those before it are."""
-    beside: bool = False
+    cloud_draft: bool = False
     """The draft beside the target may draft for it."""
-    beside_sure: float = 0.0
+    cloud_draft_confidence: float = 0.0
     unread: int = 1
     """Tokens that the draft beside reads before its first id."""
     pending: int = 1
     """Committed tokens that its row runs before any ids."""
-    whole: bool = False
+    lockstep: bool = False
     """In lock-step: what is here is verified, all of it."""
     weight: float = 1.0
     """What its tokens count."""
@@ -77,7 +77,7 @@ StepTime = Callable[[int, int], float]
 def decide(
     outlooks: Sequence[Outlook],
     step: StepTime,
-    beside: StepTime | None = None,
+    cloud_draft: StepTime | None = None,
     widest: int = 1 << 16,
 ) -> Decision:
     """The way with the highest rate. `beside(texts, width)` is the time of a step of the draft
@@ -85,20 +85,20 @@ def decide(
 
     Of equal ways the first stands: verifying before waiting, fewer ids before more.
     """
-    return max(_ways(outlooks, step, beside, widest), key=lambda way: way.rate).decision
+    return max(_ways(outlooks, step, cloud_draft, widest), key=lambda way: way.rate).decision
 
 
 def _ways(
     outlooks: Sequence[Outlook],
     step: StepTime,
-    beside: StepTime | None,
+    cloud_draft: StepTime | None,
     widest: int,
 ) -> Iterator[_Way]:
     lines = [_Line(outlook) for outlook in outlooks]
     for ids, tokens, width in _widths(lines, widest):
         yield _Way(tokens, step(len(lines), width), Decision("verify", ids))
-    if beside is not None:
-        yield from _drafting(lines, step, beside, widest)
+    if cloud_draft is not None:
+        yield from _drafting(lines, step, cloud_draft, widest)
     moments = sorted(
         {max(when, SHORTEST) for line in lines for when in line.outlook.coming[:AHEAD]}
     )
@@ -118,8 +118,8 @@ class _Line:
         """That all ids are right."""
         if gains is None:
             gains = [outlook.weight]
-            for sure in outlook.here:
-                self.chance *= sure
+            for confidence in outlook.here:
+                self.chance *= confidence
                 gains.append(gains[-1] + outlook.weight * self.chance)
         self.gains = gains
 
@@ -133,23 +133,23 @@ class _Line:
     def width(self, ids: int) -> int:
         return self.outlook.pending + min(ids, self.ids)
 
-    def longer(self, ids: int, sure: float) -> _Line:
+    def longer(self, ids: int, confidence: float) -> _Line:
         """With so many more, each as sure."""
         gains, chance = list(self.gains), self.chance
         for _ in range(ids):
-            chance *= sure
+            chance *= confidence
             gains.append(gains[-1] + self.outlook.weight * chance)
         return _Line(self.outlook, gains, chance)
 
     def at(self, moment: float) -> _Line:
         """When so many seconds have passed."""
         come = sum(when <= moment for when in self.outlook.coming[:AHEAD])
-        return self.longer(come, self.outlook.coming_sure) if come else self
+        return self.longer(come, self.outlook.coming_confidence) if come else self
 
 
 def _least(lines: Sequence[_Line]) -> int:
     """Ids that a step verifies at least: in lock-step all that are here."""
-    return max((line.ids for line in lines if line.outlook.whole), default=0)
+    return max((line.ids for line in lines if line.outlook.lockstep), default=0)
 
 
 def _widths(lines: Sequence[_Line], widest: int) -> Iterator[tuple[int, float, int]]:
@@ -175,23 +175,23 @@ def _widths(lines: Sequence[_Line], widest: int) -> Iterator[tuple[int, float, i
 
 
 def _drafting(
-    lines: Sequence[_Line], step: StepTime, beside: StepTime, widest: int
+    lines: Sequence[_Line], step: StepTime, cloud_draft: StepTime, widest: int
 ) -> Iterator[_Way]:
     """Every session that may be drafted for is brought to a number of ids, step by step."""
-    shortest = min((line.ids for line in lines if line.outlook.beside), default=None)
+    shortest = min((line.ids for line in lines if line.outlook.cloud_draft), default=None)
     if shortest is None:
         return
     seconds, least = 0.0, _least(lines)
     for ids in range(shortest + 1, shortest + AHEAD + 1):
-        short = [line.outlook.beside and line.ids < ids for line in lines]
+        short = [line.outlook.cloud_draft and line.ids < ids for line in lines]
         first = (
             line.outlook.unread
             for line, drafts in zip(lines, short, strict=True)
             if drafts and line.ids + 1 == ids
         )
-        seconds += beside(sum(short), max(first, default=1))
+        seconds += cloud_draft(sum(short), max(first, default=1))
         later = [
-            line.longer(ids - line.ids, line.outlook.beside_sure) if drafts else line
+            line.longer(ids - line.ids, line.outlook.cloud_draft_confidence) if drafts else line
             for line, drafts in zip(lines, short, strict=True)
         ]
         width = max(line.width(max(ids, least)) for line in later)

@@ -50,7 +50,7 @@ class Budget:
 
 
 @dataclass
-class Device:
+class ConnectedDevice:
     """One connection, and what its hello said about it."""
 
     peer: bytes
@@ -87,10 +87,10 @@ class Devices:
 
     def __init__(self, most: int = PEERS) -> None:
         self._most = most
-        self._known: dict[bytes, Device] = {}
-        self._strangers: dict[bytes, Device] = {}
+        self._known: dict[bytes, ConnectedDevice] = {}
+        self._strangers: dict[bytes, ConnectedDevice] = {}
 
-    def __iter__(self) -> Iterator[Device]:
+    def __iter__(self) -> Iterator[ConnectedDevice]:
         """Those that said hello, the longest silent first."""
         return iter(self._known.values())
 
@@ -101,23 +101,23 @@ class Devices:
     def strangers(self) -> int:
         return len(self._strangers)
 
-    def heard(self, peer: bytes, now: float) -> Device:
+    def heard(self, peer: bytes, now: float) -> ConnectedDevice:
         """The record of whoever sent a packet, an empty one for a stranger."""
         device = self._known.pop(peer, None) or self._strangers.pop(peer, None)
-        device = device or Device(peer, now)
+        device = device or ConnectedDevice(peer, now)
         device.heard = now
         return self._keep(device)
 
-    def greet(self, device: Device, hello: Hello) -> None:
+    def greet(self, device: ConnectedDevice, hello: Hello) -> None:
         self._strangers.pop(device.peer, None)
         device.name, device.drafter, device.hardware = hello.device, hello.drafter, hello.hardware
         device.greeted = True
         self._keep(device)
 
-    def get(self, peer: bytes) -> Device | None:
+    def get(self, peer: bytes) -> ConnectedDevice | None:
         return self._known.get(peer) or self._strangers.get(peer)
 
-    def _keep(self, device: Device) -> Device:
+    def _keep(self, device: ConnectedDevice) -> ConnectedDevice:
         records = self._known if device.greeted else self._strangers
         records[device.peer] = device
         if len(records) > self._most:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgespec.confidence import Trust
+from edgespec.confidence import AcceptanceEstimate
 from edgespec.protocol import Draft
 
 KEPT, SPARE = 32, 16
@@ -17,13 +17,13 @@ LONGEST = 256
 
 
 @dataclass
-class Path:
+class CandidatePath:
     """One line of the tree: ids from position `start` on, and how sure the draft is of each."""
 
     round: int
     start: int
     tokens: list[int]
-    sures: list[float]
+    confidences: list[float]
     grown: float = 0.0
     """When ids last came for it."""
     own: int | None = None
@@ -48,58 +48,60 @@ class Path:
         """How many ids of `[position, end)` the device drafted."""
         return max(0, min(end, self.end if self.own is None else self.own) - position)
 
-    def compare(self, committed: Sequence[int], trust: Trust) -> None:
-        """Goes on comparing it with the committed text; `trust` learns from each id of its own."""
+    def compare(self, committed: Sequence[int], estimate: AcceptanceEstimate) -> None:
+        """Compares further ids with the committed text; `estimate` learns from each of its own."""
         while not self.dead and self.agreed < min(self.end, len(committed)):
             place = self.agreed - self.start
             self.dead = self.tokens[place] != committed[self.agreed]
             if self.agreed >= self.base:  # what it shares with its parent was counted there
                 second = self.branch and self.agreed == self.base
-                trust.learn(self.sures[place], right=not self.dead, first=not second)
+                estimate.learn(self.confidences[place], right=not self.dead, first=not second)
             self.agreed += not self.dead
 
     def ahead(self, position: int) -> list[int]:
         """Its ids from `position` on."""
         return self.tokens[position - self.start :]
 
-    def sures_ahead(self, position: int) -> list[float]:
-        return self.sures[position - self.start :]
+    def confidences_ahead(self, position: int) -> list[float]:
+        return self.confidences[position - self.start :]
 
 
-class Paths:
+class CandidatePaths:
     """The paths of one session. `committed` is the session's own list, which grows."""
 
     def __init__(self, committed: Sequence[int]) -> None:
         self._committed = committed
-        self._paths: dict[int, Path] = {}
-        self._best: tuple[int, Path | None] = -1, None
+        self._paths: dict[int, CandidatePath] = {}
+        self._best: tuple[int, CandidatePath | None] = -1, None
         """The length of the committed text, and the best path then."""
-        self.trust = Trust()
+        self.estimate = AcceptanceEstimate()
 
-    def add(self, draft: Draft) -> Path | None:
+    def add(self, draft: Draft) -> CandidatePath | None:
         """Takes the ids of a packet; the path that grew, None if the packet adds nothing.
 
         A packet that leaves a gap, or whose parent was never here, was overtaken or its forerunner
         lost: it is dropped, since the device will start another round before long.
         """
         self._best = -1, None
-        sures = [sure / 255 for sure in draft.sures] or [0.5] * len(draft.tokens)
+        confidences = [confidence / 255 for confidence in draft.confidences] or [0.5] * len(
+            draft.tokens
+        )
         path = self._paths.get(draft.round)
         if path is None:
-            path = self._begin(draft, sures)
+            path = self._begin(draft, confidences)
         elif path.start <= draft.base <= path.end:
             known = path.end - draft.base
             path.tokens += draft.tokens[known:]
-            path.sures += sures[known:]
+            path.confidences += confidences[known:]
         else:
             return None
         if path is not None:
             room = max(0, len(self._committed) + LONGEST - path.start)
-            del path.tokens[room:], path.sures[room:]
-            path.compare(self._committed, self.trust)
+            del path.tokens[room:], path.confidences[room:]
+            path.compare(self._committed, self.estimate)
         return path
 
-    def _begin(self, draft: Draft, sures: list[float]) -> Path | None:
+    def _begin(self, draft: Draft, confidences: list[float]) -> CandidatePath | None:
         start, tokens = draft.base, list(draft.tokens)
         if draft.parent:
             parent = self._paths.get(draft.parent)
@@ -111,10 +113,10 @@ class Paths:
                 start = parent.agreed
                 shared = slice(start - parent.start, draft.base - parent.start)
                 tokens = parent.tokens[shared] + tokens
-                sures = parent.sures[shared] + sures
+                confidences = parent.confidences[shared] + confidences
         elif draft.base > len(self._committed):
             return None
-        path = self._paths[draft.round] = Path(draft.round, start, tokens, sures)
+        path = self._paths[draft.round] = CandidatePath(draft.round, start, tokens, confidences)
         path.base, path.branch = draft.base, bool(draft.parent)
         if len(self._paths) > KEPT + SPARE:
             others = [p for p in self._paths.values() if p is not path]
@@ -122,18 +124,18 @@ class Paths:
                 del self._paths[other.round]
         return path
 
-    def _chance(self, path: Path) -> float:
+    def _chance(self, path: CandidatePath) -> float:
         """Probability that what it has beyond the committed text is right."""
         length = len(self._committed)
-        return 0.0 if path.dead or path.end < length else math.prod(path.sures_ahead(length))
+        return 0.0 if path.dead or path.end < length else math.prod(path.confidences_ahead(length))
 
     def settle(self) -> None:
         """Compares what is new in the committed text with every path."""
         self._best = -1, None
         for path in self._paths.values():
-            path.compare(self._committed, self.trust)
+            path.compare(self._committed, self.estimate)
 
-    def best(self) -> Path | None:
+    def best(self) -> CandidatePath | None:
         """The path to verify: of those that go on from the committed text, the oldest with ids
         beyond it; one without, if there is no other. A branch is younger than what it leaves."""
         length = len(self._committed)

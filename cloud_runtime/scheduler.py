@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cloud_runtime.costs import SHORT, Speeds
 from cloud_runtime.decision import Decision, decide
-from cloud_runtime.sessions import Seat
+from cloud_runtime.sessions import CloudSession
 from edgespec.config import CloudSettings
 from engines.base import Row
 
@@ -41,7 +41,7 @@ CHUNKS = (32, 64, 128, 256, 512, 1024)
 class Batch:
     """A step of the target."""
 
-    seats: list[Seat] = field(default_factory=list)
+    seats: list[CloudSession] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     """One for each seat."""
 
@@ -60,7 +60,7 @@ class Batch:
 class DraftStep:
     """One more id for each seat, by the draft beside the target."""
 
-    seats: list[Seat]
+    seats: list[CloudSession]
     width: int = 1
     """Tokens that it reads of the longest text."""
 
@@ -72,7 +72,7 @@ class Wait:
 
 
 def pick(
-    sessions: Collection[Seat], settings: CloudSettings, speeds: Speeds, now: float
+    sessions: Collection[CloudSession], settings: CloudSettings, speeds: Speeds, now: float
 ) -> Batch | DraftStep | Wait:
     """What to run for the sessions that are ready and have a slot; marks those of a batch as
     running."""
@@ -105,19 +105,19 @@ def pick(
     return batch
 
 
-def _most(seat: Seat, settings: CloudSettings) -> int:
+def _most(seat: CloudSession, settings: CloudSettings) -> int:
     """Ids that are of use to it."""
     return max(0, min(settings.max_draft, seat.state.remaining - 1))
 
 
-def _lacks(seat: Seat, ids: int, settings: CloudSettings, *, company: bool) -> bool:
+def _lacks(seat: CloudSession, ids: int, settings: CloudSettings, *, company: bool) -> bool:
     """Whether the draft beside the target is to name another for it, where each is to have so
     many."""
     wanted = min(ids, _most(seat, settings))
     return seat.may_draft(company=company) and seat.terms.decoding and seat.ahead < wanted
 
 
-def _paused(seats: Sequence[Seat], now: float) -> list[Seat]:
+def _paused(seats: Sequence[CloudSession], now: float) -> list[CloudSession]:
     """While someone is late for what he was promised, those who are early wait until they no
     longer are, and make the step shorter."""
     late = any(seat.promised and seat.due < now for seat in seats)
@@ -128,11 +128,11 @@ def _paused(seats: Sequence[Seat], now: float) -> list[Seat]:
 
 
 def _shares(
-    seats: Sequence[Seat], settings: CloudSettings, speeds: Speeds, now: float
-) -> list[Seat]:
+    seats: Sequence[CloudSession], settings: CloudSettings, speeds: Speeds, now: float
+) -> list[CloudSession]:
     """Of each device one session, and of the others as many as cost the rest little; no more than a
     step may have. Which ones they are changes every `TURN` at most."""
-    own: dict[bytes, list[Seat]] = {}
+    own: dict[bytes, list[CloudSession]] = {}
     for seat in seats:
         own.setdefault(seat.peer, []).append(seat)
     if 1 < len(own) < len(seats):
@@ -154,7 +154,7 @@ def _shares(
     return within[: settings.max_batch_rows or None]
 
 
-def _turn(seat: Seat, now: float) -> int:
+def _turn(seat: CloudSession, now: float) -> int:
     """Its place among those of its device: those whose turn it is, those who wait for theirs, those
     who have had it."""
     if seat.left_out:
@@ -163,8 +163,8 @@ def _turn(seat: Seat, now: float) -> int:
 
 
 def _prompt_step(
-    prompts: Sequence[Seat],
-    others: Sequence[Seat],
+    prompts: Sequence[CloudSession],
+    others: Sequence[CloudSession],
     settings: CloudSettings,
     speeds: Speeds,
     now: float,
@@ -197,7 +197,9 @@ def _prompt_step(
     return batch
 
 
-def _decide(seats: Sequence[Seat], settings: CloudSettings, speeds: Speeds, now: float) -> Decision:
+def _decide(
+    seats: Sequence[CloudSession], settings: CloudSettings, speeds: Speeds, now: float
+) -> Decision:
     cached, company = _cached(seats), len(seats) > 1
     outlooks = []
     for seat in seats:
@@ -207,16 +209,18 @@ def _decide(seats: Sequence[Seat], settings: CloudSettings, speeds: Speeds, now:
     def step(rows: int, width: int) -> float:
         return speeds.costs.step(width, rows, cached)
 
-    beside = speeds.beside
-    draft = (lambda texts, width: beside.step(width, texts)) if beside is not None else None
+    cloud_draft = speeds.cloud_draft
+    draft = (
+        (lambda texts, width: cloud_draft.step(width, texts)) if cloud_draft is not None else None
+    )
     widest = SHORT if company else 1 << 16
     return decide(outlooks, step, draft, widest)
 
 
-def _step(seats: Sequence[Seat], speeds: Speeds) -> float:
+def _step(seats: Sequence[CloudSession], speeds: Speeds) -> float:
     """Seconds of a step that only decodes."""
     return speeds.costs.step(NARROW, len(seats), _cached(seats))
 
 
-def _cached(seats: Sequence[Seat]) -> int:
+def _cached(seats: Sequence[CloudSession]) -> int:
     return sum(seat.cached for seat in seats)

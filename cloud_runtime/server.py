@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from cloud_runtime.cloud_draft import BesideDrafter
+from cloud_runtime.cloud_draft import CloudDrafter
 from cloud_runtime.scheduler import Batch, DraftStep, Wait
 from cloud_runtime.service import Outgoing, Service
 from cloud_runtime.status.tally import Activity
@@ -42,7 +42,7 @@ class CloudLoop:
         settings: CloudSettings,
         clock: Callable[[], float] = time.monotonic,
         *,
-        drafter: BesideDrafter | None = None,
+        drafter: CloudDrafter | None = None,
         trace: Trace | None = None,
         status: Status | None = None,
     ) -> None:

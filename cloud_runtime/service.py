@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cloud_runtime.admission import LONGEST, Pace, waiting_time
+from cloud_runtime.admission import LONGEST, AnswerDurations, waiting_time
 from cloud_runtime.costs import Speeds
-from cloud_runtime.devices import WORDS, Device, Devices, Trouble
+from cloud_runtime.devices import WORDS, ConnectedDevice, Devices, Trouble
 from cloud_runtime.memory.ledger import Memory, default_limit, megabytes
 from cloud_runtime.scheduler import Batch, DraftStep, Wait, pick
-from cloud_runtime.sessions import Seat
+from cloud_runtime.sessions import CloudSession
 from cloud_runtime.status.tally import Tally
 from cloud_runtime.verifier import hint, verdict
 from edgespec.config import CloudSettings
@@ -86,16 +86,16 @@ class Service:
         self.devices = Devices()
         self.tally = Tally()
         self._notes: list[Note] = []
-        self._seats: dict[int, Seat] = {}
+        self._seats: dict[int, CloudSession] = {}
         self.memory = Memory(engine, settings.kv_memory or default_limit())
-        self._pace = Pace()
-        self._leaving: list[Seat] = []
+        self._pace = AnswerDurations()
+        self._leaving: list[CloudSession] = []
         self.draining = False
-        self._company = 0.0
+        self._mean_batch_rows = 0.0
         """Rows of a step, smoothed."""
 
     @property
-    def seats(self) -> list[Seat]:
+    def seats(self) -> list[CloudSession]:
         return list(self._seats.values())
 
     @property
@@ -104,7 +104,7 @@ class Service:
         return len(self.unfinished) + len(self._leaving)
 
     @property
-    def unfinished(self) -> list[Seat]:
+    def unfinished(self) -> list[CloudSession]:
         """Answers in writing, and those that wait to begin."""
         return [seat for seat in self._seats.values() if not seat.state.finish]
 
@@ -135,7 +135,7 @@ class Service:
 
     def lost(self, peer: bytes, fate: Fate, now: float) -> None:
         """A message did not leave. Its device's sessions rest until it asks for something."""
-        device = self.devices.get(peer) or Device(peer, now)
+        device = self.devices.get(peer) or ConnectedDevice(peer, now)
         device.away = fate
         sessions = [seat for seat in self._seats.values() if seat.peer == peer]
         for seat in sessions:
@@ -145,14 +145,20 @@ class Service:
         going = [seat.session for seat in sessions if not seat.state.finish]
         self._trouble(device, fate, now, quiet=not going, sessions=[f"{s:x}" for s in going])
 
-    def _back(self, device: Device) -> None:
+    def _back(self, device: ConnectedDevice) -> None:
         device.away = None
         for seat in self._seats.values():
             if seat.peer == device.peer:
                 seat.away = False
 
     def _trouble(
-        self, device: Device, kind: Trouble, now: float, *, quiet: bool = False, **facts: object
+        self,
+        device: ConnectedDevice,
+        kind: Trouble,
+        now: float,
+        *,
+        quiet: bool = False,
+        **facts: object,
     ) -> None:
         self.tally.dropped[kind] += 1
         if device.trouble(kind, now, quiet=quiet):
@@ -160,12 +166,12 @@ class Service:
             self._note(logging.WARNING, f"{device} {WORDS[kind]}{about}", device, kind, **facts)
 
     def _note(
-        self, level: int, sentence: str, device: Device | None, event: str, **facts: object
+        self, level: int, sentence: str, device: ConnectedDevice | None, event: str, **facts: object
     ) -> None:
         who = {"device": device.name, "peer": device.peer.hex()} if device is not None else {}
         self._notes.append(Note(level, sentence, {"event": event, **who, **facts}))
 
-    def _handle(self, device: Device, message: AnyMessage, now: float) -> list[Message]:
+    def _handle(self, device: ConnectedDevice, message: AnyMessage, now: float) -> list[Message]:
         peer = device.peer
         if isinstance(message, Hello):
             return [self._hello(device, message)]
@@ -173,7 +179,7 @@ class Service:
             for seat in self._seats.values():
                 if seat.peer == peer:
                     seat.heard = now
-            return [Pong(message.nonce, self._company)]
+            return [Pong(message.nonce, self._mean_batch_rows)]
         if not device.greeted:
             return [Error("hello", "say hello first", getattr(message, "session", 0), True)]
         if isinstance(message, Open):
@@ -182,7 +188,7 @@ class Service:
             return self._continue(peer, message, now)
         return [Error("invalid", f"a device does not send {type(message).__name__}")]
 
-    def _hello(self, device: Device, hello: Hello) -> Message:
+    def _hello(self, device: ConnectedDevice, hello: Hello) -> Message:
         device.name = hello.device
         mine = self._identity
         checks: list[tuple[bool, ErrorCode, str]] = [
@@ -215,7 +221,7 @@ class Service:
             about = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact)
             words = f"device {device} is here" + (f" ({about})" if about else "")
             self._note(logging.INFO, words, device, "device", **facts)
-        costs, beside = self.speeds.costs, self.speeds.beside
+        costs, cloud_draft = self.speeds.costs, self.speeds.cloud_draft
         return Welcome(
             version=VERSION,
             target=mine.target,
@@ -225,7 +231,7 @@ class Service:
             exits=list(mine.exits) if self._settings.hints else [],
             step_ms=1e3 * costs.step(1),
             token_ms=1e3 * (costs.step(3) - costs.step(2)),  # shorter rows are padded
-            draft_ms=1e3 * beside.step(1) if beside is not None else 0.0,
+            draft_ms=1e3 * cloud_draft.step(1) if cloud_draft is not None else 0.0,
             hint_ms=1e3 * self.speeds.hints,
         )
 
@@ -251,7 +257,9 @@ class Service:
         state = Session(
             message.tokens, message.prompt_length, message.max_tokens, frozenset(message.end_ids)
         )
-        seat = Seat(peer, message.session, state, message.sampling, message.terms, None, now, now)
+        seat = CloudSession(
+            peer, message.session, state, message.sampling, message.terms, None, now, now
+        )
         wait = 0.0 if state.finish else self._wait(seat, now)
         if wait > LONGEST:
             return [self._later(message, wait)]
@@ -261,7 +269,7 @@ class Service:
             return self._standing(seat, peer, len(state.tokens), now)
         return [Admitted(message.session, 1e3 * wait)]
 
-    def _wait(self, seat: Seat, now: float) -> float:
+    def _wait(self, seat: CloudSession, now: float) -> float:
         """Seconds until a session that comes now is begun; 0 where its memory is there."""
         waiting = [other for other in self.unfinished if other.slot is None and other.ready]
         if self.memory.fits([*waiting, seat], self._settings.max_draft, now):
@@ -320,23 +328,25 @@ class Service:
             return []
         return self._draft(seat, message, now)
 
-    def _draft(self, seat: Seat, draft: Draft, now: float) -> list[Message]:
+    def _draft(self, seat: CloudSession, draft: Draft, now: float) -> list[Message]:
         vocabulary, ids = self._engine.vocabulary, draft.tokens
         if ids and max(ids) >= vocabulary:
             known = next(place for place, token in enumerate(ids) if token >= vocabulary)
-            draft = msgspec.structs.replace(draft, tokens=ids[:known], sures=draft.sures[:known])
-        if draft.sures and len(draft.sures) != len(draft.tokens):
-            sentence = f"{len(draft.sures)} probabilities for {len(draft.tokens)} ids"
+            draft = msgspec.structs.replace(
+                draft, tokens=ids[:known], confidences=draft.confidences[:known]
+            )
+        if draft.confidences and len(draft.confidences) != len(draft.tokens):
+            sentence = f"{len(draft.confidences)} probabilities for {len(draft.tokens)} ids"
             return [self._invalid(draft, sentence)]
         path = seat.paths.add(draft)
-        seat.rhythm.came(draft, path, now)
+        seat.arrivals.came(draft, path, now)
         if path is not None and not path.dead and path.end >= seat.length and not seat.asked:
             seat.asked = True
-            if not seat.terms.decoding:
+            if seat.terms.lockstep:
                 seat.ready_since = now
         return []
 
-    def _standing(self, seat: Seat, peer: bytes, base: int, now: float) -> list[Message]:
+    def _standing(self, seat: CloudSession, peer: bytes, base: int, now: float) -> list[Message]:
         """Where a session stands, for a device that lost track: all tokens from `base` on."""
         seat.peer, seat.heard, seat.away = peer, now, False
         tokens = seat.state.tokens
@@ -365,9 +375,9 @@ class Service:
         where it has nothing to say, and is not asked again."""
         for seat, guess in zip(step.seats, guesses, strict=True):
             if guess is None:
-                seat.terms = msgspec.structs.replace(seat.terms, beside=False)
+                seat.terms = msgspec.structs.replace(seat.terms, cloud_draft=False)
             else:
-                seat.drafted(guess.token, guess.sure)
+                seat.drafted(guess.token, guess.confidence)
 
     def learn(self, work: Batch | DraftStep, seconds: float) -> None:
         """How long a step took."""
@@ -377,12 +387,12 @@ class Service:
             exits = self.speeds.hints if any(row.hints for row in work.rows) else 0.0
             costs.learn(len(work.rows), work.width, seconds - exits, work.cached)
             if costs is self.speeds.costs:
-                self._company += SMOOTH * (len(work.rows) - self._company)
+                self._mean_batch_rows += SMOOTH * (len(work.rows) - self._mean_batch_rows)
         else:
-            self.tally.beside_steps += 1
-            self.tally.beside_seconds += seconds
-        if isinstance(work, DraftStep) and self.speeds.beside is not None:
-            self.speeds.beside.learn(len(work.seats), work.width, seconds)
+            self.tally.cloud_draft_steps += 1
+            self.tally.cloud_draft_seconds += seconds
+        if isinstance(work, DraftStep) and self.speeds.cloud_draft is not None:
+            self.speeds.cloud_draft.learn(len(work.seats), work.width, seconds)
 
     def hints(self, batch: Batch, layer: int, choices: Sequence[Choices | None]) -> Outgoing:
         """What an exit head says about the drafts of a batch."""
@@ -450,7 +460,7 @@ class Service:
             outgoing.append((seat.peer, error))
         return outgoing
 
-    def _refused(self, device: Device, error: Error, now: float) -> None:
+    def _refused(self, device: ConnectedDevice, error: Error, now: float) -> None:
         """A device that is refused is named, since its people will ask why; but for one that only
         has to say hello, or to open its session again."""
         self.tally.refused[error.code] += 1
@@ -459,7 +469,7 @@ class Service:
             words = f"device {device} is refused ({error.code}): {error.message}"
             self._note(level, words, device, "refused", code=error.code)
 
-    def _ended(self, seat: Seat, reason: str, now: float) -> None:
+    def _ended(self, seat: CloudSession, reason: str, now: float) -> None:
         record, device = seat.record, self.devices.get(seat.peer)
         self.tally.end(record, reason, now)
         self._pace.ended(now - seat.opened_at)
@@ -478,7 +488,7 @@ class Service:
         )
         self._note(logging.INFO, sentence, device, "ended", **facts)
 
-    def _forget(self, seat: Seat, reason: str, now: float) -> None:
+    def _forget(self, seat: CloudSession, reason: str, now: float) -> None:
         """`reason` is why it ends, if it was not finished; empty: another takes its place."""
         if reason and not seat.state.finish and self._seats.get(seat.session) is seat:
             self._ended(seat, reason, now)
@@ -489,7 +499,7 @@ class Service:
         if not seat.running:
             self._free(seat, now, keep=reason != "error")
 
-    def _free(self, seat: Seat, now: float, *, keep: bool = True) -> None:
+    def _free(self, seat: CloudSession, now: float, *, keep: bool = True) -> None:
         """Gives the memory back; a seat in flight has it until its batch has run."""
         self.memory.leave(seat, now, keep=keep)
         self._leaving = [other for other in self._leaving if other is not seat]

@@ -6,9 +6,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from cloud_runtime.decision import AHEAD, Outlook
-from cloud_runtime.paths import Path, Paths
+from cloud_runtime.paths import CandidatePath, CandidatePaths
 from cloud_runtime.status.tally import Record
-from edgespec.confidence import Trust
+from edgespec.confidence import AcceptanceEstimate
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
 from edgespec.session import Session
@@ -22,7 +22,7 @@ LATE = 1.0
 """Drafting intervals after which an id that has not come is no longer waited for."""
 
 
-class Rhythm:
+class DraftArrivals:
     """When a device's ids come: measured from packets, without comparing clocks."""
 
     WEIGHT = 0.25
@@ -38,7 +38,7 @@ class Rhythm:
         """A verdict left that makes `length` tokens committed."""
         self._sent.append((length, now))
 
-    def came(self, draft: Draft, path: Path | None, now: float) -> None:
+    def came(self, draft: Draft, path: CandidatePath | None, now: float) -> None:
         """Ids came, for that path if they were of use."""
         if path is None or not draft.tokens:
             return
@@ -50,7 +50,7 @@ class Rhythm:
                     self.reaction = self._blend(self.reaction, now - left)
         path.grown = now
 
-    def coming(self, path: Path | None, length: int, now: float) -> list[float]:
+    def coming(self, path: CandidatePath | None, length: int, now: float) -> list[float]:
         """Seconds from now until each further id is expected: of the path, or where it ends with
         the committed text, which has `length` tokens, of whatever the device makes of the last
         verdict."""
@@ -69,7 +69,7 @@ class Rhythm:
 
 
 @dataclass
-class Seat:
+class CloudSession:
     """`cached <= len(state.tokens)`: the committed tokens beyond it have yet to be run."""
 
     peer: bytes
@@ -87,15 +87,15 @@ class Seat:
     """Positions that were cached when its slot was taken away."""
     asked: bool = False
     """A draft has come that no verdict has answered, perhaps an empty one."""
-    in_flight: Path | None = None
+    in_flight: CandidatePath | None = None
     """What the batch in flight verifies of it; `running` says whether there is one."""
     verifying: int = 0
     running: bool = False
     verdict: Verdict | None = None
     """The last one, for a device that missed it."""
-    besides: Path | None = None
+    cloud_drafted: CandidatePath | None = None
     """What the cloud has drafted itself."""
-    beside_trust: Trust = field(default_factory=Trust)
+    cloud_draft_estimate: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
     in_time: float = 1.0
     """Share of its steps lately for which the device had ids ready."""
     read: int = 0
@@ -113,8 +113,8 @@ class Seat:
 
     def __post_init__(self) -> None:
         self.opened_at = self.ready_since
-        self.paths = Paths(self.state.tokens)
-        self.rhythm = Rhythm()
+        self.paths = CandidatePaths(self.state.tokens)
+        self.arrivals = DraftArrivals()
         self.record = Record(opened=self.opened_at)
 
     @property
@@ -147,7 +147,7 @@ class Seat:
     @property
     def promised(self) -> bool:
         """Whether there is a rate to keep."""
-        return self.terms.rate > 0 and self.began is not None
+        return self.terms.target_rate > 0 and self.began is not None
 
     @property
     def due(self) -> float:
@@ -156,7 +156,7 @@ class Seat:
         if not self.promised or self.began is None:
             return self.ready_since
         since, length = self.began
-        return since + (self.length + 1 - length) / self.terms.rate
+        return since + (self.length + 1 - length) / self.terms.target_rate
 
     @property
     def pending(self) -> int:
@@ -179,55 +179,57 @@ class Seat:
         takes, not while its device mostly is in time: reading after it costs more than it brings.
         """
         device = self.terms.drafting and company and self.in_time > IN_TIME
-        return self.terms.beside and self.opened and not device
+        return self.terms.cloud_draft and self.opened and not device
 
-    def best(self) -> Path | None:
+    def best(self) -> CandidatePath | None:
         """The path to go on along: the device's, unless what was drafted here goes further on it,
         or the device's has nothing beyond the committed text."""
         path = self.paths.best() if self.terms.drafting else None
-        beside = self.besides
-        if beside is None or beside.end <= self.length:
+        cloud_draft = self.cloud_drafted
+        if cloud_draft is None or cloud_draft.end <= self.length:
             return path
         if path is None:
-            return beside
-        theirs, ours = path.ahead(self.length), beside.ahead(self.length)
-        return beside if ours[: len(theirs)] == theirs else path
+            return cloud_draft
+        theirs, ours = path.ahead(self.length), cloud_draft.ahead(self.length)
+        return cloud_draft if ours[: len(theirs)] == theirs else path
 
-    def drafted(self, token: int, sure: float) -> None:
+    def drafted(self, token: int, confidence: float) -> None:
         """The draft beside the target names what follows the best path."""
         self.read = self.length + self.ahead
         path = self.best()
-        if path is None or path is not self.besides:
+        if path is None or path is not self.cloud_drafted:
             ids = path.ahead(self.length) if path is not None else []
-            sures = path.sures_ahead(self.length) if path is not None else []
+            confidences = path.confidences_ahead(self.length) if path is not None else []
             number = path.round if path is not None and ids else 0
-            path = self.besides = Path(number, self.length, ids, sures, own=self.length + len(ids))
+            path = self.cloud_drafted = CandidatePath(
+                number, self.length, ids, confidences, own=self.length + len(ids)
+            )
         path.tokens.append(token)
-        path.sures.append(sure)
+        path.confidences.append(confidence)
 
     def outlook(
         self, now: float, most: int, weight: float = 1.0, *, company: bool = False
     ) -> Outlook:
         """What `decide` needs to know. `most` ids are of use; `weight` is what its tokens count;
-        `company`: it shares the step."""
+        `mean_batch_rows`: it shares the step."""
         path = self.best()
-        own = path is not None and path is self.besides
-        here = path.sures_ahead(self.length)[:most] if path is not None else []
-        trust = self.beside_trust if own else self.paths.trust
+        own = path is not None and path is self.cloud_drafted
+        here = path.confidences_ahead(self.length)[:most] if path is not None else []
+        estimate = self.cloud_draft_estimate if own else self.paths.estimate
         more = len(here) < most
         coming: list[float] = []
         if more and self.terms.drafting and self.terms.decoding and not own and self.opened:
-            coming = self.rhythm.coming(path, self.length, now)
+            coming = self.arrivals.coming(path, self.length, now)
         return Outlook(
-            here=[trust.probability(sure) for sure in here],
+            here=[estimate.probability(confidence) for confidence in here],
             coming=coming,
-            coming_sure=self.paths.trust.acceptance,
-            beside=more and self.may_draft(company=company) and self.terms.decoding,
-            beside_sure=self.beside_trust.acceptance,
+            coming_confidence=self.paths.estimate.acceptance,
+            cloud_draft=more and self.may_draft(company=company) and self.terms.decoding,
+            cloud_draft_confidence=self.cloud_draft_estimate.acceptance,
             # What it reads once serves the whole answer, above all where nobody else drafts.
             unread=min(self.unread, READING if self.terms.drafting else 2),
             pending=self.pending,
-            whole=not self.terms.decoding,
+            lockstep=self.terms.lockstep,
             weight=weight,
         )
 
@@ -261,7 +263,7 @@ class Seat:
         """After tokens were committed: every path is compared with them."""
         self.paths.settle()
         self.read = min(self.read, self.length - 1)
-        if self.besides is not None:
-            self.besides.compare(self.state.tokens, self.beside_trust)
-            if self.besides.dead or self.besides.end < self.length:
-                self.besides = None
+        if self.cloud_drafted is not None:
+            self.cloud_drafted.compare(self.state.tokens, self.cloud_draft_estimate)
+            if self.cloud_drafted.dead or self.cloud_drafted.end < self.length:
+                self.cloud_drafted = None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cloud_runtime.sessions import SMOOTH, Seat
+from cloud_runtime.sessions import SMOOTH, CloudSession
 from edgespec.protocol import Hint, Verdict
 from edgespec.sampling import choose, guess, verify
 from engines.base import Choices
 
 
-def hint(seat: Seat, layer: int, choice: Choices, vocabulary: int) -> Hint:
+def hint(seat: CloudSession, layer: int, choice: Choices, vocabulary: int) -> Hint:
     """An exit head's tokens at the draft's positions and the one after, from its top candidates."""
     tokens = [
         guess(ids, logits, seat.sampling, seat.length + number, vocabulary)
@@ -18,7 +18,7 @@ def hint(seat: Seat, layer: int, choice: Choices, vocabulary: int) -> Hint:
     return Hint(seat.session, number, seat.length, layer, tokens)
 
 
-def verdict(seat: Seat, choice: Choices, now: float) -> Verdict:
+def verdict(seat: CloudSession, choice: Choices, now: float) -> Verdict:
     """Verifies the drafted ids of the seat's row and commits what follows."""
     base, draft, path = seat.length, seat.draft, seat.in_flight
     confirmed, tokens = verify(draft, _tokens(seat, choice))
@@ -29,7 +29,7 @@ def verdict(seat: Seat, choice: Choices, now: float) -> Verdict:
     accepted = path.theirs(base, base + confirmed) if path is not None else 0
     seat.in_time += SMOOTH * ((number > 0) - seat.in_time)
     seat.settle()
-    seat.rhythm.sent(seat.length, now)
+    seat.arrivals.sent(seat.length, now)
     path = seat.paths.best()
     seat.asked = path is not None and path.end > seat.length
     if seat.began is None:
@@ -40,7 +40,7 @@ def verdict(seat: Seat, choice: Choices, now: float) -> Verdict:
     return seat.verdict
 
 
-def _tokens(seat: Seat, choice: Choices) -> list[int]:
+def _tokens(seat: CloudSession, choice: Choices) -> list[int]:
     """The target's tokens at the draft's positions and the one after."""
     if seat.sampling.greedy:
         return [int(token) for token in choice.argmax]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cloud_runtime.cloud_draft import BesideDrafter
+from cloud_runtime.cloud_draft import CloudDrafter
 from cloud_runtime.costs import Speeds, StepCosts
 from edgespec.sampling import Sampling
 from engines.base import Engine, Row
@@ -26,7 +26,7 @@ BESIDE = (0.003, 0.001, 0.0003, 0.0)
 
 def measure(
     engine: Engine,
-    drafter: BesideDrafter | None,
+    drafter: CloudDrafter | None,
     *,
     hints: bool,
     clock: Callable[[], float] = time.monotonic,
@@ -68,11 +68,11 @@ def measure(
         for slot in slots:
             engine.close(slot)
     if drafter is not None:
-        speeds.beside = _beside(drafter, ids[:PAST], clock)
+        speeds.cloud_draft = _cloud_draft(drafter, ids[:PAST], clock)
     return speeds
 
 
-def _beside(drafter: BesideDrafter, prompt: list[int], clock: Callable[[], float]) -> StepCosts:
+def _cloud_draft(drafter: CloudDrafter, prompt: list[int], clock: Callable[[], float]) -> StepCosts:
     costs = StepCosts(BESIDE)
     texts = [list(prompt) for _ in range(max(TEXTS))]
 

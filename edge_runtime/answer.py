@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from edge_runtime.modes import Meter
+from edge_runtime.modes import Measurements
 from edge_runtime.policy import choose
-from edge_runtime.tree import Hit, Path, Tree
+from edge_runtime.tree import DraftedPath, Hit, Tree
 from edgespec.config import EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError, UsageError
 from edgespec.protocol import (
@@ -42,7 +42,7 @@ class Answer:
 
     def __init__(
         self, session: int, request: Request, welcome: Welcome, end_ids: Sequence[int],
-        settings: EdgeSettings, terms: Terms, meter: Meter, exits: Mapping[int, float],
+        settings: EdgeSettings, terms: Terms, meter: Measurements, exits: Mapping[int, float],
     ) -> None:  # fmt: skip
         """`exits` tells, by layer, how often an exit head is right.
 
@@ -76,7 +76,7 @@ class Answer:
             min(request.max_tokens, welcome.context - length),
             frozenset(end_ids),
         )
-        self.tree = Tree(self.state.tokens, meter.trust)
+        self.tree = Tree(self.state.tokens, meter.estimate)
 
     @property
     def done(self) -> bool:
@@ -106,7 +106,7 @@ class Answer:
         self._outstanding = None
         self.tree.restart()
 
-    def steps(self) -> list[Path]:
+    def steps(self) -> list[DraftedPath]:
         """The paths that the draft should make longer now, in one step; none while nothing is
         worth drafting, or in lock-step nothing is allowed."""
         if not self.terms.drafting or self.done:
@@ -116,12 +116,12 @@ class Answer:
         if not self._tactics.streaming:
             return self._in_lockstep(min(most, self._draft_length))[:1]
         pace = self._meter.pace
-        if not self.terms.decoding:  # a cloud that waits is never ahead
+        if self.terms.lockstep:  # a cloud that waits is never ahead
             pace = replace(pace, round_trip=0.0)
         chosen = choose(self.tree, pace, most=most, branches=self._tactics.branches)
         return [path if place is None else self.tree.fork(path, place) for _, path, place in chosen]
 
-    def _in_lockstep(self, most: int) -> list[Path]:
+    def _in_lockstep(self, most: int) -> list[DraftedPath]:
         main = self.tree.main
         if self._outstanding is None:
             paths = [main]
@@ -132,7 +132,7 @@ class Answer:
             paths = []
         return [path for path in paths if not path.stuck and len(path.ahead) < most]
 
-    def grow(self, paths: Sequence[Path], guesses: Sequence[Guess | None]) -> None:
+    def grow(self, paths: Sequence[DraftedPath], guesses: Sequence[Guess | None]) -> None:
         for path, guess in zip(paths, guesses, strict=True):
             self.tree.grow(path, guess)
 
@@ -147,7 +147,7 @@ class Answer:
             paths = [path for path in paths if free and path is self.tree.main]
         unsent = sum(end + len(path.ahead) - path.sent for path in paths)
         # A cloud that waits must be asked, if need be with an empty draft.
-        return unsent or int(idle and not self.terms.decoding and self._outstanding is None)
+        return unsent or int(idle and self.terms.lockstep and self._outstanding is None)
 
     def packets(self) -> list[Draft]:
         """Everything drafted that the cloud lacks; in lock-step a round, which may be empty."""
@@ -237,7 +237,7 @@ class Answer:
         cloud still has. A cloud that waits has then not understood what was sent: it was lost, or
         went on from something that was. So drafting begins anew."""
         here = verdict.session == self.session_id and verdict.base == len(self.state.tokens)
-        if here and not self.terms.decoding:
+        if here and self.terms.lockstep:
             self._forget()
 
     def close(self) -> Close:

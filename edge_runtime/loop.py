@@ -209,7 +209,7 @@ class EdgeLoop:
     @property
     def _pack(self) -> float:
         """Seconds that drafted ids wait for company."""
-        shared = PACK_SHARE * self.modes.meter.step if self.modes.crowded else 0.0
+        shared = PACK_SHARE * self.modes.meter.step if self.modes.shared else 0.0
         return max(PACK_SECONDS, shared)
 
     def _send(self, answer: Answer, packet: Draft) -> None:
@@ -270,7 +270,7 @@ class EdgeLoop:
             left = self._pings.pop(message.nonce, None)
             if left is not None:
                 self.modes.meter.tripped(self._clock() - left)
-                self.modes.company = message.company
+                self.modes.mean_batch_rows = message.mean_batch_rows
         elif isinstance(message, Hint):
             answer.on_hint(message)
         elif isinstance(message, Admitted) and message.session == answer.session_id:
@@ -324,7 +324,7 @@ class EdgeLoop:
         now = self._clock()
         since = now - self._last_verdict if self._last_verdict else 0.0
         self.modes.verdict(verdict, len(pieces), since)
-        if since and (not verdict.round or self.modes.crowded):
+        if since and (not verdict.round or self.modes.shared):
             self.modes.meter.stepped(since, max(1, len(tokens) - accepted))
         self._last_verdict = now
         if self._trace:

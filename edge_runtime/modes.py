@@ -11,8 +11,8 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field, replace
 
-from edge_runtime.policy import Pace
-from edgespec.confidence import Trust
+from edge_runtime.policy import DraftTimings
+from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings
 from edgespec.protocol import Terms, Verdict, Welcome
 
@@ -44,7 +44,7 @@ MORE = 0.4
 
 
 @dataclass
-class Meter:
+class Measurements:
     """What the device measures, over all its answers. Times in seconds."""
 
     step: float
@@ -55,10 +55,10 @@ class Meter:
     """The last draft steps, by number of paths."""
     trips: deque[float] = field(default_factory=lambda: deque(maxlen=8))
     """The last round trips."""
-    trust: Trust = field(default_factory=Trust)
+    estimate: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> DraftTimings:
         # The shortest trip: others met a step that was running. The median draft step: some wait
         # for a core.
         steps = {count: statistics.median(times) for count, times in self.drafts.items()}
@@ -67,8 +67,12 @@ class Meter:
             max(1.0, steps[count] / alone) if alone and count in steps else 1 + MORE * (count - 1)
             for count in range(1, self.batch + 1)
         ]
-        return Pace(
-            min(self.trips, default=0.0), self.step, alone, self.trust.acceptance, tuple(together)
+        return DraftTimings(
+            min(self.trips, default=0.0),
+            self.step,
+            alone,
+            self.estimate.acceptance,
+            tuple(together),
         )
 
     def tripped(self, seconds: float) -> None:
@@ -93,11 +97,11 @@ class Modes:
     ) -> None:
         """`drafts`: whether the device has anything to draft with; `batch`: for how many paths in
         one step."""
-        self.meter = Meter(step=welcome.step_ms / 1e3, batch=batch)
+        self.meter = Measurements(step=welcome.step_ms / 1e3, batch=batch)
         self._mode = settings.mode
         self._tactics = settings.tactics
         self._welcome = welcome
-        self._wanted = settings.target_rate
+        self._target_rate = settings.target_rate
         self._drafts = drafts
         self._on = drafts and settings.mode in ("auto", "edge")
         self._tokens = self._won = 0
@@ -107,7 +111,7 @@ class Modes:
         """Tokens and seconds since the mode last changed, or the last trial ended."""
         self._alone = 1e3 / max(welcome.step_ms, 1e-3)
         """Tokens a second while the device rests; what the cloud says until that is measured."""
-        self.company = 0.0
+        self.mean_batch_rows = 0.0
         """Sessions that share a step of the cloud. Among others rates say little: a device that
         stops drafting would slow itself down."""
         self._least = SLOWER
@@ -116,7 +120,7 @@ class Modes:
     @property
     def terms(self) -> Terms:
         tactics = self._tactics
-        waits = tactics.cloud_waits
+        waits = tactics.lockstep
         if waits is None:
             waits = not tactics.streaming
         hints = tactics.hints
@@ -125,33 +129,33 @@ class Modes:
             hints = tactics.pre_draft == "exits" or (tactics.streaming and cheap)
         return Terms(
             drafting=self._on,
-            beside=self._beside,
+            cloud_draft=self._cloud_draft,
             decoding=not (self._on and waits),
             hints=bool(self._on and hints and self._welcome.exits),
-            rate=self._wanted,
+            target_rate=self._target_rate,
         )
 
     @property
-    def _beside(self) -> bool:
+    def _cloud_draft(self) -> bool:
         """Whether the cloud may draft, and can."""
         return self._mode in ("auto", "cloud-draft") and self._welcome.draft_ms > 0
 
     @property
-    def crowded(self) -> bool:
-        return self.company > ALONE
+    def shared(self) -> bool:
+        return self.mean_batch_rows > ALONE
 
     @property
     def name(self) -> str:
         """The mode in which answers are written now."""
         if self._on:
-            return "edge, with cloud-draft where nothing has come" if self._beside else "edge"
-        return "cloud-draft" if self._beside else "cloud"
+            return "edge, with cloud-draft where nothing has come" if self._cloud_draft else "edge"
+        return "cloud-draft" if self._cloud_draft else "cloud"
 
     def begin(self) -> None:
         """The round trip is known: whether to draft from the first token on."""
         if (
             self._on
-            and self._beside
+            and self._cloud_draft
             and self._tactics.streaming
             and self.meter.pace.overtaking < DOUBT
         ):
@@ -179,7 +183,7 @@ class Modes:
                 return False
             if self._rate:
                 self._alone, self._least = self._rate, 1.0
-            self.meter.trust.forget()
+            self.meter.estimate.forget()
             return self._turn(on=True, reason=f"another try; {self.figures}")
         if self._tokens < self.trial:
             return False
@@ -189,7 +193,7 @@ class Modes:
             reason = f"a draft overtakes the cloud with probability {pace.overtaking:.3f}"
         elif share < LEAST_SHARE and pace.overtaking < PROMISE:
             reason = f"of the last {tokens} tokens {share:.0%} were the device's"
-        elif not self.crowded and rate and rate < self._least * self._alone:
+        elif not self.shared and rate and rate < self._least * self._alone:
             reason = f"{rate:.1f} tokens/s with it, {self._alone:.1f} without"
         else:
             self._pause = PAUSE

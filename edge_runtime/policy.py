@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from edge_runtime.tree import Path, Tree
+from edge_runtime.tree import DraftedPath, Tree
 
 FLOOR = 0.06
 """Worth, beyond what the lead takes from every step, below which one is not drafted: one in 16
@@ -30,7 +30,7 @@ FAR = 1e6
 
 
 @dataclass(frozen=True)
-class Pace:
+class DraftTimings:
     """Measured times in seconds, and how often the draft is right."""
 
     round_trip: float
@@ -59,11 +59,11 @@ class Choice(NamedTuple):
     """A path to make longer, after its runner-up at `place` was taken if that is not None."""
 
     worth: float
-    path: Path
+    path: DraftedPath
     place: int | None
 
 
-def choose(tree: Tree, pace: Pace, *, most: int, branches: bool = True) -> list[Choice]:
+def choose(tree: Tree, pace: DraftTimings, *, most: int, branches: bool = True) -> list[Choice]:
     """The best steps, best first, as many together as bring most for their time; none where
     nothing is worth one. `most` is the number of ids that a path may have ahead."""
     steps = _steps(tree, pace, most, branches)
@@ -75,7 +75,7 @@ def choose(tree: Tree, pace: Pace, *, most: int, branches: bool = True) -> list[
     return best[: 1 + rates.index(max(rates))] if rates else []
 
 
-def _steps(tree: Tree, pace: Pace, most: int, branches: bool) -> Iterator[Choice]:
+def _steps(tree: Tree, pace: DraftTimings, most: int, branches: bool) -> Iterator[Choice]:
     lead, acceptance = pace.lead, pace.acceptance
     for path in tree.paths:
         ahead = len(path.ahead)
@@ -84,8 +84,8 @@ def _steps(tree: Tree, pace: Pace, most: int, branches: bool) -> Iterator[Choice
     if not branches:
         return
     path = tree.main
-    before = itertools.accumulate(path.sures, lambda a, b: a * b, initial=1.0)
-    for place, (others, chance) in enumerate(zip(path.others, before, strict=False)):
+    before = itertools.accumulate(path.confidences, lambda a, b: a * b, initial=1.0)
+    for place, (others, chance) in enumerate(zip(path.runners_up, before, strict=False)):
         if others and place + 1 < most:
             worth = chance * others[0][1] * acceptance ** max(0.0, lead - place - 1)
             yield Choice(worth, path, place)

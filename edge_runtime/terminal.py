@@ -22,7 +22,7 @@ from edgespec.trace import Trace
 from edgespec.transport import DealerLink
 from engines.drafters.base import Drafter, NoDrafter
 from engines.machine.doctor import brief
-from engines.machine.energy.meter import Meter
+from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import Sensors, find
 
 ACCEPTED, WRITTEN = "green", "yellow"
@@ -159,7 +159,7 @@ def _answer(
     loop: EdgeLoop, codec: Codec, prompt: Sequence[int], text: TextSettings, sensors: Sensors | None
 ) -> str:
     request = Request(tuple(prompt), text.max_tokens, text.sampling, text.stops)
-    meter = Meter(sensors) if sensors else None
+    meter = EnergyMeter(sensors) if sensors else None
     stream = TextStream(codec, prompt, text.stops)
     console = Console(highlight=False, force_terminal=True) if text.show_drafts else None
     said = []

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgespec.confidence import Trust
+from edgespec.confidence import AcceptanceEstimate
 from edgespec.protocol import Draft
 from engines.drafters.base import Guess
 
@@ -24,7 +24,7 @@ by an exit's hint, goes on; nothing does."""
 
 
 @dataclass(eq=False)
-class Path:
+class DraftedPath:
     """Ids beyond the committed text, and what is known about each."""
 
     round: int
@@ -35,11 +35,11 @@ class Path:
     via: Hit = "full"
     """What a verdict that goes on along it is called."""
     ahead: list[int] = field(default_factory=list)
-    sures: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
     """Probability of each id if those before it are right."""
-    said: list[float] = field(default_factory=list)
+    raw_confidences: list[float] = field(default_factory=list)
     """What the draft itself said of that."""
-    others: list[list[tuple[int, float]]] = field(default_factory=list)
+    runners_up: list[list[tuple[int, float]]] = field(default_factory=list)
     """For each id the runners-up that are left to try and their probabilities, likeliest first."""
     stuck: bool = False
     """The draft has no guess at what follows."""
@@ -52,16 +52,16 @@ class Path:
     @property
     def chance(self) -> float:
         """Probability that all of it is right."""
-        return math.prod(self.sures)
+        return math.prod(self.confidences)
 
 
 class Tree:
     """`committed` is the session's own list, which grows."""
 
-    def __init__(self, committed: Sequence[int], trust: Trust) -> None:
-        """`trust` learns from what the tree held, and says what its probabilities are worth."""
+    def __init__(self, committed: Sequence[int], estimate: AcceptanceEstimate) -> None:
+        """`estimate` learns from what the tree held, and says what its probabilities are worth."""
         self._committed = committed
-        self._trust = trust
+        self._estimate = estimate
         self._length = len(committed)
         self._rounds = 0
         self.restart()
@@ -71,43 +71,45 @@ class Tree:
         self.main = self._root()
         self.paths = [self.main]
 
-    def _root(self) -> Path:
+    def _root(self) -> DraftedPath:
         self._rounds += 1
-        return Path(self._rounds, 0, len(self._committed))
+        return DraftedPath(self._rounds, 0, len(self._committed))
 
-    def text(self, path: Path) -> list[int]:
+    def text(self, path: DraftedPath) -> list[int]:
         return [*self._committed, *path.ahead]
 
-    def grow(self, path: Path, guess: Guess | None) -> None:
+    def grow(self, path: DraftedPath, guess: Guess | None) -> None:
         if guess is None:
             path.stuck = True
             return
         path.ahead.append(guess.token)
-        sure = self._trust.probability(guess.sure)
+        confidence = self._estimate.probability(guess.confidence)
         # What the trust takes from the first guess it gives to the others, and the reverse.
-        share = (1 - sure) / max(1 - guess.sure, 1e-9)
-        path.sures.append(sure)
-        path.said.append(guess.sure)
-        path.others.append(
-            [(other, min(1 - sure, chance * share)) for other, chance in guess.others]
+        share = (1 - confidence) / max(1 - guess.confidence, 1e-9)
+        path.confidences.append(confidence)
+        path.raw_confidences.append(guess.confidence)
+        path.runners_up.append(
+            [(other, min(1 - confidence, chance * share)) for other, chance in guess.runners_up]
         )
 
-    def fork(self, path: Path, place: int) -> Path:
+    def fork(self, path: DraftedPath, place: int) -> DraftedPath:
         """A path that names the runner-up at `place` of `path`; it is not tried again there."""
-        token, sure = path.others[place].pop(0)
-        return self.open(path, place, token, sure, "branch")
+        token, confidence = path.runners_up[place].pop(0)
+        return self.open(path, place, token, confidence, "branch")
 
-    def open(self, path: Path, place: int, token: int, sure: float, via: Hit) -> Path:
+    def open(
+        self, path: DraftedPath, place: int, token: int, confidence: float, via: Hit
+    ) -> DraftedPath:
         """A path that shares `place` ids with `path` and then names `token`."""
         self._rounds += 1
-        new = Path(
+        new = DraftedPath(
             self._rounds,
             path.round,
             self._length + place,
             via,
             [*path.ahead[:place], token],
-            [*path.sures[:place], sure],
-            [*path.said[:place], sure],
+            [*path.confidences[:place], confidence],
+            [*path.raw_confidences[:place], confidence],
             [[] for _ in range(place + 1)],
         )
         self.paths.append(new)
@@ -116,28 +118,32 @@ class Tree:
             self.paths.remove(min(branches, key=lambda p: p.chance))
         return new
 
-    def hinted(self, number: int, base: int, tokens: Sequence[int], sure: float) -> Path | None:
+    def hinted(
+        self, number: int, base: int, tokens: Sequence[int], confidence: float
+    ) -> DraftedPath | None:
         """An exit head names the ids from `base` on, along round `number`; each is right with
-        probability `sure`. The path that it adds to the tree, if it differs from what is there."""
+        probability `confidence`. Returns the path that it adds, None if the tree has it already."""
         path = next((p for p in self.paths if p.round == number), None)
         if path is None or base != self._length:
             return None
         for place, token in enumerate(tokens):
             if place == len(path.ahead):
-                return self._towards(path, place, token, sure)
+                return self._towards(path, place, token, confidence)
             if path.ahead[place] != token:
-                path.sures[place] = min(path.sures[place], 1 - sure)
-                path.others[place] = []
-                return self._towards(path, place, token, sure)
+                path.confidences[place] = min(path.confidences[place], 1 - confidence)
+                path.runners_up[place] = []
+                return self._towards(path, place, token, confidence)
         return None
 
-    def _towards(self, path: Path, place: int, token: int, sure: float) -> Path | None:
+    def _towards(
+        self, path: DraftedPath, place: int, token: int, confidence: float
+    ) -> DraftedPath | None:
         start = [*path.ahead[:place], token]
         for other in self.paths:
             if other.ahead[: place + 1] == start:
-                other.sures[place] = max(other.sures[place], sure)
+                other.confidences[place] = max(other.confidences[place], confidence)
                 return None
-        return self.open(path, place, token, sure, "hint")
+        return self.open(path, place, token, confidence, "hint")
 
     def commit(self) -> Hit:
         """Cuts the tree to what the committed text, which has grown, leaves of it."""
@@ -147,7 +153,7 @@ class Tree:
         alive = [p for p in self.paths if p.ahead[:count] == fresh]
         self._learn(fresh)
         for path in alive:
-            for column in (path.ahead, path.sures, path.said, path.others):
+            for column in (path.ahead, path.confidences, path.raw_confidences, path.runners_up):
                 del column[:count]
             if path.sent == path.base:  # the cloud has never heard of it: it may start from here
                 path.parent, path.base, path.sent = 0, self._length, self._length
@@ -164,26 +170,28 @@ class Tree:
         return hit
 
     def _learn(self, fresh: Sequence[int]) -> None:
-        for drafted, said, token in zip(self.main.ahead, self.main.said, fresh, strict=False):
-            self._trust.learn(said, right=drafted == token)
+        for drafted, said, token in zip(
+            self.main.ahead, self.main.raw_confidences, fresh, strict=False
+        ):
+            self._estimate.learn(said, right=drafted == token)
             if drafted != token:
                 return
 
-    def unsent(self) -> list[Path]:
+    def unsent(self) -> list[DraftedPath]:
         """Paths with ids that the cloud does not have, parents before their branches."""
         end = self._length
         return sorted((p for p in self.paths if p.sent < end + len(p.ahead)), key=lambda p: p.round)
 
-    def packet(self, session: int, path: Path) -> Draft:
+    def packet(self, session: int, path: DraftedPath) -> Draft:
         """What the cloud lacks of a path; it counts as sent."""
         start, end = path.sent, self._length + len(path.ahead)
         known = self._committed[start : self._length]
         place = max(0, start - self._length)
         tokens = [*known, *path.ahead[place:]]
-        sures = [1.0] * len(known) + path.said[place:]
+        confidences = [1.0] * len(known) + path.raw_confidences[place:]
         path.sent = end
         parent = path.parent if start == path.base else path.round
         return Draft(
             session, path.round, parent, start, tokens,
-            bytes(round(255 * sure) for sure in sures),
+            bytes(round(255 * confidence) for confidence in confidences),
         )  # fmt: skip

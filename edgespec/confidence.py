@@ -88,7 +88,7 @@ def calibration_error(confidences: Floats, right: npt.NDArray[np.bool_]) -> floa
     return sum(b.tokens * abs(b.confidence - b.right) for b in bins) / max(total, 1)
 
 
-class Trust:
+class AcceptanceEstimate:
     """What a draft's own probabilities are worth on the text at hand: their log-odds and an offset,
     learnt from every id that is compared with the committed text, verified or not. So a draft that
     is not verified any more can win its trust back.
@@ -107,10 +107,10 @@ class Trust:
         self._offset = 0.0
         self._right, self._seen = 4.0 * self._expected, 4.0
 
-    def learn(self, sure: float, *, right: bool, first: bool = True) -> None:
+    def learn(self, confidence: float, *, right: bool, first: bool = True) -> None:
         """An id of which the draft was so sure was compared. `first`: it was the draft's first
         choice, so that it counts for the acceptance."""
-        self._offset += self.RATE * (right - self.probability(sure))
+        self._offset += self.RATE * (right - self.probability(confidence))
         if not first:
             return
         self._right = self._right * self.MEMORY + right
@@ -121,7 +121,7 @@ class Trust:
         """Share of ids that were right."""
         return self._right / self._seen
 
-    def probability(self, sure: float) -> float:
+    def probability(self, confidence: float) -> float:
         """That an id is right of which the draft is so sure; in (0, 1)."""
-        sure = min(max(sure, 1e-3), 1 - 1e-3)
-        return 1 / (1 + (1 - sure) / sure * math.exp(-self._offset))
+        confidence = min(max(confidence, 1e-3), 1 - 1e-3)
+        return 1 / (1 + (1 - confidence) / confidence * math.exp(-self._offset))

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgespec.policies import (
+    DraftPolicy,
+    EvictionPolicy,
+    LinkLimits,
+    ModePolicy,
+    SchedulerPolicy,
+)
 from edgespec.sampling import Sampling
 
 NGRAM = "ngram"
@@ -62,6 +69,9 @@ class CloudSettings:
     energy: Path | None = None
     """Root of the file tree that energy and heat are read from, `/` but for recorded ones; None:
     not measured."""
+    scheduler: SchedulerPolicy = SchedulerPolicy()
+    eviction: EvictionPolicy = EvictionPolicy()
+    limits: LinkLimits = LinkLimits()
 
 
 Mode = Literal["auto", "edge", "cloud-draft", "cloud"]
@@ -79,7 +89,7 @@ class Tactics:
     """With `tree`: also for outcomes other than full acceptance."""
     hints: bool | None = None
     """Ask for hints; None: where the cloud says that exit heads cost little, and for `exits`."""
-    cloud_waits: bool | None = None
+    lockstep: bool | None = None
     """The target does nothing until a draft is here; None: in lock-step only."""
 
     @property
@@ -113,6 +123,9 @@ class EdgeSettings:
     """File for the trace of this process."""
     energy: Path | None = None
     """As in `CloudSettings`."""
+    modes: ModePolicy = ModePolicy()
+    drafting: DraftPolicy = DraftPolicy()
+    limits: LinkLimits = LinkLimits()
 
 
 @dataclass(frozen=True)

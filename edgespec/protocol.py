@@ -113,14 +113,19 @@ class Terms(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
 
     drafting: bool = True
     """The device drafts."""
-    beside: bool = False
+    cloud_draft: bool = False
     """The cloud may draft beside the target, if it has a draft."""
     decoding: bool = True
-    """The target goes on by itself while nothing has come. False: lock-step."""
+    """The target decodes by itself while no draft has arrived. False: lockstep."""
     hints: bool = False
     """Exit heads run for this session."""
-    rate: Rate = 0.0
-    """What the device was promised; 0: as fast as possible."""
+    target_rate: Rate = 0.0
+    """Tokens a second that the device asked for; 0: as fast as possible."""
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether the target waits for a draft instead of decoding by itself."""
+        return not self.decoding
 
 
 class Open(Message, frozen=True, tag="open"):
@@ -153,7 +158,7 @@ class Draft(Message, frozen=True, tag="draft"):
     has begun; 0: the committed text."""
     base: Position
     tokens: Tokens
-    sures: Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT + 1)] = b""
+    confidences: Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT + 1)] = b""
     """For each id the probability, in 1/255, that it is the target's, if those before it are."""
 
 
@@ -207,7 +212,7 @@ class Ping(Message, frozen=True, tag="ping"):
 
 class Pong(Message, frozen=True, tag="pong"):
     nonce: Identifier
-    company: Rate = 0.0
+    mean_batch_rows: Rate = 0.0
     """Sessions that share a step of the target, on average lately."""
 
 

@@ -132,7 +132,7 @@ class Ranked(NamedTuple):
     token: int
     odds: float
     """Log-odds of the choice against all others by the softmax of scores; infinite without any."""
-    others: tuple[tuple[int, float], ...]
+    runners_up: tuple[tuple[int, float], ...]
     """The best after the choice, and what each has of the others' weight; fewer than `RUNNERS_UP`
     where there are no more."""
 

@@ -1,7 +1,7 @@
 """The little of CUDA that the back ends need, over `cuda-python` 12 and 13.
 
-A `Device` is memory with addresses and one stream: whatever is asked of it happens in order, some
-time later, and `finish` waits. Copies from and to a host go through page-locked arrays, since only
+A `GpuDevice` is memory with addresses and one stream. Operations run in order and asynchronously;
+`finish` waits for them. Copies from and to a host go through page-locked arrays, since only
 those are asynchronous and may be recorded in a graph.
 
 `cuda.bindings.runtime` (`cuda.cudart` up to 12.8) answers with `(error, value, …)` and wants plain
@@ -56,7 +56,7 @@ class Buffer(Protocol):
         """Bytes."""
 
 
-class Device(Protocol):
+class GpuDevice(Protocol):
     """Memory, and a stream that does one thing after the other. Raises `EngineError`."""
 
     @property
@@ -98,7 +98,7 @@ class Device(Protocol):
         """Waits until everything is done."""
 
 
-def free_memory(device: Device) -> Callable[[], int]:
+def free_memory(device: GpuDevice) -> Callable[[], int]:
     """Asks for the free bytes of a device."""
     return lambda: device.memory()[0]
 

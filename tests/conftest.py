@@ -54,8 +54,8 @@ class House:
     engine: Engine
     end_ids: tuple[int, ...] = ()
     settings: CloudSettings = field(default_factory=CloudSettings)
-    beside: object = None
-    """A `SessionDrafter`."""
+    cloud_draft: object = None
+    """A `CloudDraftModel`."""
     tick: float = 1e-3
     """Seconds from one look at its clock to the next."""
 
@@ -67,7 +67,7 @@ class House:
         """A cloud without memory of sessions, on the same hub."""
         ticks = itertools.count()
         identity = Identity("target", "tokenizer", (1, 2))
-        speeds = Speeds(beside=StepCosts((5e-3, 0.0, 0.0, 0.0)) if self.beside else None)
+        speeds = Speeds(cloud_draft=StepCosts((5e-3, 0.0, 0.0, 0.0)) if self.cloud_draft else None)
         self.service = Service(identity, self.engine, self.settings, speeds)
         self.cloud = CloudLoop(
             self.hub,
@@ -75,7 +75,7 @@ class House:
             self.engine,
             self.settings,
             clock=lambda: next(ticks) * self.tick,
-            drafter=self.beside,
+            drafter=self.cloud_draft,
         )
         self.hub.pump = lambda: self.cloud.turn(0.0)
 

@@ -259,12 +259,16 @@ def accepted_mean(rounds: Sequence[int]) -> float:
     return sum(rounds) / max(len(rounds), 1)
 
 
-def _with_ngram(answer: Answer, right: list[bool], sure: np.ndarray[Any, Any]) -> list[bool]:
+def _with_ngram(answer: Answer, right: list[bool], confidence: np.ndarray[Any, Any]) -> list[bool]:
     """Where prompt lookup names a token and the draft is unsure, lookup's token is taken."""
     drafter, text = drafting.NgramDrafter(), [*answer.prompt, *answer.tokens]
     flags = []
     for i, position in enumerate(range(len(answer.prompt), len(text))):
-        found = drafting.draft(drafter, text[:position], 1, Sampling()) if sure[i] < UNSURE else []
+        found = (
+            drafting.draft(drafter, text[:position], 1, Sampling())
+            if confidence[i] < UNSURE
+            else []
+        )
         flags.append(found == [text[position]] if found else right[i])
     return flags
 

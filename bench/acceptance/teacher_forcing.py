@@ -157,5 +157,5 @@ def _judge(
         else:
             picked[i] = choose(choices.logits[i], sampling, position + i)
     target = np.asarray(tokens)
-    sure = confidence(choices.top_logits, calibration)
-    return Guesses(picked == target, choices.top_ids[:, 0] == target, sure)
+    confidences = confidence(choices.top_logits, calibration)
+    return Guesses(picked == target, choices.top_ids[:, 0] == target, confidences)

@@ -50,7 +50,7 @@ class Result(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Device:
+class EmulatedDevice:
     machine: Emulator
     packages: Path
     board: Board
@@ -98,7 +98,7 @@ def check(boards: Sequence[str], max_tokens: int, *, as_json: bool) -> None:
     with cloud(bundle.folder, "--no-hints") as endpoint:
         for name in boards:
             console.print(f"{name}, emulated, drafts for {len(alone)} tokens ...")
-            device = Device(machine, packages, BOARDS[name])
+            device = EmulatedDevice(machine, packages, BOARDS[name])
             machine.become(device.board)
             answer = device.answer(bundle, endpoint, max_tokens)
             difference = float(np.abs(device.logits(bundle, ids) - logits).max())

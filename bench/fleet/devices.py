@@ -62,7 +62,7 @@ class Replay:
             here = self._anything[hash(tuple(text)) % len(self._anything)]
         if here.guess < 0:
             return None
-        return Guess(here.guess, here.sure, here.others)
+        return Guess(here.guess, here.confidence, here.runners_up)
 
 
 class Paced:
@@ -121,7 +121,7 @@ class Cell:
 
 
 @dataclass
-class Device:
+class FleetDevice:
     """`run` is the life of one device in one cell, in a thread of its own."""
 
     number: int

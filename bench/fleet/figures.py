@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from bench.fleet.devices import Device, Written
+from bench.fleet.devices import FleetDevice, Written
 from bench.fleet.search import FIRST_TOKEN, SHARE
 from bench.simulation.stats import percentile
 from edgespec.trace import Span
@@ -67,14 +67,14 @@ def _within(answer: Written, window: Window) -> list[float]:
     return [moment for moment in answer.times if window.opens <= moment <= window.closes]
 
 
-def met(device: Device, window: Window) -> bool:
+def met(device: FleetDevice, window: Window) -> bool:
     """Whether it got its rate, and its answers began in time."""
     firsts = _first_tokens(device, window)
     waited = sum(firsts) / len(firsts) if firsts else 0.0
     return rate(device.written, window) >= device.promised and waited <= FIRST_TOKEN
 
 
-def _first_tokens(device: Device, window: Window) -> list[float]:
+def _first_tokens(device: FleetDevice, window: Window) -> list[float]:
     """Seconds until each answer began that was asked for in the window; so far, if it has not."""
     return [
         (answer.times[0] if answer.times else window.closes) - answer.asked
@@ -83,7 +83,7 @@ def _first_tokens(device: Device, window: Window) -> list[float]:
     ]
 
 
-def served(devices: Sequence[Device], window: Window) -> dict[str, Any]:
+def served(devices: Sequence[FleetDevice], window: Window) -> dict[str, Any]:
     """Figures of these devices: rates, first tokens, gaps, steps and bytes a token."""
     good = [device for device in devices if met(device, window)]
     tokens = {device.number: _tokens(device, window) for device in devices}
@@ -116,11 +116,11 @@ def served(devices: Sequence[Device], window: Window) -> dict[str, Any]:
     }
 
 
-def _tokens(device: Device, window: Window) -> int:
+def _tokens(device: FleetDevice, window: Window) -> int:
     return sum(len(_within(answer, window)) for answer in device.written)
 
 
-def machine_load(load: Load, devices: Sequence[Device], window: Window) -> dict[str, Any]:
+def machine_load(load: Load, devices: Sequence[FleetDevice], window: Window) -> dict[str, Any]:
     """What the processes cost, and how punctual the devices' sleeps were."""
     sleeps = [sleep for device in devices for sleep in device.late]
     late = [seconds for ended, seconds in sleeps if window.opens <= ended <= window.closes]
@@ -141,7 +141,7 @@ def batches(spans: Sequence[Span], starts: Sequence[float], window: Window) -> d
     first, last = (bisect.bisect_left(starts, moment) for moment in window)
     inside = spans[first:last]
     steps = {s.start: s for s in inside if s.what in ("verify", "decode", "prefill")}
-    beside = sum({s.start: s.seconds for s in inside if s.what == "draft"}.values())
+    cloud_draft = sum({s.start: s.seconds for s in inside if s.what == "draft"}.values())
     rows = [step.rows for step in steps.values()]
     seconds = [step.seconds for step in steps.values()]
     return {
@@ -149,8 +149,8 @@ def batches(spans: Sequence[Span], starts: Sequence[float], window: Window) -> d
         "rows_p50": percentile(rows, 0.5),
         "rows_p95": percentile(rows, 0.95),
         "step_ms": 1e3 * percentile(seconds, 0.5),
-        "drafting_share": beside / window.seconds,
-        "cloud_busy": (sum(seconds) + beside) / window.seconds,
+        "drafting_share": cloud_draft / window.seconds,
+        "cloud_busy": (sum(seconds) + cloud_draft) / window.seconds,
     }
 
 

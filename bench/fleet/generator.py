@@ -16,7 +16,7 @@ from typing import Any
 
 import zmq
 
-from bench.fleet.devices import Cell, Device
+from bench.fleet.devices import Cell, FleetDevice
 from bench.fleet.figures import Load, Window, machine_load, served
 from bench.fleet.profile import FleetProfile, answerable, mix
 from bench.lab.processes import cloud_process, cpu_seconds, resident_mb
@@ -28,7 +28,7 @@ from edgespec.config import EdgeSettings, Mode
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from engines.drafters.base import Drafter
-from engines.machine.energy.meter import Meter
+from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import find
 
 CLOUD_DRAFT, LOCK_STEP = "cloud-draft", "lock-step"
@@ -168,7 +168,7 @@ class Generator:
     ) -> Measured:
         """One fleet of `count` devices. Raises `EdgespecError` if an answer is wrong. What is
         `beside` them is entered before they come, and left when they are gone."""
-        meter = Meter(self._sensors) if self._sensors else None
+        meter = EnergyMeter(self._sensors) if self._sensors else None
         with zmq.Context() as context:
             context.set(zmq.MAX_SOCKETS, 2 * (count + self.settings.real) + 64)
             cell = self._cell(name, context)
@@ -210,10 +210,10 @@ class Generator:
             opens + self.settings.seconds,
         )
 
-    def _device(self, number: int, cell: Cell) -> Device:
+    def _device(self, number: int, cell: Cell) -> FleetDevice:
         kind = self._kinds[number % len(self._kinds)]
         chance = random.Random(f"arrival {number}")
-        return Device(
+        return FleetDevice(
             number,
             kind,
             cell,
@@ -229,7 +229,9 @@ class Generator:
         return self._real if method == OURS else []
 
     @staticmethod
-    def _live(devices: Sequence[Device], cell: Cell, pid: int, meter: Meter | None) -> Load:
+    def _live(
+        devices: Sequence[FleetDevice], cell: Cell, pid: int, meter: EnergyMeter | None
+    ) -> Load:
         """Until the cell closes; `meter` measures its window. Raises what any device raised."""
         with ThreadPoolExecutor(len(devices)) as pool:
             lives = [pool.submit(device.run) for device in devices]

@@ -30,7 +30,7 @@ class Card(NamedTuple):
     source: str
 
 
-class Speeds(NamedTuple):
+class CardSpeeds(NamedTuple):
     bandwidth: float
     """Bytes a second, read and written."""
     arithmetic: float
@@ -43,7 +43,7 @@ class Work(NamedTuple):
     bytes: float
     operations: float
 
-    def bound(self, speeds: Speeds) -> float:
+    def bound(self, speeds: CardSpeeds) -> float:
         """Seconds."""
         return max(self.bytes / speeds.bandwidth, self.operations / speeds.arithmetic)
 
@@ -57,14 +57,14 @@ def card(name: str) -> Card | None:
     return None
 
 
-def measured(device: torch.device, dtype: torch.dtype) -> Speeds:
+def measured(device: torch.device, dtype: torch.dtype) -> CardSpeeds:
     cuda = device.type == "cuda"
     source = torch.zeros(1 << (30 if cuda else 26), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = seconds(lambda: target.copy_(source), device)
     # Some CPUs multiply 16-bit floats slower than 32-bit ones, and not in every shape alike.
     kinds = {dtype} if cuda else {dtype, torch.float32}
-    return Speeds(2 * source.nbytes / copied, max(_arithmetic(device, kind) for kind in kinds))
+    return CardSpeeds(2 * source.nbytes / copied, max(_arithmetic(device, kind) for kind in kinds))
 
 
 def _arithmetic(device: torch.device, dtype: torch.dtype) -> float:

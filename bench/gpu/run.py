@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from bench.gpu.bound import Card, Speeds, Work, card, measured, seconds, work
+from bench.gpu.bound import Card, CardSpeeds, Work, card, measured, seconds, work
 from bench.gpu.models import SHAPES, random_model
 from bench.gpu.tables import gpu_tables
 from edgespec.errors import EngineError
@@ -62,7 +62,7 @@ class GpuSettings:
     plot: Path | None = None
 
 
-class Step(NamedTuple):
+class TimedStep(NamedTuple):
     mode: str
     kind: str
     """`one`, `verify` or `prefill`."""
@@ -114,7 +114,7 @@ def measure(settings: GpuSettings) -> dict[str, Any]:
         speeds = measured(device, model.dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     sheet = card(name) if device.type == "cuda" else None
-    steps: list[Step] = []
+    steps: list[TimedStep] = []
     with progress("steps", len(settings.modes), unit="modes") as advance:
         for mode in settings.modes:
             steps += _steps(model, mode, settings, speeds, sheet)
@@ -132,21 +132,21 @@ def measure(settings: GpuSettings) -> dict[str, Any]:
 
 
 def _steps(
-    model: Model, mode: str, settings: GpuSettings, speeds: Speeds, sheet: Card | None
-) -> list[Step]:
+    model: Model, mode: str, settings: GpuSettings, speeds: CardSpeeds, sheet: Card | None
+) -> list[TimedStep]:
     plan = PLANS[settings.shapes]
     rows = [count for count in plan.rows if count <= settings.most_rows]
     chosen = TorchSettings(threads=0, slots=max(rows) + 1, exact=mode == "torch")
     opened = engine(model, chosen, model.architecture.context)
     aims = model.device.type == "cuda"
 
-    def step(kind: str, size: int, taken: float, least: Work, aim: float | None) -> Step:
+    def step(kind: str, size: int, taken: float, least: Work, aim: float | None) -> TimedStep:
         by_sheet = None
         if sheet is not None:
-            best = Speeds(sheet.bandwidth_gb_s * 1e9, sheet.half_tflops * 1e12)
+            best = CardSpeeds(sheet.bandwidth_gb_s * 1e9, sheet.half_tflops * 1e12)
             by_sheet = 1e3 * least.bound(best)
         bound = 1e3 * least.bound(speeds)
-        return Step(mode, kind, size, 1e3 * taken, bound, by_sheet, aim if aims else None)
+        return TimedStep(mode, kind, size, 1e3 * taken, bound, by_sheet, aim if aims else None)
 
     slots = [opened.open() for _ in range(max(rows))]
     for slot in slots:

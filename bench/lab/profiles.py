@@ -48,10 +48,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     padded: Annotated[int, Meta(ge=1, le=64)] = 1
     """Tokens that a session costs at least, since shorter rows are padded."""
     draft_ms: Positive
-    beside_ms: Time = 0.0
+    cloud_draft_ms: Time = 0.0
     """A draft step beside the target, in the cloud; 0: it has no draft."""
-    beside_text_ms: Time = 0.0
-    beside_read_ms: Time = 0.0
+    cloud_draft_text_ms: Time = 0.0
+    cloud_draft_read_ms: Time = 0.0
     """Each further session of such a step."""
     hint_ms: Time = 0.0
     """What exit heads add to a step."""
@@ -77,10 +77,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def times(self, rtt_ms: float) -> Times:
         return Times(
-            self.target_ms, self.token_ms, self.draft_ms, self.beside_ms, self.hint_ms, rtt_ms,
+            self.target_ms, self.token_ms, self.draft_ms, self.cloud_draft_ms, self.hint_ms, rtt_ms,
             self.batch, exits=self.exits, row_ms=self.row_ms, padded=self.padded,
-            beside_text_ms=self.beside_text_ms,
-            beside_read_ms=self.beside_read_ms,
+            cloud_draft_text_ms=self.cloud_draft_text_ms,
+            cloud_draft_read_ms=self.cloud_draft_read_ms,
         )  # fmt: skip
 
 

@@ -29,16 +29,16 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
 
     token: int
     guess: int
-    sure: float
+    confidence: float
     other: int
-    other_sure: float
+    other_confidence: float
     more: tuple[tuple[int, float], ...] = ()
     """Further runners-up."""
 
     @property
-    def others(self) -> tuple[tuple[int, float], ...]:
+    def runners_up(self) -> tuple[tuple[int, float], ...]:
         """All runners-up, likeliest first."""
-        return ((self.other, self.other_sure), *self.more) if self.other >= 0 else ()
+        return ((self.other, self.other_confidence), *self.more) if self.other >= 0 else ()
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -70,9 +70,9 @@ def record(
         for token in answer.tokens:
             (guess,) = drafter.guess([text], Sampling())
             guess = guess or Guess(-1, 0.0)
-            others = tuple((other, round(sure, 3)) for other, sure in guess.others)
+            others = tuple((other, round(confidence, 3)) for other, confidence in guess.runners_up)
             other, *more = others or ((-1, 0.0),)
-            said.append(Said(token, guess.token, round(guess.sure, 3), *other, tuple(more)))
+            said.append(Said(token, guess.token, round(guess.confidence, 3), *other, tuple(more)))
             text.append(token)
         yield answer.question, said
 
@@ -112,8 +112,11 @@ def _fault(recording: Recording) -> str:
         for said in answer:
             if not 0 <= said.token < 2**19 or min(said.guess, said.other) < -1:
                 return f"the answer to prompt {number} has a token {said.token}"
-            if not all(0 <= sure <= 1 for sure in (said.sure, *(p for _, p in said.others))):
-                return f"the answer to prompt {number} has a probability of {said.sure}"
+            if not all(
+                0 <= confidence <= 1
+                for confidence in (said.confidence, *(p for _, p in said.runners_up))
+            ):
+                return f"the answer to prompt {number} has a probability of {said.confidence}"
     return ""
 
 
@@ -143,10 +146,10 @@ def synthetic(agreement: float, answers: int = 24, tokens: int = 64, seed: int =
 
 
 def _drawn(agreement: float, chance: random.Random) -> Said:
-    sure = agreement
+    confidence = agreement
     if 0 < agreement < 1:
-        sure = chance.betavariate(SPREAD * agreement, SPREAD * (1 - agreement))
+        confidence = chance.betavariate(SPREAD * agreement, SPREAD * (1 - agreement))
     token = 10 + 4 * chance.randrange(10_000)
-    right, second = chance.random() < sure, chance.random() < SECOND
+    right, second = chance.random() < confidence, chance.random() < SECOND
     guess, other = (token, token + 2) if right else (token + 1, token if second else token + 2)
-    return Said(token, guess, round(sure, 3), other, round((1 - sure) * SECOND, 3))
+    return Said(token, guess, round(confidence, 3), other, round((1 - confidence) * SECOND, 3))

@@ -44,7 +44,7 @@ from edgespec.trace import Span, Trace, read_trace
 from edgespec.transport import DealerLink
 from engines.drafters.base import Drafter, Guess, NoDrafter
 from engines.machine.doctor import describe
-from engines.machine.energy.meter import Meter
+from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import find
 
 RTTS = (0.0, 10.0, 25.0, 50.0, 100.0, 200.0)
@@ -71,8 +71,8 @@ METHODS = {
 }
 """The baselines and ours. `exits` pre-drafts on exits alone, as arXiv 2505.21594 does."""
 ABLATION = {
-    "ours without streaming": Method("auto", Tactics("none", hints=False, cloud_waits=False)),
-    "ours without decoding on": Method("edge", Tactics(hints=False, cloud_waits=True)),
+    "ours without streaming": Method("auto", Tactics("none", hints=False, lockstep=False)),
+    "ours without decoding on": Method("edge", Tactics(hints=False, lockstep=True)),
     "ours without branches": Method("auto", Tactics(branches=False)),
     "ours with hints": Method("auto", Tactics(hints=True)),
     "ours without cloud-draft": Method("edge"),
@@ -119,7 +119,9 @@ class LinkSettings:
 
 def never_right(guess: Guess) -> Guess:
     """Other tokens, as sure."""
-    return Guess(guess.token ^ 1, guess.sure, tuple((other ^ 1, p) for other, p in guess.others))
+    return Guess(
+        guess.token ^ 1, guess.confidence, tuple((other ^ 1, p) for other, p in guess.runners_up)
+    )
 
 
 class Useless:
@@ -176,7 +178,7 @@ def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
                 for rtt in settings.rtts_ms
             }
             with emulated_link(endpoint, cores()[0]) as link:
-                device = Device(opened, link, settings, Trace(traces[1], "device"))
+                device = LinkedDevice(opened, link, settings, Trace(traces[1], "device"))
                 cells = _measure(device, methods, requests, settings)
                 times = device.times()
                 device.close()
@@ -208,7 +210,7 @@ def _requests(bundle: Bundle, settings: LinkSettings) -> list[Request]:
     ]
 
 
-class Device:
+class LinkedDevice:
     """The device's side of all methods: one link, one draft, a loop for each method."""
 
     def __init__(
@@ -254,7 +256,7 @@ class Device:
         return {
             "target_ms": welcome.step_ms,
             "token_ms": welcome.token_ms,
-            "beside_ms": welcome.draft_ms,
+            "cloud_draft_ms": welcome.draft_ms,
             "hint_ms": welcome.hint_ms,
             "draft_ms": 1e3 * pace.draft,
             "batch": list(pace.together),
@@ -274,7 +276,10 @@ def answer(loop: EdgeLoop, request: Request) -> tuple[AnswerStats, list[float]]:
 
 
 def _measure(
-    device: Device, methods: dict[str, Method], requests: Sequence[Request], settings: LinkSettings
+    device: LinkedDevice,
+    methods: dict[str, Method],
+    requests: Sequence[Request],
+    settings: LinkSettings,
 ) -> dict[tuple[float, str], _Cell]:
     cells = {(rtt, name): _Cell() for rtt in settings.rtts_ms for name in methods}
     sensors = find(settings.energy) if settings.energy else None
@@ -288,7 +293,7 @@ def _measure(
                 texts = set()
                 for name in names[turn:] + names[:turn]:
                     cell, before = cells[rtt, name], time.process_time()
-                    meter = Meter(sensors) if sensors else None
+                    meter = EnergyMeter(sensors) if sensors else None
                     with meter or nullcontext():
                         stats, gaps = answer(loops[name], request)
                     if meter:

@@ -137,7 +137,7 @@ def plan_fleets(
 
 def methods_for(profile: Profile, settings: FleetPlan) -> list[str]:
     """Those that there are on this hardware."""
-    return [n for n in settings.methods if n != "cloud-draft" or profile.beside_ms]
+    return [n for n in settings.methods if n != "cloud-draft" or profile.cloud_draft_ms]
 
 
 def _figures(

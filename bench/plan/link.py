@@ -47,7 +47,7 @@ class MeasuredTimes(msgspec.Struct, frozen=True):
     target_ms: Positive
     token_ms: Time
     draft_ms: Positive
-    beside_ms: Time = 0.0
+    cloud_draft_ms: Time = 0.0
     hint_ms: Time = 0.0
     batch: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(min_length=1)] = (1.0,)
 

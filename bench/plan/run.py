@@ -98,7 +98,7 @@ def plan(
 
 def methods_for(profile: Profile) -> dict[str, Method]:
     """The baselines that there are on this hardware, and ours."""
-    missing = {"exits": not profile.exits, "cloud-draft": not profile.beside_ms}
+    missing = {"exits": not profile.exits, "cloud-draft": not profile.cloud_draft_ms}
     return {name: method for name, method in METHODS.items() if not missing.get(name)}
 
 

@@ -47,7 +47,7 @@ class Times:
     """Each further token."""
     draft_ms: float
     """A draft step on the device."""
-    beside_ms: float = 0.0
+    cloud_draft_ms: float = 0.0
     """A draft step beside the target; 0: the cloud has no draft."""
     hint_ms: float = 0.0
     """What exit heads add to a step that asks them."""
@@ -67,9 +67,9 @@ class Times:
     """Each further row of a step, beside its tokens."""
     padded: int = 1
     """Tokens of a row, at least; shorter ones are padded."""
-    beside_text_ms: float = 0.0
+    cloud_draft_text_ms: float = 0.0
     """Each further text of a draft step beside the target."""
-    beside_read_ms: float = 0.0
+    cloud_draft_read_ms: float = 0.0
     """Each further token of each text that it reads."""
 
     @property
@@ -82,10 +82,10 @@ class Times:
         tokens = rows * max(width, self.padded) - self.padded
         return (self.target_ms + self.row_ms * (rows - 1) + self.token_ms * tokens) / 1e3
 
-    def beside(self, texts: int, width: int = 1) -> float:
+    def cloud_draft(self, texts: int, width: int = 1) -> float:
         """Seconds of a step of the draft beside the target that reads so much of each text."""
-        reading = self.beside_read_ms * texts * (width - 1)
-        return (self.beside_ms + self.beside_text_ms * (texts - 1) + reading) / 1e3
+        reading = self.cloud_draft_read_ms * texts * (width - 1)
+        return (self.cloud_draft_ms + self.cloud_draft_text_ms * (texts - 1) + reading) / 1e3
 
 
 class Script:
@@ -95,7 +95,7 @@ class Script:
         self._recording = recording
         self._seed = seed
         self._chance = random.Random(seed)
-        self._sures = [said for answer in recording.answers for said in answer]
+        self._confidences = [said for answer in recording.answers for said in answer]
         self._ids = [[_id(said.token) for said in answer] for answer in recording.answers]
 
     def prompt(self, number: int) -> list[int]:
@@ -133,9 +133,11 @@ class Script:
         if place < len(answer) and self.ids(text[0] - FIRST_PROMPT, place) == said:
             here = answer[place]
             return Guess(
-                _id(here.guess), here.sure, tuple((_id(other), sure) for other, sure in here.others)
+                _id(here.guess),
+                here.confidence,
+                tuple((_id(other), confidence) for other, confidence in here.runners_up),
             )
-        any_ = self._chance.choice(self._sures)
+        any_ = self._chance.choice(self._confidences)
         return _wrong(any_)
 
     def _known(self, number: int) -> bool:
@@ -148,8 +150,8 @@ def _id(token: int) -> int:
 
 def _wrong(said: Said | Guess) -> Guess:
     """As sure, and never right."""
-    others = tuple((WRONG + n, sure) for n, (_, sure) in enumerate(said.others, 1))
-    return Guess(WRONG, said.sure, others)
+    others = tuple((WRONG + n, confidence) for n, (_, confidence) in enumerate(said.runners_up, 1))
+    return Guess(WRONG, said.confidence, others)
 
 
 class SimulatedDrafter:
@@ -183,7 +185,7 @@ class SimulatedDrafter:
         pass
 
 
-class SimulatedBeside:
+class SimulatedCloudDraft:
     """The draft beside the target."""
 
     def __init__(self, script: Script, times: Times) -> None:
@@ -204,7 +206,7 @@ class SimulatedBeside:
             for session, text in zip(sessions, texts, strict=True)
         ]
         self._read |= {s: len(text) for s, text in zip(sessions, texts, strict=True)}
-        seconds = self._times.beside(len(texts), max(unread))
+        seconds = self._times.cloud_draft(len(texts), max(unread))
         self.steps.append((self.process.world.now, seconds))
         self.process.sleep(seconds)
         return [self._script.guess(text) for text in texts]

@@ -13,7 +13,7 @@ from bench.simulation.link import SimulatedHub
 from bench.simulation.models import (
     END,
     Script,
-    SimulatedBeside,
+    SimulatedCloudDraft,
     SimulatedDrafter,
     SimulatedEngine,
     Times,
@@ -133,7 +133,7 @@ class _Fleet:
         self._engine = SimulatedEngine(self._script, times, settings.max_sessions)
         if settings.kv_memory:
             self._engine.limit(settings.kv_memory)
-        self._beside = SimulatedBeside(self._script, times)
+        self._cloud_draft = SimulatedCloudDraft(self._script, times)
         speeds = alone(self._measure)
         exits = tuple(range(1, len(times.exits) + 1))
         service = Service(Identity("t", "k", exits), self._engine, settings, speeds)
@@ -144,7 +144,7 @@ class _Fleet:
             self._engine,
             settings,
             self._clock,
-            drafter=self._beside,
+            drafter=self._cloud_draft,
         )
         self.world.start(self._serve)
 
@@ -153,16 +153,16 @@ class _Fleet:
 
     def _measure(self, process: Process) -> Speeds:
         """What the cloud learns before it listens."""
-        self._engine.process = self._beside.process = process
-        drafter = self._beside if self._times.beside_ms else None
+        self._engine.process = self._cloud_draft.process = process
+        drafter = self._cloud_draft if self._times.cloud_draft_ms else None
         hints, clock = bool(self._times.exits), lambda: process.world.now
         speeds = measure(self._engine, drafter, hints=hints, clock=clock)
         self._engine.steps.clear()
-        self._beside.steps.clear()
+        self._cloud_draft.steps.clear()
         return speeds
 
     def _serve(self, process: Process) -> None:
-        self._engine.process = self._beside.process = self._hub.process = process
+        self._engine.process = self._cloud_draft.process = self._hub.process = process
         while True:
             self._loop.turn(TURN)
 
@@ -232,5 +232,5 @@ class _Fleet:
 
     def stats(self, since: float, until: float) -> FleetStats:
         return FleetStats(
-            self.devices, self._engine.steps, self._beside.steps, self._hub.spent, since, until
+            self.devices, self._engine.steps, self._cloud_draft.steps, self._hub.spent, since, until
         )  # fmt: skip

@@ -17,7 +17,7 @@ _STEP = 16
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """`n` is the number of positions that are learned from, row after row.
 
     The losses run over `candidates`, the union of the target's likeliest tokens at all positions:
@@ -38,7 +38,9 @@ class Batch:
     """[n] int64: 0 where a row begins, then counting; rounds run along them."""
 
 
-def batch(samples: Sequence[Sample], device: torch.device, *, answers: bool = False) -> Batch:
+def batch(
+    samples: Sequence[Sample], device: torch.device, *, answers: bool = False
+) -> TrainingBatch:
     """`answers` learns from answers only, and leaves out what the target wrote as a request."""
     longest = -(-max(len(sample.ids) for sample in samples) // _STEP) * _STEP
     ids = np.zeros((len(samples), longest), np.int64)
@@ -52,7 +54,7 @@ def batch(samples: Sequence[Sample], device: torch.device, *, answers: bool = Fa
         logprobs.append(sample.top_logprobs[cut].astype(np.float32))
         steps.append(np.arange(cut.stop - cut.start))
     candidates, places = np.unique(np.concatenate(top_ids), return_inverse=True)
-    return Batch(
+    return TrainingBatch(
         torch.from_numpy(ids).to(device),
         torch.from_numpy(learn).to(device),
         torch.from_numpy(candidates).to(device),

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from calibration.decoder import Decoder, autocast
-from calibration.distillation.batches import Batch
+from calibration.distillation.batches import TrainingBatch
 from calibration.distillation.losses import divergence
 from edgespec.errors import UsageError
 from edgespec.progress import progress
 
 
-def choose_layers(decoder: Decoder, batch: Batch, count: int) -> list[int]:
+def choose_layers(decoder: Decoder, batch: TrainingBatch, count: int) -> list[int]:
     """The `count` layers, counted from 0 and rising, to keep. Raises `UsageError` for too many."""
     left_out = set(leave_out(decoder, batch, count))
     return [layer for layer in range(decoder.architecture.layers) if layer not in left_out]
 
 
 @torch.no_grad()
-def leave_out(decoder: Decoder, batch: Batch, count: int) -> list[int]:
+def leave_out(decoder: Decoder, batch: TrainingBatch, count: int) -> list[int]:
     """The layers to leave out until `count` remain, what is missed least first.
 
     A choice of more layers is a beginning of this list. Raises `UsageError` for too many.
@@ -50,7 +50,7 @@ def leave_out(decoder: Decoder, batch: Batch, count: int) -> list[int]:
     return gone
 
 
-def _states(decoder: Decoder, batch: Batch, kept: Sequence[int]) -> list[Tensor]:
+def _states(decoder: Decoder, batch: TrainingBatch, kept: Sequence[int]) -> list[Tensor]:
     """The state before each of the layers that are kept."""
     states = [decoder.model.embed_tokens(batch.ids)]
     for layer in kept[:-1]:
@@ -58,6 +58,6 @@ def _states(decoder: Decoder, batch: Batch, kept: Sequence[int]) -> list[Tensor]
     return states
 
 
-def _cost(decoder: Decoder, batch: Batch, x: Tensor, rest: Sequence[int]) -> float:
+def _cost(decoder: Decoder, batch: TrainingBatch, x: Tensor, rest: Sequence[int]) -> float:
     features = decoder.model.norm(decoder.through(x, rest))[batch.learn]
     return float(divergence(features @ decoder.output[batch.candidates].T, batch).mean())

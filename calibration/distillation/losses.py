@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from calibration.distillation.batches import Batch
+from calibration.distillation.batches import TrainingBatch
 
 Objective = Literal["divergence", "argmax", "accepted"]
 ROUND = 6
 """Draft tokens of the rounds that `accepted` looks at."""
 
 
-def divergence(logits: Tensor, batch: Batch) -> Tensor:
+def divergence(logits: Tensor, batch: TrainingBatch) -> Tensor:
     """KL(target ‖ draft) at each position, up to a constant: [n] from logits [n, candidates]."""
     logprobs = functional.log_softmax(logits.float(), dim=-1).gather(1, batch.targets)
     return -(batch.probabilities * logprobs).sum(-1)
 
 
-def loss(logits: Tensor, batch: Batch, objective: Objective) -> Tensor:
+def loss(logits: Tensor, batch: TrainingBatch, objective: Objective) -> Tensor:
     """The mean over positions, a scalar, from logits [n, candidates]."""
     logprobs = functional.log_softmax(logits.float(), dim=-1)
     soft = -(batch.probabilities * logprobs.gather(1, batch.targets)).sum(-1)

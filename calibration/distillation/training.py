@@ -22,7 +22,7 @@ from torch import Tensor
 
 from calibration.corpus import Corpus, Sample
 from calibration.decoder import Decoder, autocast
-from calibration.distillation.batches import Batch, batch, batches
+from calibration.distillation.batches import TrainingBatch, batch, batches
 from calibration.distillation.losses import Objective, loss
 from edgespec.errors import EdgespecError, UsageError
 
@@ -156,7 +156,7 @@ class Trainer:
             random = np.random.default_rng([self._seed, self.state.step])
             yield from batches(samples, self._schedule.batch_tokens, random)
 
-    def _step(self, part: Batch) -> float:
+    def _step(self, part: TrainingBatch) -> float:
         over = self.state.over(self._schedule)
         rise = min(1.0, (over + 1e-4) / _WARM_UP)
         rate = self._schedule.rate * rise * (0.05 + 0.95 * (1 + math.cos(math.pi * over)) / 2)
@@ -178,7 +178,7 @@ class Trainer:
         self.state.tokens += int(part.learn.sum())
         return float(value.detach())
 
-    def _words(self, part: Batch) -> Tensor:
+    def _words(self, part: TrainingBatch) -> Tensor:
         """The output rows of the batch's candidates. Words that were trimmed are never drafted, so
         there is nothing in them to learn; they stay in the sum, where they do no harm."""
         return self.draft.output[part.candidates]

@@ -33,14 +33,14 @@ _BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
-class Batch:
+class ActivationBatch:
     """Sequences of similar length: `ids` [rows, tokens] int64, `real` the positions that count."""
 
     ids: Tensor
     real: Tensor
 
 
-def batches(samples: Iterable[Sample], device: torch.device) -> list[Batch]:
+def batches(samples: Iterable[Sample], device: torch.device) -> list[ActivationBatch]:
     ordered = sorted((sample.ids for sample in samples), key=len)
     found, start = [], 0
     while start < len(ordered):
@@ -52,7 +52,9 @@ def batches(samples: Iterable[Sample], device: torch.device) -> list[Batch]:
         real = np.zeros(ids.shape, np.bool_)
         for number, row in enumerate(rows):
             ids[number, : len(row)], real[number, : len(row)] = row, True
-        found.append(Batch(torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device)))
+        found.append(
+            ActivationBatch(torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device))
+        )
         start = stop
     return found
 
@@ -141,7 +143,9 @@ class Numbered:
         return seen[0]
 
 
-def _moments(layer: Numbered, kind: str, text: Sequence[Batch], states: Sequence[Tensor]) -> Tensor:
+def _moments(
+    layer: Numbered, kind: str, text: Sequence[ActivationBatch], states: Sequence[Tensor]
+) -> Tensor:
     """Mean over the tokens of x xT [inputs, inputs], float32, x being what `kind` reads."""
     seen = (layer.input(kind, x)[batch.real] for batch, x in zip(text, states, strict=True))
     first = next(seen)

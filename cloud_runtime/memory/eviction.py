@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cloud_runtime.memory.prefixes import count
-from cloud_runtime.sessions import Seat
+from cloud_runtime.sessions import CloudSession
 
 PATIENCE = 1.0
 """Seconds that a session waits before it takes a slot from another that runs."""
@@ -32,7 +32,7 @@ GONE = 5.0
 
 
 @dataclass(eq=False)
-class Text:
+class CacheEntry:
     """A slot and whose text it holds."""
 
     slot: int
@@ -40,7 +40,7 @@ class Text:
     """Bytes of the slot."""
     tokens: bytes
     """Packed: what its session began with or, of a kept text, all that the slot holds."""
-    seat: Seat | None
+    seat: CloudSession | None
     """None: it is kept."""
     since: float
     """When its session got the slot or, of a kept text, when it was last used."""
@@ -59,11 +59,11 @@ class Text:
         return self.seat is None and not self.references
 
 
-def gone(seat: Seat, now: float) -> bool:
+def gone(seat: CloudSession, now: float) -> bool:
     return seat.away or now - seat.heard > GONE
 
 
-def place_in_order(text: Text, now: float, *, pressing: bool) -> tuple[int, float] | None:
+def place_in_order(text: CacheEntry, now: float, *, pressing: bool) -> tuple[int, float] | None:
     """Where a text stands in the order in which slots are taken away, least first; None: it keeps
     its slot. `pressing`: also the running are asked."""
     seat = text.seat
@@ -83,13 +83,13 @@ def place_in_order(text: Text, now: float, *, pressing: bool) -> tuple[int, floa
 
 
 def victims(
-    texts: Iterable[Text], size: int, slots: int, now: float, *, pressing: bool
-) -> list[Text] | None:
+    texts: Iterable[CacheEntry], size: int, slots: int, now: float, *, pressing: bool
+) -> list[CacheEntry] | None:
     """Whose slots to take away so that `size` bytes and so many slots become free; None where that
     cannot be."""
     places = [(place_in_order(text, now, pressing=pressing), text) for text in texts]
     order = sorted((place, n) for n, (place, _) in enumerate(places) if place is not None)
-    taken: list[Text] = []
+    taken: list[CacheEntry] = []
     for _, number in order:
         if size <= 0 and len(taken) >= slots:
             break

@@ -19,9 +19,9 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cloud_runtime.memory.eviction import PATIENCE, Text, gone, victims
+from cloud_runtime.memory.eviction import PATIENCE, CacheEntry, gone, victims
 from cloud_runtime.memory.prefixes import LEAST, Prefixes, count, packed
-from cloud_runtime.sessions import Seat
+from cloud_runtime.sessions import CloudSession
 from edgespec.errors import EngineError, UsageError
 from engines.base import Engine
 from engines.machine.system_files import free_bytes
@@ -34,16 +34,16 @@ KEPT = 512
 
 
 @dataclass(eq=False)
-class Want:
+class SlotRequest:
     """What a session without enough memory waits for."""
 
     since: float
-    source: Text | None = None
+    source: CacheEntry | None = None
     """The text that is being read and that it begins with."""
     shared: int = 0
     """Tokens in common with it."""
 
-    def expect(self, source: Text, shared: int) -> None:
+    def expect(self, source: CacheEntry, shared: int) -> None:
         source.references += 1
         self.source, self.shared = source, shared
 
@@ -65,7 +65,7 @@ class MemoryCounts:
     """Tokens that were computed again because of that."""
 
 
-def reach(seat: Seat, most: int) -> int:
+def reach(seat: CloudSession, most: int) -> int:
     """Positions that its rows need until its next token, with at most `most` drafted ids."""
     return seat.length + max(0, min(most, seat.state.remaining - 1))
 
@@ -82,10 +82,10 @@ class Memory:
         self.limit = limit
         self.counts = MemoryCounts()
         self._engine = engine
-        self._texts: dict[int, Text] = {}
+        self._texts: dict[int, CacheEntry] = {}
         """By slot."""
-        self._prefixes: Prefixes[Text] = Prefixes()
-        self._wants: dict[int, Want] = {}
+        self._prefixes: Prefixes[CacheEntry] = Prefixes()
+        self._wants: dict[int, SlotRequest] = {}
         """By session."""
 
     @property
@@ -107,16 +107,16 @@ class Memory:
         """Sessions that could run if they had the memory, or what they begin with."""
         return len(self._wants)
 
-    def fits(self, seats: Sequence[Seat], most: int, now: float) -> bool:
+    def fits(self, seats: Sequence[CloudSession], most: int, now: float) -> bool:
         """Whether these, which have no slot yet, could all have one without waiting."""
         size = sum(self._engine.slot_bytes(reach(seat, most)) for seat in seats)
         return self._victims(size, len(seats), now) is not None
 
-    def lend(self, seats: Iterable[Seat], most: int, now: float) -> list[Seat]:
+    def lend(self, seats: Iterable[CloudSession], most: int, now: float) -> list[CloudSession]:
         """Of the seats that are ready, those that have the memory for their next row with up to
         `most` drafted ids, once all that can be given is given. Not while a batch runs."""
-        served: list[Seat] = []
-        wanting: list[tuple[Seat, int]] = []
+        served: list[CloudSession] = []
+        wanting: list[tuple[CloudSession, int]] = []
         for seat in seats:
             if not seat.ready:
                 continue
@@ -130,7 +130,7 @@ class Memory:
                 wanting.append((seat, need))
         before, self._wants = self._wants, {}
         for seat, _ in wanting:
-            self._wants[seat.session] = before.pop(seat.session, Want(now))
+            self._wants[seat.session] = before.pop(seat.session, SlotRequest(now))
         for want in before.values():
             want.drop()
         wanting.sort(key=lambda item: (gone(item[0], now), self._wants[item[0].session].since))
@@ -144,7 +144,7 @@ class Memory:
                 break  # whoever came later does not take what this one waits for
         return [seat for seat in served if seat.slot is not None]
 
-    def leave(self, seat: Seat, now: float, *, keep: bool = True) -> None:
+    def leave(self, seat: CloudSession, now: float, *, keep: bool = True) -> None:
         """A session is over. What its slot holds is kept until the memory is needed, unless it is
         worth nothing."""
         if seat.slot is None:
@@ -169,7 +169,9 @@ class Memory:
         if len(free) > KEPT:
             self._close(min(free, key=lambda other: other.since))
 
-    def _provide(self, seat: Seat, need: int, want: Want, now: float, *, pressing: bool) -> bool:
+    def _provide(
+        self, seat: CloudSession, need: int, want: SlotRequest, now: float, *, pressing: bool
+    ) -> bool:
         """Gives a seat its memory, if there is or can be any."""
         if seat.slot is not None:
             text = self._texts[seat.slot]
@@ -186,7 +188,7 @@ class Memory:
             return False
         return self._begin(seat, need, source, shared, now, pressing=pressing)
 
-    def _source(self, seat: Seat, want: Want) -> tuple[Text | None, int]:
+    def _source(self, seat: CloudSession, want: SlotRequest) -> tuple[CacheEntry | None, int]:
         """The text to begin with, and how much of it; `want` notes one worth waiting for."""
         best, have = None, LEAST - 1
         coming, more = None, 0
@@ -202,13 +204,20 @@ class Memory:
             want.expect(coming, more)
         return best, have if best is not None else 0
 
-    def _being_read(self, text: Text) -> bool:
+    def _being_read(self, text: CacheEntry) -> bool:
         """Whether its session is on the way to having all cached that it began with."""
         seat = text.seat
         return seat is not None and (seat.ready or seat.running) and seat.slot == text.slot
 
     def _begin(
-        self, seat: Seat, need: int, source: Text | None, shared: int, now: float, *, pressing: bool
+        self,
+        seat: CloudSession,
+        need: int,
+        source: CacheEntry | None,
+        shared: int,
+        now: float,
+        *,
+        pressing: bool,
     ) -> bool:
         """Gives a seat without a slot one that holds `shared` positions of `source`."""
         if (
@@ -228,7 +237,7 @@ class Memory:
             if source is not None:
                 shared = self._copied(source, slot, shared)
                 source.since = now if source.seat is None else source.since
-        self._texts[slot] = Text(slot, need, packed(seat.state.tokens), seat, now)
+        self._texts[slot] = CacheEntry(slot, need, packed(seat.state.tokens), seat, now)
         self._prefixes.add(self._texts[slot].tokens, self._texts[slot])
         self.counts.prefix_queries += seat.length
         self.counts.prefix_hits += shared
@@ -236,7 +245,7 @@ class Memory:
         seat.slot, seat.cached, seat.lost = slot, shared, 0
         return True
 
-    def _copied(self, source: Text, slot: int, shared: int) -> int:
+    def _copied(self, source: CacheEntry, slot: int, shared: int) -> int:
         """Positions that a new slot begins with: none where a GPU has no memory for them, which the
         batch finds out, and answers for."""
         try:
@@ -246,7 +255,7 @@ class Memory:
             return 0
         return shared
 
-    def _room_beside(self, source: Text, need: int) -> bool:
+    def _room_beside(self, source: CacheEntry, need: int) -> bool:
         """Whether there is room without taking `source` or anything from a session."""
         others = sum(text.size for text in self._texts.values() if text is source or not text.free)
         return others + need <= self.limit
@@ -256,10 +265,10 @@ class Memory:
         size: int,
         slots: int,
         now: float,
-        spared: Text | None = None,
+        spared: CacheEntry | None = None,
         *,
         pressing: bool = False,
-    ) -> list[Text] | None:
+    ) -> list[CacheEntry] | None:
         """Whom to take slots from so that `size` more bytes and so many more slots are free."""
         used = self.session_bytes + self.kept_bytes
         over = len(self._texts) + slots - self._engine.slots
@@ -267,7 +276,7 @@ class Memory:
         return victims(texts, used + size - self.limit, over, now, pressing=pressing)
 
     def _room(
-        self, size: int, slots: int, now: float, spared: Text | None, *, pressing: bool
+        self, size: int, slots: int, now: float, spared: CacheEntry | None, *, pressing: bool
     ) -> bool:
         """Makes room, if that can be, without touching `spared`."""
         taken = self._victims(size, slots, now, spared, pressing=pressing)
@@ -279,11 +288,11 @@ class Memory:
             self._close(text)
         return taken is not None
 
-    def _close(self, text: Text) -> None:
+    def _close(self, text: CacheEntry) -> None:
         self._forget(text)
         self._engine.close(text.slot)
 
-    def _forget(self, text: Text) -> None:
+    def _forget(self, text: CacheEntry) -> None:
         del self._texts[text.slot]
         self._prefixes.remove(text.tokens, text)
 
@@ -294,11 +303,11 @@ def default_limit(engine: StagedEngine | None = None) -> int:
     return engine.free() // 2 if engine and engine.free else free_bytes() // 4
 
 
-def share_of(memory: int, target: Engine, beside: Engine | None) -> int:
+def share_of(memory: int, target: Engine, cloud_draft: Engine | None) -> int:
     """Bytes for the draft beside the target, so that both have room for equally many positions."""
-    if beside is None:
+    if cloud_draft is None:
         return 0
-    own, others = beside.slot_bytes(1), target.slot_bytes(1)
+    own, others = cloud_draft.slot_bytes(1), target.slot_bytes(1)
     return memory * own // (own + others)
 
 

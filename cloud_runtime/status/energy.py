@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cloud_runtime.service import Service
 from edgespec.logs import Note
-from engines.machine.energy.meter import Meter
+from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import find
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def metered(root: Path | None, service: Service, status: Status | None) -> Itera
         return
     sensors, before = find(root), service.tally.tokens
     log.info("energy: %s", sensors.describe())
-    meter = Meter(sensors)
+    meter = EnergyMeter(sensors)
     try:
         with meter:
             if status is not None:

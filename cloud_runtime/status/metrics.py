@@ -108,8 +108,12 @@ class _Snapshot(Collector):
             "prompt_step_error_ratio", "The same of steps over prompts.",
             self.fleet.prompt_step_error,
         )  # fmt: skip
-        yield self._counter("beside_steps", "Steps of the draft beside.", tally.beside_steps)
-        yield self._counter("beside_seconds", "Seconds that they took.", tally.beside_seconds)
+        yield self._counter(
+            "cloud_draft_steps", "Steps of the draft beside.", tally.cloud_draft_steps
+        )
+        yield self._counter(
+            "cloud_draft_seconds", "Seconds that they took.", tally.cloud_draft_seconds
+        )
         yield self._counters(
             "loop_seconds", "Seconds of the loop by what it did.", "activity", tally.activities
         )

@@ -28,7 +28,7 @@ from cloud_runtime.status.snapshot import Recent, view
 from cloud_runtime.status.tally import Tally
 from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import Fleet
-from engines.machine.energy.meter import Meter
+from engines.machine.energy.meter import EnergyMeter
 
 log = logging.getLogger("edgespec.cloud")
 EVERY = 0.5
@@ -61,7 +61,7 @@ class Status:
         self._published = 0.0
         self._recent = Recent()
         self._endpoint = ""
-        self.meter: Meter | None = None
+        self.meter: EnergyMeter | None = None
         """Of this machine, where energy is measured."""
         self.snapshot = Snapshot(Fleet(target=target, state="loading"), Tally())
 

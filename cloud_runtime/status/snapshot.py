@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import NamedTuple
 
-from cloud_runtime.devices import Device
+from cloud_runtime.devices import ConnectedDevice
 from cloud_runtime.service import Service
-from cloud_runtime.sessions import Seat
+from cloud_runtime.sessions import CloudSession
 from cloud_runtime.status.tally import Tally
 from edgespec.fleet import DeviceView, Fleet, SessionView, State
 from edgespec.protocol import Terms
@@ -86,7 +86,7 @@ def view(service: Service, recent: Recent, now: float, target: str, endpoint: st
     )
 
 
-def _session(seat: Seat, device: Device | None, now: float) -> SessionView:
+def _session(seat: CloudSession, device: ConnectedDevice | None, now: float) -> SessionView:
     record = seat.record
     return SessionView(
         session=f"{seat.session:x}",
@@ -97,21 +97,21 @@ def _session(seat: Seat, device: Device | None, now: float) -> SessionView:
         state=_state(seat),
         tokens=len(seat.state.tokens) - seat.state.prompt_length,
         rate=record.rate,
-        promised=seat.terms.rate,
+        promised=seat.terms.target_rate,
         verified=record.verified,
         confirmed=record.confirmed,
-        reaction=seat.rhythm.reaction,
+        reaction=seat.arrivals.reaction,
         seconds=now - record.opened,
     )
 
 
 def mode(terms: Terms) -> str:
     if terms.drafting:
-        return "edge + cloud-draft" if terms.beside else "edge"
-    return "cloud-draft" if terms.beside else "cloud"
+        return "edge + cloud-draft" if terms.cloud_draft else "edge"
+    return "cloud-draft" if terms.cloud_draft else "cloud"
 
 
-def _state(seat: Seat) -> State:
+def _state(seat: CloudSession) -> State:
     if seat.away:
         return "away"
     if seat.slot is None:
@@ -119,7 +119,7 @@ def _state(seat: Seat) -> State:
     return "reading" if seat.length - seat.cached > READING else "running"
 
 
-def _device(device: Device, sessions: int, now: float) -> DeviceView:
+def _device(device: ConnectedDevice, sessions: int, now: float) -> DeviceView:
     return DeviceView(
         name=device.name,
         drafter=device.drafter,

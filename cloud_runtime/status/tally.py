@@ -91,8 +91,8 @@ class Tally:
     step_seconds: Histogram = field(default_factory=_latencies)
     step_rows: Histogram = field(default_factory=lambda: Histogram(SIZES))
     step_tokens: Histogram = field(default_factory=lambda: Histogram(SIZES))
-    beside_steps: int = 0
-    beside_seconds: float = 0.0
+    cloud_draft_steps: int = 0
+    cloud_draft_seconds: float = 0.0
     activities: dict[str, float] = field(default_factory=dict)
     """Seconds of the loop by what it did; together all of its time."""
     first_token: Histogram = field(default_factory=_latencies)

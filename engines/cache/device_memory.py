@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.cache.pools import GrowingPool, MakePool
-from engines.cuda import Buffer, Device
+from engines.cuda import Buffer, GpuDevice
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class DeviceStore:
 
     least = 1
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: GpuDevice) -> None:
         self._device = device
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
@@ -84,6 +84,6 @@ def _slot(array: DeviceArray, index: int, start: int) -> tuple[int, int]:
     return array.address + (index * heads * capacity + start) * position, capacity * position
 
 
-def device_pools(device: Device) -> MakePool:
+def device_pools(device: GpuDevice) -> MakePool:
     """Pools whose slots lie in the memory of a device."""
     return partial(GrowingPool, DeviceStore(device))

@@ -34,9 +34,9 @@ TRIES = 30
 class Guess(NamedTuple):
     token: int
     """What the draft picks by the target's rule, with the shared noise."""
-    sure: float
+    confidence: float
     """Probability, in (0, 1), that it is the target's token."""
-    others: tuple[tuple[int, float], ...] = ()
+    runners_up: tuple[tuple[int, float], ...] = ()
     """The runners-up under the same rule, likeliest first, and each one's probability to be the
     target's token."""
 
@@ -75,9 +75,9 @@ def judge(
     if not choices.finite:
         return None
     best = rank(choices.logits[0], sampling, position, choices.top_ids[0])
-    sure = probability(best.odds, calibration, sampling.temperature)
-    others = tuple((other, (1 - sure) * share) for other, share in best.others)
-    return Guess(best.token, sure, others)
+    confidence = probability(best.odds, calibration, sampling.temperature)
+    others = tuple((other, (1 - confidence) * share) for other, share in best.runners_up)
+    return Guess(best.token, confidence, others)
 
 
 def known(text: Sequence[int], vocabulary: int, start: int) -> list[int]:

@@ -29,7 +29,7 @@ from edgespec.manifest import Bundle
 from engines.batches import Call
 from engines.cache.device_memory import DeviceStore, device_pools
 from engines.cache.pools import HostPool, MakePool
-from engines.cuda import CudaDevice, Device, Runtime, count, free_memory
+from engines.cuda import CudaDevice, GpuDevice, Runtime, count, free_memory
 from engines.machine import profiles
 from engines.machine.profiles import CPU, CUDA
 from engines.onnxruntime_backend.graph import (
@@ -62,7 +62,7 @@ class OrtRunner:
     """
 
     def __init__(
-        self, segments: Sequence[LoadedSegment], head: Graph | None, device: Device | None = None
+        self, segments: Sequence[LoadedSegment], head: Graph | None, device: GpuDevice | None = None
     ) -> None:
         self.segments = segments
         self.head = head
@@ -145,7 +145,7 @@ class OrtFrame:
         return features
 
 
-def open_device(settings: OrtSettings) -> Device | None:
+def open_device(settings: OrtSettings) -> GpuDevice | None:
     """The GPU, where the settings ask for CUDA and this ONNX Runtime is one that has it; else None.
 
     Raises `EngineError` where the GPU, its driver or cuda-python is missing.
@@ -173,7 +173,7 @@ def usable_providers() -> tuple[str, ...]:
 
 
 def load_target(
-    bundle: Bundle, settings: OrtSettings, device: Device | None = None
+    bundle: Bundle, settings: OrtSettings, device: GpuDevice | None = None
 ) -> StagedEngine:
     """The bundle's target, segment by segment. Checks the files it reads."""
     bundle.check("target")
@@ -212,7 +212,7 @@ def device_settings(name: str, threads: int = 0, slots: int = 1) -> OrtSettings:
 
 
 def load_draft(
-    bundle: Bundle, profile: str, settings: OrtSettings, device: Device | None = None
+    bundle: Bundle, profile: str, settings: OrtSettings, device: GpuDevice | None = None
 ) -> StagedEngine:
     """The bundle's draft for a profile. Checks the files it reads."""
     draft = bundle.draft(profile)
@@ -224,7 +224,11 @@ def load_draft(
 
 
 def _engine(
-    runner: OrtRunner, vocabulary: int, bundle: Bundle, settings: OrtSettings, device: Device | None
+    runner: OrtRunner,
+    vocabulary: int,
+    bundle: Bundle,
+    settings: OrtSettings,
+    device: GpuDevice | None,
 ) -> StagedEngine:
     sizes = Sizes(
         vocabulary,

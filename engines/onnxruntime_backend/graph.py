@@ -31,7 +31,7 @@ from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
 from engines.base import HEAD_OUTPUTS
 from engines.cache.device_memory import DeviceArray
 from engines.cache.pools import BUCKETS, CacheTensor
-from engines.cuda import Device
+from engines.cuda import GpuDevice
 from engines.machine.profiles import CPU, CUDA, ONNX_RUNTIME, runs_graphs
 from engines.onnxruntime_backend.freed import give_back_freed
 
@@ -94,7 +94,7 @@ class Graph:
         self,
         path: Path,
         settings: OrtSettings,
-        device: Device | None = None,
+        device: GpuDevice | None = None,
         *,
         opset: int = MAIN_OPSET,
         role: Role = "draft",
@@ -198,7 +198,7 @@ def run_head(graph: Graph, binding: Any, select: npt.NDArray[np.int64]) -> list[
     return outputs
 
 
-def cuda_options(device: Device) -> dict[str, str]:
+def cuda_options(device: GpuDevice) -> dict[str, str]:
     """For ONNX Runtime's CUDA provider
     (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html): our stream, so
     that what it runs and what we copy happen in order; memory as it is needed, since the rest is

@@ -22,7 +22,7 @@ from edgespec.errors import EngineError
 from engines.base import HEAD_OUTPUTS
 from engines.batches import Call
 from engines.cache.device_memory import DeviceArray, DeviceStore
-from engines.cuda import Device
+from engines.cuda import GpuDevice
 from engines.staged import Inputs
 from engines.tensorrt_backend.engine import Dims, EngineContext, LoadedEngine, Port
 
@@ -35,13 +35,13 @@ log = logging.getLogger("edgespec.engines")
 class Outputs:
     """A head's outputs for up to `size` tokens, on the device and in the host's memory."""
 
-    def __init__(self, device: Device, store: DeviceStore, ports: Sequence[Port], size: int):
+    def __init__(self, device: GpuDevice, store: DeviceStore, ports: Sequence[Port], size: int):
         self.ports = ports
         shapes = [(size, *port.shape[1:]) for port in ports]
         self.there = [store.empty(s, p.dtype) for s, p in zip(shapes, ports, strict=True)]
         self.here = [device.host(s, p.dtype) for s, p in zip(shapes, ports, strict=True)]
 
-    def read(self, device: Device, count: int) -> None:
+    def read(self, device: GpuDevice, count: int) -> None:
         for here, there in zip(self.here, self.there, strict=True):
             device.read(here[:count], there.address)
 

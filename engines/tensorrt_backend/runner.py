@@ -16,7 +16,7 @@ from engines.base import HEAD_OUTPUTS
 from engines.batches import Call
 from engines.cache.device_memory import DeviceStore, device_pools
 from engines.cache.pools import CacheTensor, MakePool
-from engines.cuda import Device
+from engines.cuda import GpuDevice
 from engines.staged import Stage
 from engines.tensorrt_backend.engine import EngineContext, LoadedEngine
 from engines.tensorrt_backend.frame import Outputs, Recorded, TensorrtFrame
@@ -37,7 +37,7 @@ class TensorrtRunner:
     """Segments with their exit heads, and the head; None where the last engine has it inside."""
 
     def __init__(
-        self, segments: Sequence[LoadedSegment], head: LoadedEngine | None, device: Device
+        self, segments: Sequence[LoadedSegment], head: LoadedEngine | None, device: GpuDevice
     ) -> None:
         self.segments, self.head, self.device = segments, head, device
         self.store = DeviceStore(device)

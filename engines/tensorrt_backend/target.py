@@ -16,7 +16,7 @@ from typing import Any
 
 from edgespec.errors import EngineError
 from edgespec.manifest import Built, Bundle
-from engines.cuda import CudaDevice, Device, Runtime, count, free_memory
+from engines.cuda import CudaDevice, GpuDevice, Runtime, count, free_memory
 from engines.machine import profiles
 from engines.staged import Sizes
 from engines.tensorrt_backend.api import (
@@ -101,7 +101,7 @@ def open_draft(
     slots: int,
     *,
     trt: Any = None,
-    device: Device | None = None,
+    device: GpuDevice | None = None,
 ) -> BoundedEngine:
     """The bundle's draft for a profile, single tokens. Checks the files it reads.
 
@@ -129,7 +129,7 @@ def open_target(
     *,
     slots: int = 16,
     trt: Any = None,
-    device: Device | None = None,
+    device: GpuDevice | None = None,
 ) -> BoundedEngine:
     """The bundle's target, segment by segment. `threads` is for other back ends. Raises as
     `open_draft`."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_runtime.admission import FIRST_GUESS, Pace, waiting_time
+from cloud_runtime.admission import FIRST_GUESS, AnswerDurations, waiting_time
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ def test_the_wait_is_what_those_ahead_need_at_the_rate_at_which_answers_end(
 
 
 def test_the_pace_is_a_guess_then_a_mean_then_what_was_lately():
-    pace = Pace()
+    pace = AnswerDurations()
     assert pace.seconds == FIRST_GUESS
     for seconds in (2.0, 4.0):
         pace.ended(seconds)

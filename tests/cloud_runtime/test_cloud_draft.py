@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.cloud_draft import CloudDraftModel
 from edgespec.errors import EngineError
 from edgespec.manifest import Calibration
 from edgespec.sampling import Sampling
@@ -37,7 +37,7 @@ class Bench:
 
     def __init__(self, calibration=None, memory=0, **options):
         self.engine = Counting(**options)
-        self.drafter = SessionDrafter(self.engine, calibration, memory)
+        self.drafter = CloudDraftModel(self.engine, calibration, memory)
         self._options = {**options, "slots": 1}
         self._calibration = calibration or UNCALIBRATED
 

@@ -126,4 +126,4 @@ def test_short_rows_and_prompts_are_learnt_apart():
     speeds = Speeds()
     assert speeds.of(1) is speeds.of(SHORT) is speeds.costs
     assert speeds.of(SHORT + 1) is speeds.chunks
-    assert speeds.beside is None
+    assert speeds.cloud_draft is None

@@ -18,7 +18,7 @@ def steep(rows, width):
     return 0.010 + 0.010 * rows * width
 
 
-def beside(milliseconds):
+def cloud_draft(milliseconds):
     """A draft beside the target that takes so long for any number of texts, and half a millisecond
     for each further token that it reads."""
     return lambda texts, width: (milliseconds + 0.5 * (width - 1)) / 1e3
@@ -26,7 +26,7 @@ def beside(milliseconds):
 
 DECODE = Decision("verify", 0)
 SOON = (0.002, 0.004)
-LACKS = Outlook(beside=True, beside_sure=0.9)
+LACKS = Outlook(cloud_draft=True, cloud_draft_confidence=0.9)
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,23 @@ LACKS = Outlook(beside=True, beside_sure=0.9)
         # 1.9/30 in a machine whose tokens cost much, but 1.4/30 < 1/20
         (Outlook(here=(0.4,)), steep, DECODE),
         # One on its way in 2 ms: 1.9/24 = 0.079; both 2.71/28 = 0.097. All of it beats 1/20.
-        (Outlook(coming=SOON, coming_sure=0.9), flat, Decision("wait", 0, 0.002)),
+        (Outlook(coming=SOON, coming_confidence=0.9), flat, Decision("wait", 0, 0.002)),
         # It is waited for the first, though the second decided.
-        (Outlook(coming=(0.003, 0.004), coming_sure=0.9), flat, Decision("wait", 0, 0.003)),
+        (Outlook(coming=(0.003, 0.004), coming_confidence=0.9), flat, Decision("wait", 0, 0.003)),
         # Too far away: 1.9/82 < 1/20.
-        (Outlook(coming=(0.060,), coming_sure=0.9), flat, DECODE),
+        (Outlook(coming=(0.060,), coming_confidence=0.9), flat, DECODE),
         # Seldom right: 1.05/24 < 1/20.
-        (Outlook(coming=SOON, coming_sure=0.05), flat, DECODE),
+        (Outlook(coming=SOON, coming_confidence=0.05), flat, DECODE),
         # One here, one on its way: 1.9/22 = 0.086 < 2.71/26 = 0.104.
-        (Outlook(here=(0.9,), coming=(0.002,), coming_sure=0.9), flat, Decision("wait", 0, 0.002)),
+        (
+            Outlook(here=(0.9,), coming=(0.002,), coming_confidence=0.9),
+            flat,
+            Decision("wait", 0, 0.002),
+        ),
         # The same for one in 12 ms: 2.71/36 = 0.075.
-        (Outlook(here=(0.9,), coming=(0.012,), coming_sure=0.9), flat, Decision("verify", 1)),
+        (Outlook(here=(0.9,), coming=(0.012,), coming_confidence=0.9), flat, Decision("verify", 1)),
         # Due already: the shortest wait that there is.
-        (Outlook(coming=(0.0,), coming_sure=0.9), flat, Decision("wait", 0, SHORTEST)),
+        (Outlook(coming=(0.0,), coming_confidence=0.9), flat, Decision("wait", 0, SHORTEST)),
     ],
 )
 def test_of_one_session_the_best_rate_wins(outlook, step, expected):
@@ -72,29 +76,36 @@ def test_of_one_session_the_best_rate_wins(outlook, step, expected):
         # A slow one does not pay: 1.9/47 < 1/20, nor do more of its ids.
         (LACKS, 25, DECODE),
         # Nor one that is seldom right: 1.1/25 < 1/20.
-        (Outlook(beside=True, beside_sure=0.1), 3, DECODE),
+        (Outlook(cloud_draft=True, cloud_draft_confidence=0.1), 3, DECODE),
         # With ids here that are sure to be wrong, nothing behind them is worth drafting.
-        (Outlook(here=(0.02,), beside=True, beside_sure=0.9), 3, DECODE),
+        (Outlook(here=(0.02,), cloud_draft=True, cloud_draft_confidence=0.9), 3, DECODE),
         # The device is faster than the draft here: 2.71/28 = 0.097 against at best 4.1/52 = 0.079.
         (
-            Outlook(coming=SOON, coming_sure=0.9, beside=True, beside_sure=0.9),
+            Outlook(
+                coming=SOON, coming_confidence=0.9, cloud_draft=True, cloud_draft_confidence=0.9
+            ),
             6,
             Decision("wait", 0, 0.002),
         ),
         # And the other way round: 2.71/36 = 0.075 against 5.7/48 = 0.1187.
         (
-            Outlook(coming=(0.006, 0.012), coming_sure=0.9, beside=True, beside_sure=0.9),
+            Outlook(
+                coming=(0.006, 0.012),
+                coming_confidence=0.9,
+                cloud_draft=True,
+                cloud_draft_confidence=0.9,
+            ),
             2,
             Decision("draft", 7),
         ),
         # Its terms do not allow it.
-        (Outlook(beside_sure=0.9), 3, DECODE),
+        (Outlook(cloud_draft_confidence=0.9), 3, DECODE),
         # A draft that costs nothing and is always right is asked for so many at a time.
-        (Outlook(beside=True, beside_sure=1.0), 0, Decision("draft", AHEAD)),
+        (Outlook(cloud_draft=True, cloud_draft_confidence=1.0), 0, Decision("draft", AHEAD)),
     ],
 )
 def test_drafting_beside_the_target_is_a_way_like_the_others(outlook, milliseconds, expected):
-    assert decide([outlook], flat, beside(milliseconds)) == expected
+    assert decide([outlook], flat, cloud_draft(milliseconds)) == expected
 
 
 def test_without_a_draft_beside_the_target_nothing_is_drafted_there():
@@ -106,7 +117,9 @@ def test_drafting_beside_the_target_ends():
     here = []
 
     def decision():
-        return decide([Outlook(here=here, beside=True, beside_sure=0.8)], flat, beside(3))
+        return decide(
+            [Outlook(here=here, cloud_draft=True, cloud_draft_confidence=0.8)], flat, cloud_draft(3)
+        )
 
     while decision().what == "draft":
         here.append(0.8)
@@ -154,7 +167,7 @@ HERE = Outlook(here=(0.9,))
 
 
 def soon(*coming):
-    return Outlook(coming=coming, coming_sure=0.9)
+    return Outlook(coming=coming, coming_confidence=0.9)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +214,10 @@ def per_text(texts, width):
         # Six that decode make a step wide: 7/32 = 0.219 > 7.9/49.
         ([LACKS, *[NOBODYS] * 6], DECODE),
         # Nobody waits for a draft that is seldom right: 5.69/42 = 0.1354 > 6.22/46 = 0.1351.
-        ([Outlook(here=(0.9,) * 6), Outlook(beside=True, beside_sure=0.1)], Decision("verify", 5)),
+        (
+            [Outlook(here=(0.9,) * 6), Outlook(cloud_draft=True, cloud_draft_confidence=0.1)],
+            Decision("verify", 5),
+        ),
     ],
 )
 def test_drafting_beside_for_those_who_lack_ids(outlooks, expected):
@@ -216,7 +232,7 @@ def test_those_who_lack_most_are_drafted_for_first():
         texts.append(number)
         return per_text(number, width)
 
-    has_two = Outlook(here=(0.9, 0.9), beside=True, beside_sure=0.9)
+    has_two = Outlook(here=(0.9, 0.9), cloud_draft=True, cloud_draft_confidence=0.9)
     decide([has_two, LACKS, NOBODYS], flat, counted)
     assert texts == [1, 1, *[2] * (AHEAD - 2)]
 
@@ -233,11 +249,11 @@ def test_those_who_lack_most_are_drafted_for_first():
     ],
 )
 def test_what_the_draft_beside_has_yet_to_read_counts(unread, expected):
-    outlook = Outlook(beside=True, beside_sure=0.9, unread=unread)
-    assert decide([outlook], flat, beside(3)) == expected
+    outlook = Outlook(cloud_draft=True, cloud_draft_confidence=0.9, unread=unread)
+    assert decide([outlook], flat, cloud_draft(3)) == expected
 
 
-LOCKSTEP = Outlook(here=(0.05, 0.05), whole=True)
+LOCKSTEP = Outlook(here=(0.05, 0.05), lockstep=True)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +262,7 @@ LOCKSTEP = Outlook(here=(0.05, 0.05), whole=True)
         # All of it, though 1/20 would be better …
         ([LOCKSTEP], Decision("verify", 2)),
         ([LOCKSTEP, NOBODYS], Decision("verify", 2)),
-        ([Outlook(whole=True)], DECODE),
+        ([Outlook(lockstep=True)], DECODE),
         # … and what others have more: 3.76/30 = 0.125 < 4.49/34 = 0.132.
         ([LOCKSTEP, THREE], Decision("verify", 3)),
         # Who is waited for meanwhile is a matter of rate: 3.95/32 = 0.124 > 2.05/30.
@@ -285,14 +301,14 @@ TEN = (0.9,) * 10
         (Outlook(here=TEN), 1, DECODE),
         # What is committed runs in any case, and so does a draft in lock-step.
         (Outlook(here=TEN, pending=9), 4, DECODE),
-        (Outlook(here=TEN, whole=True), 4, Decision("verify", 10)),
+        (Outlook(here=TEN, lockstep=True), 4, Decision("verify", 10)),
         (LACKS, 1 << 16, Decision("draft", 6)),
         (LACKS, 3, Decision("draft", 2)),
         (LACKS, 1, DECODE),
     ],
 )
 def test_no_row_is_wider_than_allowed(outlook, widest, expected):
-    assert decide([outlook], flat, beside(3), widest) == expected
+    assert decide([outlook], flat, cloud_draft(3), widest) == expected
 
 
 def test_it_looks_no_further_than_it_must():
@@ -303,7 +319,7 @@ def test_it_looks_no_further_than_it_must():
         asked.append(width)
         return flat(rows, width)
 
-    decide([Outlook(coming=far, coming_sure=0.9)], step)
+    decide([Outlook(coming=far, coming_confidence=0.9)], step)
     assert max(asked) == 1 + AHEAD
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_runtime.paths import KEPT, LONGEST, SPARE, Paths
+from cloud_runtime.paths import KEPT, LONGEST, SPARE, CandidatePaths
 from edgespec.protocol import Draft
 
 PROMPT = (10, 11, 12)
@@ -13,10 +13,10 @@ class Cloud:
 
     def __init__(self):
         self.committed = list(PROMPT)
-        self.paths = Paths(self.committed)
+        self.paths = CandidatePaths(self.committed)
 
-    def draft(self, round_, parent, base, tokens, sures=b""):
-        return self.paths.add(Draft(1, round_, parent, base, list(tokens), sures))
+    def draft(self, round_, parent, base, tokens, confidences=b""):
+        return self.paths.add(Draft(1, round_, parent, base, list(tokens), confidences))
 
     def commit(self, *tokens):
         self.committed += tokens
@@ -149,26 +149,26 @@ def test_a_round_that_falls_behind_is_left(cloud):
 def test_probabilities_are_kept_and_trust_learns_from_what_came_true(cloud):
     cloud.draft(1, 0, 3, [20, 21], b"\xff\x33")
     path = cloud.draft(1, 0, 4, [21, 22], b"\x00\x66")
-    assert path.sures_ahead(3) == pytest.approx([1.0, 0.2, 0.4])
-    assert cloud.draft(2, 1, 4, [30], b"\x99").sures_ahead(3) == pytest.approx([1.0, 0.6])
-    assert cloud.draft(3, 0, 3, [7, 8]).sures_ahead(3) == [0.5, 0.5]
-    before = cloud.paths.trust.acceptance
+    assert path.confidences_ahead(3) == pytest.approx([1.0, 0.2, 0.4])
+    assert cloud.draft(2, 1, 4, [30], b"\x99").confidences_ahead(3) == pytest.approx([1.0, 0.6])
+    assert cloud.draft(3, 0, 3, [7, 8]).confidences_ahead(3) == [0.5, 0.5]
+    before = cloud.paths.estimate.acceptance
     cloud.commit(99)
-    assert cloud.paths.trust.acceptance < before
-    before = cloud.paths.trust.acceptance
+    assert cloud.paths.estimate.acceptance < before
+    before = cloud.paths.estimate.acceptance
     cloud.draft(4, 0, 4, [50])
     cloud.commit(50)
-    assert cloud.paths.trust.acceptance > before
+    assert cloud.paths.estimate.acceptance > before
 
 
 def test_an_id_is_judged_once(cloud):
     cloud.draft(1, 0, 3, [20])
     cloud.commit(20)
-    before = cloud.paths.trust.acceptance
+    before = cloud.paths.estimate.acceptance
     for _ in range(3):
         cloud.paths.settle()
         cloud.draft(1, 0, 3, [20])
-    assert cloud.paths.trust.acceptance == before
+    assert cloud.paths.estimate.acceptance == before
 
 
 def test_a_round_whose_beginning_was_lost_is_dropped(cloud):

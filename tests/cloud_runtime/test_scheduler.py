@@ -16,7 +16,7 @@ from cloud_runtime.scheduler import (
     Wait,
     pick,
 )
-from cloud_runtime.sessions import Seat
+from cloud_runtime.sessions import CloudSession
 from edgespec.config import CloudSettings
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
@@ -25,7 +25,7 @@ from edgespec.session import Session
 NOW = 100.0
 PLAIN = Terms(drafting=False)
 LOCKSTEP = Terms(decoding=False)
-BESIDE = Terms(drafting=False, beside=True)
+BESIDE = Terms(drafting=False, cloud_draft=True)
 STEP = (0.020, 0.001, 0.001, 0.0)
 """20 ms, 1 for each row, 1 for each token."""
 QUICK = (0.005, 0.0, 0.0002, 0.0)
@@ -34,8 +34,10 @@ SLOW = (0.010, 0.0, 0.001, 0.0)
 """Prompts: 32 tokens 42 ms."""
 
 
-def speeds(step=STEP, chunks=QUICK, beside=None):
-    return Speeds(StepCosts(step), StepCosts(chunks), StepCosts(beside) if beside else None)
+def speeds(step=STEP, chunks=QUICK, cloud_draft=None):
+    return Speeds(
+        StepCosts(step), StepCosts(chunks), StepCosts(cloud_draft) if cloud_draft else None
+    )
 
 
 def seat(session, *, peer=None, length=3, pending=1, ready=NOW - 0.01, left=100, **about):
@@ -43,7 +45,7 @@ def seat(session, *, peer=None, length=3, pending=1, ready=NOW - 0.01, left=100,
     terms, slot = about.pop("terms", PLAIN), about.pop("slot", session)
     state = Session(list(range(length)), length, left, frozenset())
     peer = peer or b"device %d" % session
-    made = Seat(peer, session, state, Sampling(), terms, slot, NOW, ready, length - pending)
+    made = CloudSession(peer, session, state, Sampling(), terms, slot, NOW, ready, length - pending)
     made.verdict = Verdict(session, 0, length, 0, 0, 0, [])
     for name, value in about.items():
         setattr(made, name, value)
@@ -54,12 +56,12 @@ def promised(session, due, *, rate=1.0, **about):
     """Its next token is due `due` seconds from now."""
     length = about.get("length", 3)
     began = NOW + due - 1 / rate, length
-    return seat(session, terms=Terms(drafting=False, rate=rate), began=began, **about)
+    return seat(session, terms=Terms(drafting=False, target_rate=rate), began=began, **about)
 
 
-def drafted(one, ids, sure=0.9):
+def drafted(one, ids, confidence=0.9):
     """Gives a seat so many ids of its device."""
-    said = bytes([round(255 * sure)] * ids)
+    said = bytes([round(255 * confidence)] * ids)
     one.paths.add(Draft(one.session, 1, 0, one.length, [7] * ids, said))
     one.asked = True
     return one
@@ -323,7 +325,7 @@ def test_who_is_early_is_left_out_while_another_is_late(late, due, before, pause
 def test_without_a_promise_nobody_is_late_and_nobody_early():
     seats = [seat(1, ready=NOW - 60), promised(2, 5.0), seat(3)]
     assert sorted(sessions(picked(seats))) == [1, 2, 3]
-    first_token = seat(4, terms=Terms(rate=5.0), began=None, ready=NOW - 60)
+    first_token = seat(4, terms=Terms(target_rate=5.0), began=None, ready=NOW - 60)
     for one in seats:
         one.running = False
     assert sorted(sessions(picked([*seats, first_token]))) == [1, 2, 3, 4]
@@ -344,7 +346,7 @@ def test_the_early_give_way_until_the_late_one_is_not_late_any_more():
     for one in (fast, *slow):
         since, length = one.began
         rate = (one.length - length) / (now - since)
-        assert rate > 0.95 * one.terms.rate, "what was promised was kept"
+        assert rate > 0.95 * one.terms.target_rate, "what was promised was kept"
 
 
 @pytest.mark.parametrize(
@@ -360,7 +362,7 @@ def test_the_early_give_way_until_the_late_one_is_not_late_any_more():
     ],
 )
 @pytest.mark.parametrize("terms", [LOCKSTEP, Terms()], ids=["lock-step", "streaming"])
-@pytest.mark.parametrize("company", [False, True])
+@pytest.mark.parametrize("mean_batch_rows", [False, True])
 def test_no_more_ids_than_may_be_verified_and_committed(ids, left, most, width, terms, company):
     one = drafted(seat(1, terms=terms, left=left), ids, 0.99)
     others = [seat(2)] if company else []
@@ -406,13 +408,15 @@ def test_the_draft_beside_is_asked_for_those_who_lack_ids_and_can_use_them(max_d
         seat(1, terms=BESIDE),
         seat(2, terms=BESIDE, left=3),
         seat(3),
-        drafted(seat(4, terms=Terms(beside=True)), 2),
-        drafted(seat(5, terms=Terms(beside=True, decoding=False)), 2),
+        drafted(seat(4, terms=Terms(cloud_draft=True)), 2),
+        drafted(seat(5, terms=Terms(cloud_draft=True, decoding=False)), 2),
         seat(6, terms=BESIDE, verdict=None),  # nobody drafts before the opening round
         seat(7, terms=BESIDE, left=1),
     ]
     asked = []
-    while isinstance(step := picked(seats, speeds(beside=DRAFT), max_draft=max_draft), DraftStep):
+    while isinstance(
+        step := picked(seats, speeds(cloud_draft=DRAFT), max_draft=max_draft), DraftStep
+    ):
         asked.append(sessions(step))
         for one in step.seats:
             one.drafted(9, 0.95)
@@ -431,10 +435,10 @@ def test_without_a_draft_beside_the_target_nobody_is_drafted_for():
 def expecting(session):
     """Ids come every 2 ms, the next in 1 ms."""
     one = seat(session, terms=Terms())
-    one.rhythm.sent(3, now=NOW - 0.010)
+    one.arrivals.sent(3, now=NOW - 0.010)
     for base, when in ((3, NOW - 0.003), (4, NOW - 0.001)):
         message = Draft(session, 1, 0, base, [7], bytes([240]))
-        one.rhythm.came(message, one.paths.add(message), when)
+        one.arrivals.came(message, one.paths.add(message), when)
     return one
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.cloud_draft import CloudDraftModel
 from edgespec.config import Request
 from edgespec.errors import EngineError, LinkError
 from engines.drafters.base import NoDrafter
@@ -38,20 +38,20 @@ def test_the_sessions_of_a_failed_batch_end_and_the_cloud_goes_on(house):
 
 def test_sessions_whose_draft_beside_the_target_fails_go_on_without(house, caplog):
     draft = Failing()
-    home = house(ToyEngine(), beside=SessionDrafter(draft))
+    home = house(ToyEngine(), cloud_draft=CloudDraftModel(draft))
     request = Request((1, 2), 60)
     loop = home.device(NoDrafter())
     answer = loop.start(request)
     pieces = loop.write(answer, request)
     for _ in range(12):
         next(pieces)
-    drafted = home.service.tally.beside_steps
+    drafted = home.service.tally.cloud_draft_steps
     draft.fail = True
     for _ in pieces:
         pass
     assert answer.stats.token_ids == home.alone(request)
-    assert home.service.tally.beside_steps == drafted + 1
+    assert home.service.tally.cloud_draft_steps == drafted + 1
     assert "the draft beside the target failed on 1 texts: no memory" in caplog.text
     later = home.answer(NoDrafter(), request)
     assert later.stats.token_ids == home.alone(request)
-    assert home.service.tally.beside_steps > drafted + 1, "the next session tries again"
+    assert home.service.tally.cloud_draft_steps > drafted + 1, "the next session tries again"

@@ -38,19 +38,19 @@ HELLO = Hello(VERSION, "t", "k", "robot")
 A, B = b"a", b"b"
 LOCKSTEP = Terms(decoding=False)
 PLAIN = Terms(drafting=False)
-BESIDE = Terms(drafting=False, beside=True)
+BESIDE = Terms(drafting=False, cloud_draft=True)
 
 
 class Desk:
     """A service, its engine, and a clock that the test turns."""
 
-    def __init__(self, *, beside=0.0, **settings):
+    def __init__(self, *, cloud_draft=0.0, **settings):
         self.engine = ToyEngine(context=200)
         self.service = Service(
             Identity("t", "k", (1, 2)),
             self.engine,
             CloudSettings(**settings),
-            Speeds(beside=StepCosts((beside, 0.0, 0.0, 0.0)) if beside else None),
+            Speeds(cloud_draft=StepCosts((cloud_draft, 0.0, 0.0, 0.0)) if cloud_draft else None),
         )
         self.now = 0.0
 
@@ -127,7 +127,7 @@ def test_another_version_bundle_or_tokenizer_is_refused_with_a_sentence(hello, c
 
 
 def test_welcome_says_what_the_device_must_know():
-    (welcome,) = Desk(beside=0.004).tell(HELLO)
+    (welcome,) = Desk(cloud_draft=0.004).tell(HELLO)
     assert (welcome.context, welcome.exits, welcome.max_draft) == (200, [1, 2], 32)
     # What `StepCosts` takes for granted before anything was measured.
     times = (welcome.step_ms, welcome.token_ms, welcome.draft_ms, welcome.hint_ms)
@@ -272,7 +272,7 @@ def test_terms_may_change_at_any_time(desk):
 
 
 def test_the_draft_beside_the_target_is_asked_verified_and_let_go():
-    desk = Desk(beside=1e-4)
+    desk = Desk(cloud_draft=1e-4)
     right = text()
     desk.tell(HELLO)
     desk.tell(opening(terms=BESIDE))
@@ -291,7 +291,7 @@ def test_the_draft_beside_the_target_is_asked_verified_and_let_go():
     desk.service.drafted(step, [None])
     assert isinstance(desk.service.next(desk.now), Batch), "it had nothing to say"
     # One that is wrong costs nothing but time.
-    desk = Desk(beside=1e-4)
+    desk = Desk(cloud_draft=1e-4)
     desk.tell(HELLO)
     desk.tell(opening(terms=BESIDE))
     written = []

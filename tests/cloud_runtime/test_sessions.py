@@ -5,91 +5,93 @@ from dataclasses import replace
 import pytest
 
 from cloud_runtime.decision import AHEAD
-from cloud_runtime.paths import Paths
-from cloud_runtime.sessions import LATE, READING, Rhythm, Seat
+from cloud_runtime.paths import CandidatePaths
+from cloud_runtime.sessions import LATE, READING, CloudSession, DraftArrivals
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
 from edgespec.session import Session
 
 
-def draft(round_, base, *tokens, parent=0, sures=b""):
-    return Draft(1, round_, parent, base, list(tokens), sures)
+def draft(round_, base, *tokens, parent=0, confidences=b""):
+    return Draft(1, round_, parent, base, list(tokens), confidences)
 
 
 class Device:
     """Packets of a device, and the paths that they make."""
 
     def __init__(self):
-        self.rhythm = Rhythm()
-        self.paths = Paths([0] * 100)
+        self.arrivals = DraftArrivals()
+        self.paths = CandidatePaths([0] * 100)
 
     def came(self, message, now):
         path = self.paths.add(message)
-        self.rhythm.came(message, path, now)
+        self.arrivals.came(message, path, now)
         return path
 
 
 def test_the_reaction_is_from_a_verdict_to_the_round_that_answers_it():
     device = Device()
-    rhythm = device.rhythm
-    rhythm.sent(10, now=1.0)
-    rhythm.sent(12, now=1.1)
+    arrivals = device.arrivals
+    arrivals.sent(10, now=1.0)
+    arrivals.sent(12, now=1.1)
     device.came(draft(1, 12, 5), now=1.140)
-    assert rhythm.reaction == pytest.approx(0.040)
-    rhythm.sent(13, now=2.0)
+    assert arrivals.reaction == pytest.approx(0.040)
+    arrivals.sent(13, now=2.0)
     device.came(draft(2, 13, 5), now=2.080)
-    assert rhythm.reaction == pytest.approx(0.050), "a quarter of the way"
+    assert arrivals.reaction == pytest.approx(0.050), "a quarter of the way"
     # A branch answers no verdict, nor does a round from a place that none had made known.
-    rhythm.sent(14, now=3.0)
+    arrivals.sent(14, now=3.0)
     device.came(draft(3, 13, 6, parent=2), now=3.5)
     device.came(draft(4, 90, 5), now=3.6)
     device.came(draft(5, 99), now=3.6)
-    assert rhythm.reaction == pytest.approx(0.050)
+    assert arrivals.reaction == pytest.approx(0.050)
 
 
 def test_the_interval_is_time_by_ids_of_one_path():
     device = Device()
-    rhythm = device.rhythm
+    arrivals = device.arrivals
     device.came(draft(1, 10, 5), now=1.0)
-    assert rhythm.interval == 0.0
+    assert arrivals.interval == 0.0
     device.came(draft(2, 10, 5, parent=1), now=1.0)  # a branch, told with it
-    assert rhythm.interval == 0.0
+    assert arrivals.interval == 0.0
     device.came(draft(1, 11, 6, 7), now=1.020)
-    assert rhythm.interval == pytest.approx(0.010)
+    assert arrivals.interval == pytest.approx(0.010)
     device.came(draft(1, 13, 8), now=1.038)
-    assert rhythm.interval == pytest.approx(0.012)
+    assert arrivals.interval == pytest.approx(0.012)
     device.came(draft(1, 99, 9), now=1.5)  # of no use
     device.came(draft(1, 14), now=1.6)  # no ids
-    assert rhythm.interval == pytest.approx(0.012)
+    assert arrivals.interval == pytest.approx(0.012)
 
 
 def test_what_is_coming():
     device = Device()
-    rhythm = device.rhythm
-    assert rhythm.coming(None, 9, 0.0) == []
-    rhythm.sent(10, now=1.0)
+    arrivals = device.arrivals
+    assert arrivals.coming(None, 9, 0.0) == []
+    arrivals.sent(10, now=1.0)
     path = device.came(draft(1, 10, 5), now=1.040)
     device.came(draft(1, 11, 6), now=1.050)
     # Of a path that is growing: 10 ms after what came last, and so on.
-    coming = rhythm.coming(path, 11, now=1.056)
+    coming = arrivals.coming(path, 11, now=1.056)
     assert coming == pytest.approx([0.004 + 0.010 * i for i in range(AHEAD)])
     # A little late is now; later than that is not coming.
     late = LATE * 0.010
-    assert rhythm.coming(path, 11, now=1.060 + 0.9 * late)[:2] == pytest.approx([0.0, 0.010])
-    assert rhythm.coming(path, 11, now=1.060 + 1.1 * late) == []
+    assert arrivals.coming(path, 11, now=1.060 + 0.9 * late)[:2] == pytest.approx([0.0, 0.010])
+    assert arrivals.coming(path, 11, now=1.060 + 1.1 * late) == []
     # Of a new round: the reaction after the last verdict.
-    rhythm.sent(12, now=1.060)
-    assert rhythm.coming(None, 12, now=1.070)[:2] == pytest.approx([0.030, 0.040])
-    assert rhythm.coming(None, 12, now=1.130) == []
+    arrivals.sent(12, now=1.060)
+    assert arrivals.coming(None, 12, now=1.070)[:2] == pytest.approx([0.030, 0.040])
+    assert arrivals.coming(None, 12, now=1.130) == []
     # Where the path ends with the committed text, either: here the next id of it is long overdue.
-    assert rhythm.coming(path, 12, now=1.095)[:2] == pytest.approx([0.005, 0.015])
+    assert arrivals.coming(path, 12, now=1.095)[:2] == pytest.approx([0.005, 0.015])
 
 
 GOES_ON = Terms()
 
 
 def seat(terms=GOES_ON, opened=True):
-    made = Seat(b"a", 1, Session([1, 2, 3], 3, 20, frozenset()), Sampling(), terms, 0, 0.0, 0.0)
+    made = CloudSession(
+        b"a", 1, Session([1, 2, 3], 3, 20, frozenset()), Sampling(), terms, 0, 0.0, 0.0
+    )
     if opened:
         made.verdict = Verdict(1, 0, 3, 0, 0, 0, [])
     return made
@@ -97,16 +99,16 @@ def seat(terms=GOES_ON, opened=True):
 
 def test_an_outlook_says_what_is_here_and_what_is_coming():
     one = seat()
-    one.rhythm.sent(3, now=1.0)
+    one.arrivals.sent(3, now=1.0)
     for base, now in ((3, 1.040), (4, 1.050)):
-        path = one.paths.add(message := draft(1, base, 20 + base, sures=b"\xcc"))
-        one.rhythm.came(message, path, now)
+        path = one.paths.add(message := draft(1, base, 20 + base, confidences=b"\xcc"))
+        one.arrivals.came(message, path, now)
     outlook = one.outlook(1.056, 8)
     assert outlook.here == pytest.approx([0.8, 0.8])
     assert outlook.coming[0] == pytest.approx(0.004)
-    assert outlook.coming_sure == one.paths.trust.acceptance > 0
-    assert not outlook.beside, "its terms do not allow it"
-    assert (outlook.pending, outlook.whole, outlook.weight) == (3, False, 1.0)
+    assert outlook.coming_confidence == one.paths.estimate.acceptance > 0
+    assert not outlook.cloud_draft, "its terms do not allow it"
+    assert (outlook.pending, outlook.lockstep, outlook.weight) == (3, False, 1.0)
     one.cached = 2
     assert one.outlook(1.056, 8, 2.0) == replace(outlook, pending=1, weight=2.0)
 
@@ -115,24 +117,24 @@ def test_an_outlook_says_what_is_here_and_what_is_coming():
     ("most", "here", "more"), [(0, 0, False), (1, 1, False), (2, 2, False), (3, 2, True)]
 )
 def test_no_more_is_expected_than_is_of_use(most, here, more):
-    one = seat(Terms(beside=True))
-    one.rhythm.sent(3, now=1.0)
+    one = seat(Terms(cloud_draft=True))
+    one.arrivals.sent(3, now=1.0)
     for base, now in ((3, 1.040), (4, 1.050)):
         path = one.paths.add(message := draft(1, base, 20 + base))
-        one.rhythm.came(message, path, now)
+        one.arrivals.came(message, path, now)
     outlook = one.outlook(1.056, most)
-    assert (len(outlook.here), bool(outlook.coming), outlook.beside) == (here, more, more)
+    assert (len(outlook.here), bool(outlook.coming), outlook.cloud_draft) == (here, more, more)
 
 
 def test_in_lock_step_all_that_is_here_is_verified_and_nothing_is_waited_for():
-    one = seat(Terms(beside=True, decoding=False))
-    one.rhythm.sent(3, now=1.0)
+    one = seat(Terms(cloud_draft=True, decoding=False))
+    one.arrivals.sent(3, now=1.0)
     for base, now in ((3, 1.040), (4, 1.050)):
         path = one.paths.add(message := draft(1, base, 20 + base))
-        one.rhythm.came(message, path, now)
+        one.arrivals.came(message, path, now)
     outlook = one.outlook(1.056, 8)
-    assert outlook.whole and len(outlook.here) == 2
-    assert not outlook.coming and not outlook.beside
+    assert outlook.lockstep and len(outlook.here) == 2
+    assert not outlook.coming and not outlook.cloud_draft
 
 
 @pytest.mark.parametrize(
@@ -147,34 +149,37 @@ def test_in_lock_step_all_that_is_here_is_verified_and_nothing_is_waited_for():
     ],
 )
 def test_when_the_next_token_is_due(rate, began, due):
-    one = seat(Terms(rate=rate))
+    one = seat(Terms(target_rate=rate))
     one.ready_since, one.began = 5.0, began
     one.state.commit([9])
     assert one.due == pytest.approx(due)
 
 
 @pytest.mark.parametrize(
-    ("terms", "opened", "coming", "beside"),
+    ("terms", "opened", "coming", "cloud_draft"),
     [
-        (Terms(beside=True), True, True, True),
-        (Terms(beside=True), False, False, False),
-        (Terms(drafting=False, beside=True), True, False, True),
+        (Terms(cloud_draft=True), True, True, True),
+        (Terms(cloud_draft=True), False, False, False),
+        (Terms(drafting=False, cloud_draft=True), True, False, True),
         (Terms(drafting=False), True, False, False),
     ],
 )
-def test_who_is_expected_to_draft(terms, opened, coming, beside):
+def test_who_is_expected_to_draft(terms, opened, coming, cloud_draft):
     one = seat(terms, opened)
-    one.rhythm.sent(3, now=1.0)
-    one.rhythm.came(message := draft(1, 3, 5), one.paths.add(message), now=1.040)
-    one.paths = Paths(one.state.tokens)
-    one.rhythm.sent(4, now=2.0)
+    one.arrivals.sent(3, now=1.0)
+    one.arrivals.came(message := draft(1, 3, 5), one.paths.add(message), now=1.040)
+    one.paths = CandidatePaths(one.state.tokens)
+    one.arrivals.sent(4, now=2.0)
     outlook = one.outlook(2.010, 8)
     assert bool(outlook.coming) == coming
-    assert outlook.beside == beside
+    assert outlook.cloud_draft == cloud_draft
 
 
 def test_reading_is_charged_once_and_in_full_only_where_the_device_drafts_too():
-    for terms, most in ((Terms(beside=True), READING), (Terms(drafting=False, beside=True), 2)):
+    for terms, most in (
+        (Terms(cloud_draft=True), READING),
+        (Terms(drafting=False, cloud_draft=True), 2),
+    ):
         one = seat(terms, opened=True)
         one.state.commit(list(range(5, 22)))
         assert (one.unread, one.outlook(0.0, 8).unread) == (20, most)
@@ -187,7 +192,7 @@ def test_reading_is_charged_once_and_in_full_only_where_the_device_drafts_too():
 
 
 @pytest.mark.parametrize(
-    ("drafting", "in_time", "company", "may"),
+    ("drafting", "in_time", "mean_batch_rows", "may"),
     [
         (True, 1.0, False, True),
         (True, 1.0, True, False),
@@ -196,22 +201,22 @@ def test_reading_is_charged_once_and_in_full_only_where_the_device_drafts_too():
     ],
 )
 def test_among_others_a_device_in_time_is_not_drafted_for(drafting, in_time, company, may):
-    one = seat(Terms(drafting=drafting, beside=True), opened=True)
+    one = seat(Terms(drafting=drafting, cloud_draft=True), opened=True)
     one.in_time = in_time
     assert one.may_draft(company=company) == may
-    assert one.outlook(0.0, 8, company=company).beside == may
+    assert one.outlook(0.0, 8, company=company).cloud_draft == may
 
 
 def test_a_devices_failures_lower_what_it_promises():
     one = seat()
     for number in range(1, 40):
-        one.paths.add(draft(number, one.length, 99, sures=b"\xe6"))
+        one.paths.add(draft(number, one.length, 99, confidences=b"\xe6"))
         one.state.commit([5] if number % 3 else [99])  # right one time in three
         one.settle()
         one.state.finish, one.state.max_tokens = "", 100
-    one.paths.add(draft(50, one.length, 7, sures=b"\xe6"))
-    (sure,) = one.outlook(0.0, 8).here
-    assert 0.2 < sure < 0.5
+    one.paths.add(draft(50, one.length, 7, confidences=b"\xe6"))
+    (confidence,) = one.outlook(0.0, 8).here
+    assert 0.2 < confidence < 0.5
 
 
 @pytest.mark.parametrize(
@@ -234,7 +239,7 @@ def test_when_the_target_may_go_on(terms, asked, opened, ready):
 
 
 def test_what_is_drafted_beside_goes_on_along_the_devices_draft():
-    one = seat(Terms(beside=True))
+    one = seat(Terms(cloud_draft=True))
     one.paths.add(draft(1, 3, 20, 21))
     one.drafted(22, 0.9)
     assert one.text == [1, 2, 3, 20, 21, 22]

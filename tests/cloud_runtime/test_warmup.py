@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.cloud_draft import CloudDraftModel
 from cloud_runtime.costs import StepCosts
 from cloud_runtime.warmup import PAST, REPEATS, SHAPES, TEXTS, measure
 from engines.toy import ToyEngine
@@ -54,7 +54,7 @@ def test_what_is_measured_is_what_it_costs(least):
     for rows, width in ((1, 32), (1, 64), (2, 64), (4, 64)):
         expected = engine.seconds(rows, width, cached(rows))
         assert speeds.chunks.step(width, rows, cached(rows)) == pytest.approx(expected, rel=0.1)
-    assert speeds.beside is None and speeds.hints == 0.0
+    assert speeds.cloud_draft is None and speeds.hints == 0.0
     assert engine.shapes.count((1, 1)) == REPEATS + 1
     assert not engine._cache.length, "no session is left behind"
 
@@ -91,9 +91,9 @@ class TimedDraft(Timed):
 def test_the_draft_beside_is_measured_by_number_of_texts(slots):
     clock = Clock()
     draft = TimedDraft(clock, slots=slots)
-    speeds = measure(Timed(clock), SessionDrafter(draft), hints=False, clock=clock)
-    assert speeds.beside is not None
-    times = [speeds.beside.step(1, texts) for texts in TEXTS]
+    speeds = measure(Timed(clock), CloudDraftModel(draft), hints=False, clock=clock)
+    assert speeds.cloud_draft is not None
+    times = [speeds.cloud_draft.step(1, texts) for texts in TEXTS]
     if slots == 8:
         assert times == pytest.approx([0.005, 0.006, 0.008], rel=0.05)
     else:  # in two steps: 5, 6 and 12 ms

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from edge_runtime.answer import Answer
-from edge_runtime.modes import Meter
+from edge_runtime.modes import Measurements
 from edgespec.config import EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError, UsageError
 from edgespec.protocol import VERSION, Close, Error, Hint, Resume, Terms, Verdict, Welcome
@@ -18,7 +18,9 @@ PROMPT = (1, 2, 3)
 def begin(terms=None, tactics=STREAM, prompt=PROMPT, most=20, exits=(), **settings):
     terms = terms or Terms(decoding=tactics.streaming)
     edge = EdgeSettings(tactics=tactics, **settings)
-    return Answer(9, Request(prompt, most), WELCOME, [0], edge, terms, Meter(0.03), dict(exits))
+    return Answer(
+        9, Request(prompt, most), WELCOME, [0], edge, terms, Measurements(0.03), dict(exits)
+    )
 
 
 def draft(answer, *tokens):
@@ -228,7 +230,7 @@ def test_hints_open_paths_and_are_counted():
     assert len(answer.tree.paths) == 1, "another's, and a stale one"
     answer.on_hint(Hint(9, 1, 3, 1, [20, 31]))
     (path,) = [path for path in answer.tree.paths if path.via == "hint"]
-    assert path.ahead == [20, 31] and path.sures[1] == 0.9
+    assert path.ahead == [20, 31] and path.confidences[1] == 0.9
     answer.grow([path], [Guess(32, 0.9)])
     assert hear(answer, verdict(3, 20, 31, round_=1, accepted=1))[2] == "hint"
     assert answer.tree.main.ahead == [32]

@@ -19,7 +19,7 @@ def test_a_profile_is_a_model_that_keeps_branches(tiny_bundle):
         assert drafter.name == opened
         main, branch = list(range(40, 60)), list(range(40, 55))
         first, _, again = (drafter.guess([text], Sampling())[0] for text in (main, branch, main))
-        assert 0 < first.sure < 1 and first.token not in dict(first.others)
+        assert 0 < first.confidence < 1 and first.token not in dict(first.runners_up)
         assert again.token == first.token
         both = drafter.guess([main, branch], Sampling())
         assert both[0].token == first.token

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edge_runtime.modes import HOPE, LONGEST_PAUSE, LOOK, OFF, ON, PAUSE, TRIAL, Meter, Modes
+from edge_runtime.modes import HOPE, LONGEST_PAUSE, LOOK, OFF, ON, PAUSE, TRIAL, Measurements, Modes
 from edgespec.config import EdgeSettings, Tactics
 from edgespec.protocol import VERSION, Terms, Verdict, Welcome
 
@@ -29,7 +29,7 @@ def hear(made, tokens, accepted, *, teach=True):
     changed."""
     made.verdict(Verdict(1, 1, 0, accepted, accepted, accepted, [7] * tokens), tokens)
     if teach:
-        made.meter.trust.learn(0.5, right=accepted > 0)
+        made.meter.estimate.learn(0.5, right=accepted > 0)
     return made.reconsider()
 
 
@@ -139,9 +139,9 @@ def test_between_the_two_bounds_nothing_changes():
     lead = next(n / 10 for n in range(1000) if HOPE ** (1 + n / 10) < (ON + OFF) / 2)
     made = modes()
     for number in range(1000):
-        made.meter.trust.learn(HOPE, right=number % 10 < 10 * HOPE)
+        made.meter.estimate.learn(HOPE, right=number % 10 < 10 * HOPE)
     link(made, 0.020 * lead)
-    made.meter.trust.forget()
+    made.meter.estimate.forget()
     for _ in range(3 * TRIAL):
         assert not hear(made, 1, 1, teach=False)
     assert made.terms.drafting
@@ -188,24 +188,24 @@ BESIDE = welcome(draft_ms=4.0)
         ({}, welcome(hint_ms=3.0), True, Terms(), "edge"),
         ({}, welcome(exits=()), True, Terms(), "edge"),
         ({}, welcome(), False, Terms(drafting=False), "cloud"),
-        ({}, BESIDE, False, Terms(drafting=False, beside=True), "cloud-draft"),
+        ({}, BESIDE, False, Terms(drafting=False, cloud_draft=True), "cloud-draft"),
         ({"mode": "edge"}, BESIDE, True, Terms(hints=True), "edge"),
         ({"mode": "cloud"}, BESIDE, True, Terms(drafting=False), "cloud"),
-        ({"mode": "cloud-draft"}, BESIDE, True, Terms(False, beside=True), "cloud-draft"),
+        ({"mode": "cloud-draft"}, BESIDE, True, Terms(False, cloud_draft=True), "cloud-draft"),
         ({"mode": "cloud-draft"}, welcome(), True, Terms(drafting=False), "cloud"),
         (
             {},
             BESIDE,
             True,
-            Terms(beside=True, hints=True),
+            Terms(cloud_draft=True, hints=True),
             "edge, with cloud-draft where nothing has come",
         ),
         ({"tactics": Tactics(hints=False)}, welcome(), True, Terms(), "edge"),
         ({"tactics": Tactics(hints=True)}, welcome(hint_ms=9.0), True, Terms(hints=True), "edge"),
-        ({"tactics": Tactics(cloud_waits=True)}, welcome(exits=()), True, Terms(decoding=False),
+        ({"tactics": Tactics(lockstep=True)}, welcome(exits=()), True, Terms(decoding=False),
          "edge"),
         ({"tactics": Tactics("none")}, welcome(), True, Terms(decoding=False), "edge"),
-        ({"tactics": Tactics("none", cloud_waits=False)}, welcome(), True, Terms(), "edge"),
+        ({"tactics": Tactics("none", lockstep=False)}, welcome(), True, Terms(), "edge"),
         (
             {"tactics": Tactics("exits")},
             welcome(hint_ms=9.0),
@@ -232,7 +232,7 @@ def test_figures_name_what_was_measured():
 
 
 def test_a_clock_that_jumps_is_no_measurement():
-    meter = Meter(step=0.030)
+    meter = Measurements(step=0.030)
     for seconds in (-3600.0, 3600.0):
         meter.tripped(seconds)
         meter.drafted(seconds, 1)

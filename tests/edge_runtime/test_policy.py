@@ -2,9 +2,9 @@
 
 import pytest
 
-from edge_runtime.policy import FAR, FLOOR, Pace, choose
+from edge_runtime.policy import FAR, FLOOR, DraftTimings, choose
 from edge_runtime.tree import Tree
-from edgespec.confidence import Trust
+from edgespec.confidence import AcceptanceEstimate
 from engines.drafters.base import Guess
 
 ALIKE = (1.0, 1.0, 1.0, 1.0)
@@ -13,14 +13,14 @@ ALIKE = (1.0, 1.0, 1.0, 1.0)
 
 def pace(acceptance=0.5, *, lead=0.0, together=(1.0,)):
     """Of a target step of 30 ms and a draft step of 10, so 20 ms are gained an id."""
-    return Pace(0.020 * lead, 0.030, 0.010, acceptance, together)
+    return DraftTimings(0.020 * lead, 0.030, 0.010, acceptance, together)
 
 
-class Believed(Trust):
+class Believed(AcceptanceEstimate):
     """Takes a draft at its word."""
 
-    def probability(self, sure):
-        return sure
+    def probability(self, confidence):
+        return confidence
 
 
 def tree(*guesses):
@@ -49,7 +49,7 @@ def steps(made, at, *, most=8, branches=True):
     ],
 )
 def test_the_lead_is_what_the_cloud_writes_meanwhile(round_trip, step, draft, lead):
-    assert Pace(round_trip, step, draft, 0.5).lead == pytest.approx(lead)
+    assert DraftTimings(round_trip, step, draft, 0.5).lead == pytest.approx(lead)
 
 
 @pytest.mark.parametrize(("lead", "chance"), [(0.0, 0.5), (1.0, 0.25), (3.0, 0.0625)])

@@ -6,21 +6,21 @@ import pytest
 
 from cloud_runtime.paths import Paths
 from edge_runtime.tree import KEPT, Tree
-from edgespec.confidence import Trust
+from edgespec.confidence import AcceptanceEstimate
 from edgespec.protocol import Draft
 from engines.drafters.base import Guess
 
 PROMPT = (10, 11, 12)
 
 
-class Believed(Trust):
+class Believed(AcceptanceEstimate):
     """Takes a draft at its word."""
 
-    def learn(self, sure, *, right):
+    def learn(self, confidence, *, right):
         pass
 
-    def probability(self, sure):
-        return sure
+    def probability(self, confidence):
+        return confidence
 
 
 def approx(*values):
@@ -51,24 +51,24 @@ def test_a_path_grows_by_guesses():
     tree = grown(*TWO)
     assert tree.text(tree.main) == [10, 11, 12, 20, 21]
     assert tree.main.chance == pytest.approx(0.45)
-    assert tree.main.others == [[(30, *approx(0.08))], [(31, *approx(0.4))]]
+    assert tree.main.runners_up == [[(30, *approx(0.08))], [(31, *approx(0.4))]]
     tree.grow(tree.main, None)
     assert tree.main.stuck and tree.main.ahead == [20, 21]
 
 
 def test_the_tree_weighs_with_trust_and_tells_the_cloud_what_the_draft_said():
-    trust = Trust()
-    tree = Tree(list(PROMPT), trust)
+    estimate = AcceptanceEstimate()
+    tree = Tree(list(PROMPT), estimate)
     for _ in range(30):
         tree.grow(tree.main, Guess(20, 0.9, ((30, 0.05),)))
         commit(tree, 99)
     tree.grow(tree.main, Guess(20, 0.9, ((30, 0.05),)))
-    assert tree.main.sures[0] < 0.3, "it was wrong all the time"
-    (((other, sure),),) = tree.main.others
-    assert other == 30 and sure == pytest.approx((1 - tree.main.sures[0]) / 2)
-    assert packets(tree)[0].sures == bytes([round(255 * 0.9)])
+    assert tree.main.confidences[0] < 0.3, "it was wrong all the time"
+    (((other, confidence),),) = tree.main.runners_up
+    assert other == 30 and confidence == pytest.approx((1 - tree.main.confidences[0]) / 2)
+    assert packets(tree)[0].confidences == bytes([round(255 * 0.9)])
     commit(tree, 20)
-    assert trust.acceptance > 0
+    assert estimate.acceptance > 0
 
 
 def test_a_fork_names_each_runner_up_once():
@@ -77,10 +77,10 @@ def test_a_fork_names_each_runner_up_once():
     assert tree.text(branch) == [10, 11, 12, 20, 31]
     assert (branch.parent, branch.base) == (tree.main.round, 4)
     assert branch.chance == pytest.approx(0.9 * 0.4)
-    assert tree.main.others == [[(30, *approx(0.08))], [(32, *approx(0.05))]]
-    assert branch.others == [[], []], "what it shares is the main path's to fork"
+    assert tree.main.runners_up == [[(30, *approx(0.08))], [(32, *approx(0.05))]]
+    assert branch.runners_up == [[], []], "what it shares is the main path's to fork"
     assert tree.fork(tree.main, 1).ahead == [20, 32]
-    assert tree.main.others[1] == []
+    assert tree.main.runners_up[1] == []
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ def test_hints_raise_and_lower_and_open_paths():
     assert tree.hinted(tree.main.round, 2, [20], 0.6) is None, "stale"
     assert tree.hinted(tree.main.round, 3, [20, 21], 0.6) is None, "as drafted"
     path = tree.hinted(tree.main.round, 3, [20, 33, 34], 0.6)
-    assert (path.ahead, path.via, path.sures) == ([20, 33], "hint", [0.9, 0.6])
-    assert tree.main.sures == [0.9, 0.4] and tree.main.others[1] == []
+    assert (path.ahead, path.via, path.confidences) == ([20, 33], "hint", [0.9, 0.6])
+    assert tree.main.confidences == [0.9, 0.4] and tree.main.runners_up[1] == []
     assert tree.hinted(tree.main.round, 3, [20, 33], 0.8) is None, "it is there already"
-    assert path.sures[1] == 0.8
+    assert path.confidences[1] == 0.8
     assert tree.hinted(tree.main.round, 3, [20, 21, 22], 0.6).ahead == [20, 21, 22]
 
 
@@ -218,7 +218,7 @@ class Walk:
         chance, tree = self.chance, self.tree
         for _ in range(chance.randint(0, 4)):
             path = chance.choice(tree.paths)
-            places = [n for n, others in enumerate(path.others) if others]
+            places = [n for n, others in enumerate(path.runners_up) if others]
             if places and chance.random() < 0.4:
                 tree.fork(path, chance.choice(places))
             elif len(path.ahead) < 8 and not path.stuck:

@@ -33,13 +33,15 @@ from edgespec.sampling import Sampling
 MESSAGES = [
     Hello(2, "target", "tokenizer", "robot-7 cpu-int8"),
     Welcome(2, "target", "tokenizer", 8192, 32, [10, 20], 22.5, 1.5, 4.0, 0.7),
-    Open(2**60, 2, 10, Sampling(0.7, 0.9, 40, 5), [2, 0], Terms(beside=True), [1, 2, 3, 49151]),
+    Open(
+        2**60, 2, 10, Sampling(0.7, 0.9, 40, 5), [2, 0], Terms(cloud_draft=True), [1, 2, 3, 49151]
+    ),
     Draft(2**60, 3, 0, 100, [1, 2, 3], b"\xff\x80\0"),
     Draft(2**60, 4, 3, 102, [1, 2, 3]),
     Draft(2**60, 3, 0, 100, []),
     Serve(2**60, Terms(drafting=False, hints=True)),
     Serve(2**60, Terms(decoding=False)),
-    Serve(2**60, Terms(rate=12.5)),
+    Serve(2**60, Terms(target_rate=12.5)),
     Hint(2**60, 3, 100, 20, [1, 2, 3, 4]),
     Verdict(2**60, 3, 100, 4, 2, 1, [1, 2, 9], "end"),
     Resume(2**60, 100),

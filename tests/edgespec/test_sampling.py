@@ -228,7 +228,7 @@ def test_rank_of_a_single_token_has_no_runner_up():
         assert rank(np.array([2.0]), sampling, 3) == (0, math.inf, ())
         assert rank(np.array([2.0, -np.inf]), sampling, 3) == (0, math.inf, ())
         ranked = rank(np.array([2.0, -np.inf, 1.0]), sampling, 3, np.arange(3))
-        assert [share for _, share in ranked.others] == [1.0], "one that cannot be is none"
+        assert [share for _, share in ranked.runners_up] == [1.0], "one that cannot be is none"
 
 
 def test_common_prefixes_are_those_of_a_walk():

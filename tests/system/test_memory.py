@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.cloud_draft import CloudDraftModel
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.sampling import Sampling
 from engines.alone import write_alone
@@ -48,9 +48,9 @@ def counted_rows(home):
 @pytest.mark.parametrize("slots", [4, 10, 40])
 def test_every_answer_of_sixty_four_devices_of_four_kinds_is_the_targets_own(house, slots):
     """In every way of writing, on links in trouble, joining and leaving, with memory for few."""
-    beside = SessionDrafter(ToyEngine(noise=0.3, slots=6), memory=4 * SLOT)
+    cloud_draft = CloudDraftModel(ToyEngine(noise=0.3, slots=6), memory=4 * SLOT)
     settings = CloudSettings(kv_memory=slots * SLOT, idle_timeout=1e9, max_draft=8)
-    home = house(ToyEngine(), settings=settings, beside=beside)
+    home = house(ToyEngine(), settings=settings, cloud_draft=cloud_draft)
     chance, reference = random.Random(slots), ToyEngine()
     waiting = list(range(64))
     running: dict[int, tuple] = {}
@@ -85,7 +85,7 @@ def test_every_answer_of_sixty_four_devices_of_four_kinds_is_the_targets_own(hou
     assert (memory.counts.evictions > 0) == (slots < 40)
     assert memory.session_bytes + memory.kept_bytes <= memory.limit
     tally = home.service.tally
-    assert tally.beside_steps > 100 and tally.accepted > 0
+    assert tally.cloud_draft_steps > 100 and tally.accepted > 0
     assert max(widths) >= 4, "they share steps"
 
 

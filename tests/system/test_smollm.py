@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from bench.lab.builtin import PROFILE, builtin_bundle, weights_file
-from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.cloud_draft import CloudDraftModel
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.errors import EdgespecError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
@@ -172,7 +172,7 @@ def pair():
 
     target = load_target(bundle, OrtSettings(threads=2))
     drafter = ModelDrafter(draft(4), PROFILE, calibration, slots=4)
-    return target, drafter, SessionDrafter(draft(2), calibration)
+    return target, drafter, CloudDraftModel(draft(2), calibration)
 
 
 def written(pair, codec, texts, question, sampling):
@@ -195,10 +195,10 @@ def test_every_way_and_a_link_in_trouble_give_the_targets_text(
     house, pair, codec, texts, way, sampling
 ):
     """Packets that are late, lost, doubled and out of order; terms that change in the middle."""
-    target, drafter, beside = pair
+    target, drafter, cloud_draft = pair
     for seed in range(2):
         chance = random.Random(f"{way} {sampling} {seed}")
-        home = house(target, end_ids=(2,), beside=beside)
+        home = house(target, end_ids=(2,), cloud_draft=cloud_draft)
         question = chance.randrange(3)
         request = Request(chat(codec, QUESTIONS[question]), 24, sampling)
         loop = home.device(drafter, **WAYS[way], give_up=1e9)
@@ -218,9 +218,9 @@ def test_every_answer_of_eight_devices_of_four_kinds_with_memory_for_three_is_th
     house, pair, codec, texts
 ):
     """A draft on the device, prompt lookup, the cloud's draft, lock-step."""
-    target, drafter, beside = pair
+    target, drafter, cloud_draft = pair
     settings = CloudSettings(kv_memory=3 * target.slot_bytes(1), idle_timeout=1e9)
-    home = house(target, end_ids=(2,), beside=beside, settings=settings, tick=0.05)
+    home = house(target, end_ids=(2,), cloud_draft=cloud_draft, settings=settings, tick=0.05)
     kinds = [
         (lambda: drafter, {}),
         (NgramDrafter, {"mode": "edge"}),
@@ -239,7 +239,7 @@ def test_every_answer_of_eight_devices_of_four_kinds_with_memory_for_three_is_th
     counts, memory = home.service.memory.counts, home.service.memory
     assert counts.evictions > 0 and counts.read_again > 0
     assert memory.session_bytes + memory.kept_bytes <= memory.limit
-    assert home.service.tally.beside_steps > 0
+    assert home.service.tally.cloud_draft_steps > 0
 
 
 @pytest.fixture(scope="module")

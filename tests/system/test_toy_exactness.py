@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.cloud_draft import CloudDraftModel
 from cloud_runtime.scheduler import Batch
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.sampling import Sampling
@@ -61,7 +61,7 @@ def make(home, name):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_the_answer_is_the_targets_own(house, drafter, way):
-    home = house(ToyEngine(), beside=SessionDrafter(ToyEngine(noise=0.3)))
+    home = house(ToyEngine(), cloud_draft=CloudDraftModel(ToyEngine(noise=0.3)))
     for sampling in SAMPLINGS:
         request = Request((3, 1, 4, 1, 5), 60, sampling)
         answer = home.answer(make(home, drafter), request, **WAYS[way])
@@ -181,7 +181,7 @@ def test_trouble_on_the_link_and_changes_of_mode_never_change_the_text(house, bl
     change in the middle of an answer, clouds that lose their memory."""
     for seed in range(20 * block, 20 * block + 20):
         chance = random.Random(seed)
-        home = house(ToyEngine(), beside=SessionDrafter(ToyEngine(noise=0.3)))
+        home = house(ToyEngine(), cloud_draft=CloudDraftModel(ToyEngine(noise=0.3)))
         sampling = chance.choice([*SAMPLINGS, Sampling(1.0, seed=seed)])
         request = Request((2, 7, 1), 60, sampling)
         expected = home.alone(request)

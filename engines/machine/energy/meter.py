@@ -22,7 +22,7 @@ class Job(NamedTuple):
     every: float
 
 
-class Meter:
+class EnergyMeter:
     """Energy and heat of the `with` block.
 
     Every sensor is read as the block begins and as it ends, so that the window is whole, and in
@@ -47,7 +47,7 @@ class Meter:
             Job(self._feel, heat.EVERY),
         ]
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> EnergyMeter:
         self._began = self._clock()
         self.sample()
         self._thread.start()

@@ -90,7 +90,7 @@ def test_a_greedy_draft_is_long_certain_and_half_of_them_wrong():
     scene = Scene("", Hello(VERSION, "t", "k", "x"), [[1, 2]], [answer], [], 0.0, 0)
     right, wrong = _Writing(0, 5, True), _Writing(0, 5, False)
     draft = _certain(scene, 7, right)
-    assert draft.tokens == answer[3:35] and draft.sures == b"\xff" * 32
+    assert draft.tokens == answer[3:35] and draft.confidences == b"\xff" * 32
     assert (draft.base, draft.round, _certain(scene, 7, right).round) == (5, 1, 2)
     assert all(a != b for a, b in zip(_certain(scene, 7, wrong).tokens, draft.tokens, strict=True))
     assert _certain(scene, 7, _Writing(0, 42, True)) is None

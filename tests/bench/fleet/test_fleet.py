@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench.fleet.devices import Device, Paced, Replay, Written
+from bench.fleet.devices import FleetDevice, Paced, Replay, Written
 from bench.fleet.figures import Load, Window, batches, believed, machine_load, rate, served
 from bench.fleet.link import CellOver, DistantLink
 from bench.fleet.plots import plot_fleet
@@ -125,8 +125,8 @@ def test_the_recorded_draft_along_its_path_and_off_it():
     on = [[1, 2], [1, 2, 11], [1, 2, 11, 12]]
     said = replay.guess(on, Sampling())
     others = [((3, 0.1),), ((12, 0.3), (8, 0.1)), ()]
-    assert [(g.token, g.others) for g in said] == list(zip((11, 50, 13), others, strict=True))
-    assert said[1].sure == 0.4
+    assert [(g.token, g.runners_up) for g in said] == list(zip((11, 50, 13), others, strict=True))
+    assert said[1].confidence == 0.4
     off = [[1, 2, 11, 50], [1, 2, 11, 12, 13], [1, 2, 7, 7, 7, 7, 7]]
     guesses = [replay.guess([text], Sampling())[0] for text in off * 2]
     assert guesses[:3] == guesses[3:]
@@ -267,7 +267,7 @@ def test_the_rate_is_what_the_window_shows(answers, expected):
 
 
 def device(number, answers, promised=10.0, kind="a"):
-    made = Device(number, Kind(name=kind, draft_ms=5), None, [0], 0.0, promised)
+    made = FleetDevice(number, Kind(name=kind, draft_ms=5), None, [0], 0.0, promised)
     made.written = answers
     return made
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench.gpu.bound import Speeds, Work, card, layer_weights, work
+from bench.gpu.bound import CardSpeeds, Work, card, layer_weights, work
 from bench.gpu.models import SHAPES, random_model
-from bench.gpu.run import PAST, Step
+from bench.gpu.run import PAST, TimedStep
 from cli.main import main
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_the_least_work_of_a_7b_step():
     assert one.bytes == model.nbytes + (PAST + 1) * 2 * 32 * 4096 * 2
     attention = 4 * 32 * 4096 * (PAST + 1)
     assert one.operations == 2 * (layer_weights(model) + 32000 * 4096) + attention
-    h200 = Speeds(4.8e12, 989e12)
+    h200 = CardSpeeds(4.8e12, 989e12)
     assert one.bound(h200) == pytest.approx(2.775e-3, rel=1e-3)
     prompt = work(model, 1, 512, 0, 0)
     assert prompt.bytes < one.bytes, "a chunk that is not the last reads no head"
@@ -57,13 +57,13 @@ def test_the_least_work_of_a_7b_step():
 
 
 def test_the_longer_of_reading_and_multiplying_is_the_bound():
-    speeds = Speeds(bandwidth=100.0, arithmetic=1000.0)
+    speeds = CardSpeeds(bandwidth=100.0, arithmetic=1000.0)
     assert Work(200.0, 100.0).bound(speeds) == 2.0
     assert Work(200.0, 5000.0).bound(speeds) == 5.0
 
 
 def test_an_aim_is_met_or_missed():
-    step = Step("torch", "one", 1, 11.0, 10.0, None, 1.1)
+    step = TimedStep("torch", "one", 1, 11.0, 10.0, None, 1.1)
     assert step.ratio == pytest.approx(1.1) and step.met
     assert step._replace(ms=11.1).met is False and step._replace(aim=None).met is None
 

@@ -32,7 +32,7 @@ def test_methods_distances_tables_and_plots(tmp_path):
     assert (
         cells[0, "cloud-draft"]["bytes_up_per_token"] < cells[0, "lock-step"]["bytes_up_per_token"]
     )
-    assert figures["times"]["target_ms"] > 0 and figures["times"]["beside_ms"] > 0
+    assert figures["times"]["target_ms"] > 0 and figures["times"]["cloud_draft_ms"] > 0
     assert (tmp_path / "plots" / "link.png").stat().st_size > 10_000
     assert (tmp_path / "plots" / "timeline.png").stat().st_size > 10_000
     events = json.loads((tmp_path / "plots" / "trace.json").read_text())["traceEvents"]
@@ -61,7 +61,7 @@ def test_a_useless_draft_is_never_right():
     for _ in range(20):
         (good,) = right.guess([text], Sampling())
         (bad,) = Useless(wrong).guess([text], Sampling())
-        assert bad.token != good.token and bad.sure == good.sure
+        assert bad.token != good.token and bad.confidence == good.confidence
         text.append(good.token)
 
 

@@ -182,7 +182,7 @@ def link_file(tmp_path, profile_file):
     """What `bench link` would have printed, had it measured what is simulated."""
 
     def write(**changes):
-        path = profile_file(beside_ms=4.0)
+        path = profile_file(cloud_draft_ms=4.0)
         (figures,) = report(path, "--prompts", 2)[1]["profiles"]
         cells = [
             {"rtt_ms": float(rtt), "method": method, "tokens_per_s": speed, "p50_ms": 1}
@@ -206,7 +206,7 @@ def test_measured_as_simulated(link_file):
 
 
 def test_measured_otherwise_than_simulated(link_file):
-    times = {"target_ms": 30, "token_ms": 1, "draft_ms": 4, "beside_ms": 4, "batch": [1, 1.5]}
+    times = {"target_ms": 30, "token_ms": 1, "draft_ms": 4, "cloud_draft_ms": 4, "batch": [1, 1.5]}
     file, path = link_file(times=times)
     result = CliRunner().invoke(
         main, ["bench", "plan", str(path), "--link", str(file), "--prompts", "2"]

@@ -20,7 +20,14 @@ from edgespec.telemetry import AnswerStats
 from engines.base import Row
 
 TIMES = Times(
-    20.0, 1.0, 4.0, beside_ms=4.0, message_ms=0.05, row_ms=1.0, padded=2, beside_text_ms=1.0
+    20.0,
+    1.0,
+    4.0,
+    cloud_draft_ms=4.0,
+    message_ms=0.05,
+    row_ms=1.0,
+    padded=2,
+    cloud_draft_text_ms=1.0,
 )
 RECORDING = synthetic(0.6, answers=6, tokens=24)
 MEASURED = {
@@ -70,7 +77,7 @@ def test_the_draft_beside_fits_what_was_measured():
     times = builtin_profiles()[0][0].times(0.0)
     measured = {1: 4.6, 2: 5.2, 3: 7.1, 4: 9.6, 8: 15.2, 16: 26.3}
     for texts, took in measured.items():
-        assert 1e3 * times.beside(texts) == pytest.approx(took, rel=0.17)
+        assert 1e3 * times.cloud_draft(texts) == pytest.approx(took, rel=0.17)
 
 
 def test_without_a_cost_of_rows_a_step_takes_what_its_tokens_take():

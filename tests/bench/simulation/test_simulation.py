@@ -123,9 +123,9 @@ def test_a_synthetic_draft_is_right_and_sure_as_often_as_asked():
     said = [s for answer in synthetic(0.7, answers=100).answers for s in answer]
     misses = [s for s in said if s.guess != s.token]
     assert len(misses) / len(said) == pytest.approx(0.3, abs=0.03)
-    assert sum(s.sure for s in said) / len(said) == pytest.approx(0.7, abs=0.03)
+    assert sum(s.confidence for s in said) / len(said) == pytest.approx(0.7, abs=0.03)
     assert sum(s.other == s.token for s in misses) / len(misses) == pytest.approx(0.36, abs=0.05)
-    surer = [s for s in said if s.sure > 0.9]
+    surer = [s for s in said if s.confidence > 0.9]
     right = sum(s.guess == s.token for s in surer) / len(surer)
-    assert right == pytest.approx(sum(s.sure for s in surer) / len(surer), abs=0.03)
+    assert right == pytest.approx(sum(s.confidence for s in surer) / len(surer), abs=0.03)
     assert isinstance(said[0], Said) and synthetic(0.7) == synthetic(0.7)

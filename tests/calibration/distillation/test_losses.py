@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from calibration.distillation.batches import Batch
+from calibration.distillation.batches import TrainingBatch
 from calibration.distillation.losses import ROUND, accepted_weights, loss
 
 
@@ -39,7 +39,7 @@ def test_a_token_behind_a_certain_rejection_weighs_least():
 @pytest.mark.parametrize("objective", ["divergence", "argmax", "accepted"])
 def test_the_loss_falls_as_the_draft_comes_near_the_target(objective):
     probabilities = torch.tensor([[0.7, 0.2], [0.6, 0.3]])
-    part = Batch(
+    part = TrainingBatch(
         ids=torch.zeros(1, 3, dtype=torch.long),
         learn=torch.ones(1, 3, dtype=torch.bool),
         candidates=torch.arange(4),

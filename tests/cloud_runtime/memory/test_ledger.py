@@ -7,20 +7,20 @@ from types import SimpleNamespace
 
 import pytest
 
-from cloud_runtime.cloud_draft import SessionDrafter
+from cloud_runtime.cloud_draft import CloudDraftModel
 from cloud_runtime.memory.eviction import (
     GONE,
     IDLE,
     PATIENCE,
     QUANTUM,
-    Text,
+    CacheEntry,
     place_in_order,
     victims,
 )
 from cloud_runtime.memory.ledger import KEPT, Memory, share_of
 from cloud_runtime.memory.prefixes import packed
 from cloud_runtime.service import Identity, Service
-from cloud_runtime.sessions import Seat
+from cloud_runtime.sessions import CloudSession
 from edgespec.config import CloudSettings
 from edgespec.errors import EngineError, UsageError
 from edgespec.protocol import VERSION, Admitted, Close, Hello, Open, Terms, Verdict, pack
@@ -36,7 +36,7 @@ NOW = 100.0
 
 def seat(session=1, prompt=range(20), answer=20, *, now=NOW, **terms):
     state = Session(list(prompt), len(prompt), answer, frozenset())
-    return Seat(b"a", session, state, Sampling(), Terms(**terms), None, now, now)
+    return CloudSession(b"a", session, state, Sampling(), Terms(**terms), None, now, now)
 
 
 def text(**about):
@@ -50,7 +50,7 @@ def text(**about):
         "slot": 0, "size": 1, "tokens": b"", "seat": SimpleNamespace(**{**owner, **own}),
         "since": NOW - 9, "settled": NOW - 8,
     }  # fmt: skip
-    return Text(**{**values, **about})
+    return CacheEntry(**{**values, **about})
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_the_draft_beside_gets_its_share():
 
 def test_the_draft_beside_lets_go_of_those_not_asked_for_longest():
     engine, texts = ToyEngine(), {n: [n] * 200 for n in range(4)}
-    drafter = SessionDrafter(engine, memory=3 * SLOT)
+    drafter = CloudDraftModel(engine, memory=3 * SLOT)
     reference = ToyEngine()
 
     def ask(*sessions):

@@ -41,7 +41,7 @@ def service():
     settings = CloudSettings(kv_memory=1 << 20)
     service = Service(Identity("t", "k", ()), ToyEngine(), settings)
     service.receive(b"a", pack(HELLO), 0.0)
-    terms = Terms(drafting=False, rate=30.0)
+    terms = Terms(drafting=False, target_rate=30.0)
     service.receive(b"a", pack(Open(17, 3, 20, Sampling(), [], terms, [1, 2, 3])), 0.0)
     return service
 

@@ -78,17 +78,19 @@ def test_a_guess_says_how_sure_it_is_and_what_else_it_may_be():
         expected = rank(choices.logits[0], sampling, len(text))
         (guess,) = ModelDrafter(ToyEngine(), "toy").guess([text], sampling)
         assert guess.token == expected.token
-        assert [other for other, _ in guess.others] == [other for other, _ in expected.others]
-        assert len(guess.others) == RUNNERS_UP
-        chances = [sure for _, sure in guess.others]
-        assert 0 < sum(chances) < 1 - guess.sure < 1
+        assert [other for other, _ in guess.runners_up] == [
+            other for other, _ in expected.runners_up
+        ]
+        assert len(guess.runners_up) == RUNNERS_UP
+        chances = [confidence for _, confidence in guess.runners_up]
+        assert 0 < sum(chances) < 1 - guess.confidence < 1
         assert chances == sorted(chances, reverse=True)
         cautious = Calibration(agreement=0.5, slope=0.0, offset=-1.0, error=0.0, tokens=9)
         (less,) = ModelDrafter(ToyEngine(), "toy", cautious).guess([text], sampling)
-        assert less.sure == pytest.approx(1 / (1 + math.exp(1 - sampling.temperature**2)))
-        assert [sure / (1 - less.sure) for _, sure in less.others] == pytest.approx(
-            [sure / (1 - guess.sure) for sure in chances]
-        )
+        assert less.confidence == pytest.approx(1 / (1 + math.exp(1 - sampling.temperature**2)))
+        assert [
+            confidence / (1 - less.confidence) for _, confidence in less.runners_up
+        ] == pytest.approx([confidence / (1 - guess.confidence) for confidence in chances])
 
 
 def test_only_missing_tokens_are_fed():
@@ -245,10 +247,10 @@ def test_prompt_lookup_is_surer_the_more_agrees_and_the_more_was_right():
     assert NgramDrafter().guess([[1, 2, 3, 1, 2]], GREEDY) == [Guess(3, 0.5)]
     assert NgramDrafter().guess([[*range(9), 20, *range(9)]], GREEDY) == [Guess(20, 9 / 11)]
     (often,) = NgramDrafter().guess([[1, 2, 3, 4, 5] * 20], GREEDY)
-    assert often.token == 1 and often.sure > 0.95
+    assert often.token == 1 and often.confidence > 0.95
     seldom = [token for number in range(30) for token in (1, 2, 10 + number)]
     (guess,) = NgramDrafter().guess([[*seldom, 1, 2]], GREEDY)
-    assert guess.token == 39 and guess.sure < 0.3
+    assert guess.token == 39 and guess.confidence < 0.3
 
 
 def test_nobody_drafts_nothing():

@@ -12,7 +12,7 @@ import pytest
 from edgespec.energy_report import Energy, combined
 from edgespec.telemetry import AnswerStats
 from engines.machine.energy.heat import Thermometer
-from engines.machine.energy.meter import Meter
+from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.nvml import Nvml
 from engines.machine.energy.sensor import Sensor
 from engines.machine.energy.sensors import Sensors, find
@@ -46,7 +46,7 @@ def still(tmp_path):
 def test_figures_on_a_made_up_clock(still):
     sensors, watts, count = still
     clock = Clock()
-    with Meter(sensors, clock) as meter:
+    with EnergyMeter(sensors, clock) as meter:
         clock.now += 2.0
         watts["in"], watts["part"] = 10.0, 4.0
         meter.sample()
@@ -68,7 +68,7 @@ def test_figures_on_a_made_up_clock(still):
 def test_a_rail_that_disappears_makes_the_figure_a_lower_bound(still):
     sensors, watts, _ = still
     clock = Clock()
-    with Meter(sensors, clock) as meter:
+    with EnergyMeter(sensors, clock) as meter:
         clock.now += 1.0
         gone = watts.pop("in")
         meter.sample()
@@ -86,7 +86,7 @@ def test_a_rail_that_disappears_makes_the_figure_a_lower_bound(still):
 
 
 def test_where_nothing_is_readable_that_is_said(tmp_path):
-    with Meter(find(tmp_path)) as meter:
+    with EnergyMeter(find(tmp_path)) as meter:
         pass
     energy = meter.energy(tokens=5)
     assert energy.joules is None and energy.joules_per_token is None and energy.watts is None
@@ -98,7 +98,7 @@ def test_where_nothing_is_readable_that_is_said(tmp_path):
 def test_sensors_that_never_answer_again_are_not_measured(still):
     sensors, watts, count = still
     clock = Clock()
-    with Meter(sensors, clock) as meter:
+    with EnergyMeter(sensors, clock) as meter:
         clock.now += 4.0
         watts.clear()
         count.clear()
@@ -110,7 +110,7 @@ def test_sensors_that_never_answer_again_are_not_measured(still):
 def test_the_thread_samples_a_recorded_orin(tmp_path):
     sensors = find(trees.record(tmp_path, trees.ORIN))
     (sensor,) = sensors.energy
-    with Meter(sensors) as meter:
+    with EnergyMeter(sensors) as meter:
         deadline = time.monotonic() + 10.0
         while meter.energy().samples < 4 and time.monotonic() < deadline:
             time.sleep(sensor.every / 4)
@@ -127,7 +127,7 @@ def test_the_thread_samples_a_recorded_orin(tmp_path):
 
 
 def test_a_part_that_was_not_read_is_left_out_and_spoils_nothing(tmp_path):
-    with Meter(find(trees.record(tmp_path, trees.THOR))) as meter:
+    with EnergyMeter(find(trees.record(tmp_path, trees.THOR))) as meter:
         time.sleep(0.01)
     energy = meter.energy()
     assert energy.complete and energy.why == [] and set(energy.rails) == {"VIN"}
@@ -138,7 +138,7 @@ def test_a_server_with_a_gpu(tmp_path):
     driver = trees.Driver("NVIDIA A100")
     sensors = find(trees.record(tmp_path, trees.SERVER), Nvml(driver))
     clock = Clock()
-    with Meter(sensors, clock) as meter:
+    with EnergyMeter(sensors, clock) as meter:
         clock.now += 10.0
         (tmp_path / trees.CAP / "intel-rapl:0/energy_uj").write_text("999671150")  # wrapped
         (tmp_path / trees.CAP / "intel-rapl:1/energy_uj").write_text("501000000")
@@ -158,7 +158,7 @@ def test_a_server_with_a_gpu(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, SystemExit])
 def test_the_thread_ends_with_the_block_however_that_ends(tmp_path, error):
     sensors = find(trees.record(tmp_path, trees.ORIN))
-    meter = Meter(sensors)
+    meter = EnergyMeter(sensors)
 
     def measured():
         with meter:
@@ -183,7 +183,7 @@ def test_a_slow_sensor_does_not_hold_up_whoever_asks(tmp_path):
         return {"in": 1.0}
 
     sensor = Sensor("slow", "all", "power", ("in",), slow, 0.001, 10.0)
-    with Meter(Sensors((sensor,), (), Thermometer(tmp_path))) as meter:
+    with EnergyMeter(Sensors((sensor,), (), Thermometer(tmp_path))) as meter:
         assert begun.wait(10.0)
         assert meter.energy().samples == 3
         release.set()

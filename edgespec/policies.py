@@ -1,0 +1,35 @@
+"""Tunable numbers of the two runtimes, as frozen dataclasses that benches can vary.
+
+A number belongs here if changing it changes speed, memory or waiting, and never the text. Limits of
+the wire format stand in `edgespec.protocol`. Units are in the names: `_s` seconds, `_tokens`,
+`_rows`, `_bytes`, `_steps`; a name without a unit is a ratio or a probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SchedulerPolicy:
+    """How the cloud chooses the rows of its next step."""
+
+
+@dataclass(frozen=True)
+class EvictionPolicy:
+    """When the cloud takes KV-cache slots away, and what it keeps for later sessions."""
+
+
+@dataclass(frozen=True)
+class ModePolicy:
+    """When a device starts and stops drafting."""
+
+
+@dataclass(frozen=True)
+class DraftPolicy:
+    """Which drafting steps a device takes, and when drafted tokens are sent."""
+
+
+@dataclass(frozen=True)
+class LinkLimits:
+    """Bounds of queues, packets and silence on a link."""
