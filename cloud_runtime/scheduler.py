@@ -94,8 +94,8 @@ def pick(
     if step.what == "wait":
         return Wait(step.seconds)
     if step.what == "draft":
-        company = len(others) > 1
-        lacking = [seat for seat in others if _lacks(seat, step.ids, settings, company=company)]
+        shared = len(others) > 1
+        lacking = [seat for seat in others if _lacks(seat, step.ids, settings, shared=shared)]
         return DraftStep(lacking, max(seat.unread for seat in lacking))
     batch = Batch()
     for seat in others:
@@ -110,11 +110,11 @@ def _most(seat: CloudSession, settings: CloudSettings) -> int:
     return max(0, min(settings.max_draft, seat.state.remaining - 1))
 
 
-def _lacks(seat: CloudSession, ids: int, settings: CloudSettings, *, company: bool) -> bool:
+def _lacks(seat: CloudSession, ids: int, settings: CloudSettings, *, shared: bool) -> bool:
     """Whether the draft beside the target is to name another for it, where each is to have so
     many."""
     wanted = min(ids, _most(seat, settings))
-    return seat.may_draft(company=company) and seat.terms.decoding and seat.ahead < wanted
+    return seat.may_draft(shared=shared) and seat.terms.decoding and seat.ahead < wanted
 
 
 def _paused(seats: Sequence[CloudSession], now: float) -> list[CloudSession]:
@@ -200,11 +200,11 @@ def _prompt_step(
 def _decide(
     seats: Sequence[CloudSession], settings: CloudSettings, speeds: Speeds, now: float
 ) -> Decision:
-    cached, company = _cached(seats), len(seats) > 1
+    cached, shared = _cached(seats), len(seats) > 1
     outlooks = []
     for seat in seats:
         weight = URGENT if seat.promised and seat.due < now else 1.0
-        outlooks.append(seat.outlook(now, _most(seat, settings), weight, company=company))
+        outlooks.append(seat.outlook(now, _most(seat, settings), weight, shared=shared))
 
     def step(rows: int, width: int) -> float:
         return speeds.costs.step(width, rows, cached)
@@ -213,7 +213,7 @@ def _decide(
     draft = (
         (lambda texts, width: cloud_draft.step(width, texts)) if cloud_draft is not None else None
     )
-    widest = SHORT if company else 1 << 16
+    widest = SHORT if shared else 1 << 16
     return decide(outlooks, step, draft, widest)
 
 

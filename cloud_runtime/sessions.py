@@ -174,11 +174,11 @@ class CloudSession:
         """Tokens that the draft beside the target has yet to read of the text."""
         return max(1, self.length + self.ahead - self.read)
 
-    def may_draft(self, *, company: bool) -> bool:
+    def may_draft(self, *, shared: bool) -> bool:
         """Whether the draft beside the target may draft for it now. Among others, whose time that
         takes, not while its device mostly is in time: reading after it costs more than it brings.
         """
-        device = self.terms.drafting and company and self.in_time > IN_TIME
+        device = self.terms.drafting and shared and self.in_time > IN_TIME
         return self.terms.cloud_draft and self.opened and not device
 
     def best(self) -> CandidatePath | None:
@@ -208,10 +208,10 @@ class CloudSession:
         path.confidences.append(confidence)
 
     def outlook(
-        self, now: float, most: int, weight: float = 1.0, *, company: bool = False
+        self, now: float, most: int, weight: float = 1.0, *, shared: bool = False
     ) -> Outlook:
         """What `decide` needs to know. `most` ids are of use; `weight` is what its tokens count;
-        `mean_batch_rows`: it shares the step."""
+        `shared`: it shares the step."""
         path = self.best()
         own = path is not None and path is self.cloud_drafted
         here = path.confidences_ahead(self.length)[:most] if path is not None else []
@@ -224,7 +224,7 @@ class CloudSession:
             here=[estimate.probability(confidence) for confidence in here],
             coming=coming,
             coming_confidence=self.paths.estimate.acceptance,
-            cloud_draft=more and self.may_draft(company=company) and self.terms.decoding,
+            cloud_draft=more and self.may_draft(shared=shared) and self.terms.decoding,
             cloud_draft_confidence=self.cloud_draft_estimate.acceptance,
             # What it reads once serves the whole answer, above all where nobody else drafts.
             unread=min(self.unread, READING if self.terms.drafting else 2),

@@ -362,10 +362,10 @@ def test_the_early_give_way_until_the_late_one_is_not_late_any_more():
     ],
 )
 @pytest.mark.parametrize("terms", [LOCKSTEP, Terms()], ids=["lock-step", "streaming"])
-@pytest.mark.parametrize("mean_batch_rows", [False, True])
-def test_no_more_ids_than_may_be_verified_and_committed(ids, left, most, width, terms, company):
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_more_ids_than_may_be_verified_and_committed(ids, left, most, width, terms, shared):
     one = drafted(seat(1, terms=terms, left=left), ids, 0.99)
-    others = [seat(2)] if company else []
+    others = [seat(2)] if shared else []
     batch = picked([one, *others], speeds((0.050, 0.001, 1e-5, 0.0)), max_draft=most)
     row = rows(batch)[1]
     assert len(row.tokens) == row.wanted == width

@@ -192,7 +192,7 @@ def test_reading_is_charged_once_and_in_full_only_where_the_device_drafts_too():
 
 
 @pytest.mark.parametrize(
-    ("drafting", "in_time", "mean_batch_rows", "may"),
+    ("drafting", "in_time", "shared", "may"),
     [
         (True, 1.0, False, True),
         (True, 1.0, True, False),
@@ -200,11 +200,11 @@ def test_reading_is_charged_once_and_in_full_only_where_the_device_drafts_too():
         (False, 1.0, True, True),
     ],
 )
-def test_among_others_a_device_in_time_is_not_drafted_for(drafting, in_time, company, may):
+def test_among_others_a_device_in_time_is_not_drafted_for(drafting, in_time, shared, may):
     one = seat(Terms(drafting=drafting, cloud_draft=True), opened=True)
     one.in_time = in_time
-    assert one.may_draft(company=company) == may
-    assert one.outlook(0.0, 8, company=company).cloud_draft == may
+    assert one.may_draft(shared=shared) == may
+    assert one.outlook(0.0, 8, shared=shared).cloud_draft == may
 
 
 def test_a_devices_failures_lower_what_it_promises():
