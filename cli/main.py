@@ -475,7 +475,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
         drafter=options["drafter"],
         mode=options["mode"],
         tactics=Tactics(
-            options["pre_draft"], options["branches"], options["hints"], options["lockstep"]
+            options["pre_draft"], options["branches"], options["hints"], options["cloud_waits"]
         ),
         draft_length=options["draft_length"],
         trace=options["trace"],
