@@ -10,7 +10,6 @@ is none), held against whether the head's likeliest token is the target's.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from bench.acceptance.step_times import decoding_step, lookup_step, medians
 from bench.acceptance.tables import print_tables
 from bench.acceptance.teacher_forcing import ROWS, Answer, Flags, Guesses, listen, write
 from bench.lab.builtin import builtin_bundle
+from bench.lab.plots import check_plot_file
 from bench.lab.prompts import CategoryPrompt, first_of_each, read_prompts
 from edgespec.config import NGRAM
 from edgespec.errors import EdgespecError, UsageError
@@ -82,7 +82,7 @@ def run(bundle: Path | None, settings: AcceptanceSettings, *, as_json: bool) -> 
     """
     settings.ways(0)[-1].check()
     prompts = first_of_each(read_prompts(settings.prompts), settings.limit)
-    _check_plot(settings.plot)
+    check_plot_file(settings.plot)
     opened = Bundle.open(bundle) if bundle else builtin_bundle()
     drafter = settings.drafter or opened.manifest.default_draft
     if not drafter:
@@ -118,21 +118,11 @@ def run(bundle: Path | None, settings: AcceptanceSettings, *, as_json: bool) -> 
     figures["machine"] = describe().as_dict()
     print_tables(Console(), figures, opened)
     if settings.plot:
-        from bench.lab.plots import plot_acceptance
+        from bench.acceptance.plots import plot_acceptance
 
         plot_acceptance(settings.plot, figures)
     if as_json:
         print(json.dumps(figures))
-
-
-def _check_plot(path: Path | None) -> None:
-    """Now, not once everything has been measured."""
-    if path is None:
-        return
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("no matplotlib", name="matplotlib")
-    if not path.parent.is_dir() or path.is_dir():
-        raise UsageError(f"--plot {path} is no file in a folder that is there; create the folder")
 
 
 def _check_training(prompts: Sequence[CategoryPrompt], folder: Path, codec: Codec) -> int:

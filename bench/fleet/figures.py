@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from bench.fleet.devices import FleetDevice, Written
 from bench.fleet.search import FIRST_TOKEN, SHARE
-from bench.simulation.stats import percentile
+from bench.lab.percentile import percentile
 from edgespec.trace import Span
 
 STALL = 1.0

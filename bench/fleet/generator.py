@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import random
 import sys
@@ -19,6 +18,7 @@ import zmq
 from bench.fleet.devices import Cell, FleetDevice
 from bench.fleet.figures import Load, Window, machine_load, served
 from bench.fleet.profile import FleetProfile, answerable, mix
+from bench.lab.plots import require_matplotlib
 from bench.lab.processes import cloud_process, cpu_seconds, resident_mb
 from bench.lab.recording import Recording
 from bench.link.run import CLOUD, METHODS, OURS, Method
@@ -83,8 +83,7 @@ class FleetSettings:
             raise UsageError(
                 f"--target-rate {self.target_rate:g} is no rate; write tokens a second"
             )
-        if self.plot and importlib.util.find_spec("matplotlib") is None:
-            raise ModuleNotFoundError("no matplotlib", name="matplotlib")
+        require_matplotlib(self.plot)
 
     @property
     def chosen(self) -> dict[str, Method]:

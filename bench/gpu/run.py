@@ -20,6 +20,7 @@ from rich.console import Console
 from bench.gpu.bound import Card, CardSpeeds, Work, card, measured, seconds, work
 from bench.gpu.models import SHAPES, random_model
 from bench.gpu.tables import gpu_tables
+from bench.lab.plots import check_plot_file
 from edgespec.errors import EngineError
 from edgespec.progress import progress
 from engines.base import Engine, Row, final_choices
@@ -90,6 +91,7 @@ class TimedStep(NamedTuple):
 def run(settings: GpuSettings, *, as_json: bool) -> None:
     """Measures, prints and plots. Raises `EngineError` where there is no such device, or where its
     memory does not suffice."""
+    check_plot_file(settings.plot)
     figures = measure(settings)
     console = Console(width=max(Console().width, 100))
     for table in gpu_tables(figures):

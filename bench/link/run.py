@@ -8,7 +8,6 @@ that a machine whose speed drifts slows them alike. Every answer must be the sam
 from __future__ import annotations
 
 import gc
-import importlib.util
 import json
 import statistics
 import tempfile
@@ -26,6 +25,7 @@ from rich.console import Console
 from bench.acceptance.run import encode
 from bench.lab.builtin import builtin_bundle, self_bundle
 from bench.lab.energy import note
+from bench.lab.plots import require_matplotlib
 from bench.lab.processes import cloud, cores, pinned
 from bench.lab.prompts import first_of_each, read_prompts
 from bench.link.emulator import EmulatedLink, LinkShape, accuracy, emulated_link
@@ -156,6 +156,7 @@ class _Cell:
 
 def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
     """Measures, prints and plots. Raises `EdgespecError` if an answer differs from the others."""
+    require_matplotlib(settings.plot)
     methods = settings.chosen
     for rtt in settings.rtts_ms:
         replace(settings.shape, rtt_ms=rtt).check()
@@ -166,8 +167,6 @@ def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
     if not profile:
         raise UsageError(f"{opened.folder} has no draft to measure; export it with --draft")
     requests = _requests(opened, settings)
-    if settings.plot and importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("no matplotlib", name="matplotlib")  # before, not after minutes
     with tempfile.TemporaryDirectory() as scratch:
         traces = Path(scratch) / "cloud.jsonl", Path(scratch) / "device.jsonl"
         options = ("--draft", profile, "--trace", str(traces[0]))

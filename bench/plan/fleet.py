@@ -19,13 +19,15 @@ import msgspec
 from rich.console import Console
 
 from bench.fleet.search import FIRST_TOKEN, SHARE, Search
+from bench.lab.percentile import percentile
+from bench.lab.plots import check_plot_file
 from bench.lab.profiles import Profile, chosen_profiles
 from bench.lab.recording import Recording
 from bench.link.run import CLOUD, METHODS, OURS
 from bench.plan.fleet_tables import NOTE, capacity_table, fleet_table
 from bench.plan.run import LONGEST_TRIP
 from bench.plan.tables import plan_notes
-from bench.simulation.stats import FleetStats, percentile
+from bench.simulation.stats import FleetStats
 from bench.simulation.world import SimulatedDevice, simulate_fleet
 from edgespec.config import CloudSettings, EdgeSettings
 from edgespec.errors import UsageError
@@ -81,8 +83,7 @@ class FleetPlan:
             raise UsageError(
                 f"{self.seconds:g} virtual seconds leave nothing behind the first {self.warm_up:g}"
             )
-        if self.plot and (self.plot.is_dir() or not self.plot.parent.is_dir()):
-            raise UsageError(f"--plot {self.plot} is no file in a folder that is there")
+        check_plot_file(self.plot)
 
 
 class FleetFigures(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.lab.plots import check_plot_file
 from bench.lab.profiles import Profile, chosen_profiles
 from bench.lab.recording import Recording, excerpt
 from bench.link.run import CLOUD, METHODS, Method
@@ -49,8 +50,7 @@ class PlanSettings:
         for rtt in self.rtts_ms:
             if not 0 <= rtt <= LONGEST_TRIP:
                 raise UsageError(f"an RTT of {rtt:g} ms; it must be from 0 to {LONGEST_TRIP:g}")
-        if self.plot and (self.plot.is_dir() or not self.plot.parent.is_dir()):
-            raise UsageError(f"--plot {self.plot} is no file in a folder that is there")
+        check_plot_file(self.plot)
 
 
 def run(settings: PlanSettings, *, as_json: bool) -> None:

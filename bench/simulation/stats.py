@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -108,9 +107,3 @@ class FleetStats:
             for start, seconds in spans
         )
         return sum(inside) / (self.until - self.since)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest of them that at least such a share of them does not exceed; 0 for none."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else 0.0

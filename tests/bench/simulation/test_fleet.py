@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench.lab.percentile import percentile
 from bench.lab.profiles import builtin_profiles
 from bench.lab.recording import synthetic
 from bench.link.run import METHODS
 from bench.simulation.models import Script, SimulatedEngine, TargetStep
-from bench.simulation.stats import Answered, DeviceStats, FleetStats, percentile
+from bench.simulation.stats import Answered, DeviceStats, FleetStats
 from bench.simulation.virtual_time import alone
 from bench.simulation.world import SimulatedDevice, Times, simulate, simulate_fleet
 from edgespec.config import CloudSettings, EdgeSettings
