@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from bench.lab.recording import Recording, builtin_recording, read_recording, synthetic
 from bench.link.run import RTTS
-from bench.simulation.world import Times
+from bench.simulation.times import Times
 from edgespec.errors import UsageError
 
 Time = Annotated[float, Meta(ge=0, le=10_000)]

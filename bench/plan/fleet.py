@@ -27,8 +27,8 @@ from bench.link.run import CLOUD, METHODS, OURS
 from bench.plan.fleet_tables import NOTE, capacity_table, fleet_table
 from bench.plan.run import LONGEST_TRIP
 from bench.plan.tables import plan_notes
+from bench.simulation.simulate import SimulatedDevice, simulate_fleet
 from bench.simulation.stats import FleetStats
-from bench.simulation.world import SimulatedDevice, simulate_fleet
 from edgespec.config import CloudSettings, EdgeSettings
 from edgespec.errors import UsageError
 from edgespec.progress import Advance, progress
@@ -227,5 +227,5 @@ def _summary(stats: FleetStats, rate: float) -> FleetFigures:
         busy=round(stats.busy, 3),
         drafting=round(stats.drafting, 3),
         handling=round(stats.handling, 3),
-        rows=round(stats.rows, 2),
+        rows=round(stats.mean_batch_rows, 2),
     )

@@ -22,7 +22,8 @@ from bench.lab.recording import Recording, excerpt
 from bench.link.run import CLOUD, METHODS, Method
 from bench.plan.sketch import sketch
 from bench.plan.tables import SKETCH_NOTE, plan_notes, plan_table
-from bench.simulation.world import Times, simulate
+from bench.simulation.simulate import simulate
+from bench.simulation.times import Times
 from edgespec.config import EdgeSettings
 from edgespec.errors import UsageError
 from edgespec.progress import progress

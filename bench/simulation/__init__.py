@@ -1,1 +1,1 @@
-"""The real loops in virtual time."""
+"""Virtual time: the real loops of device and cloud, with models, link and clock simulated."""

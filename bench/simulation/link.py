@@ -1,4 +1,5 @@
-"""The network in virtual time: messages take half a round trip, and each side's time to handle."""
+"""The link in virtual time. A message arrives half a round trip after it was sent and costs both
+sides time to handle."""
 
 from __future__ import annotations
 
@@ -7,20 +8,20 @@ from edgespec.protocol import AnyMessage, Message, Packet, pack, unpack
 
 
 class SimulatedHub:
-    """The cloud's end of all links."""
+    """Cloud side of all links."""
 
     def __init__(self, world: World, message_ms: float, cloud_message_ms: float) -> None:
-        """`message_ms`: what a message costs a device; `cloud_message_ms`: the cloud."""
+        """`message_ms`, `cloud_message_ms`: handling time of a message on device and cloud."""
         self.process: Process | None = None
         self.spent: list[tuple[float, float]] = []
-        """When messages cost the cloud time, and the seconds."""
+        """(start, duration) of the cloud's message handling, in virtual seconds."""
         self._world = world
         self._message_ms, self._cloud_message_ms = message_ms, cloud_message_ms
         self._links: dict[bytes, SimulatedLink] = {}
         self._arrived: list[tuple[bytes, Packet]] = []
 
     def link(self, process: Process, rtt_ms: float) -> SimulatedLink:
-        """A further device's end."""
+        """Device side of a new link."""
         peer = b"device %d" % len(self._links)
         self._links[peer] = SimulatedLink(self, peer, process, rtt_ms, self._message_ms)
         return self._links[peer]
@@ -28,7 +29,7 @@ class SimulatedHub:
     def send(self, peer: bytes, message: Message) -> None:
         link, packet = self._links[peer], pack(message)
         link.bytes_down += sum(map(len, packet))
-        self._world.at(self._world.now + link.half, lambda: link.arrive(packet))
+        self._world.at(self._world.now + link.one_way_s, lambda: link.arrive(packet))
         self._pay(1)
 
     def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:
@@ -53,13 +54,12 @@ class SimulatedHub:
 
 
 class SimulatedLink:
-    """One device's end."""
+    """Device side of one link."""
 
     def __init__(
         self, hub: SimulatedHub, peer: bytes, process: Process, rtt_ms: float, message_ms: float
     ) -> None:
-        self.half = rtt_ms / 2e3
-        """Seconds of one way."""
+        self.one_way_s = rtt_ms / 2e3
         self.bytes_up = self.bytes_down = 0
         self._hub, self._peer, self._process = hub, peer, process
         self._message_ms = message_ms
@@ -69,7 +69,7 @@ class SimulatedLink:
         packet = pack(message)
         self.bytes_up += sum(map(len, packet))
         world = self._process.world
-        world.at(world.now + self.half, lambda: self._hub.arrive(self._peer, packet))
+        world.at(world.now + self.one_way_s, lambda: self._hub.arrive(self._peer, packet))
         self._pay(1)
 
     def receive(self, timeout: float) -> list[AnyMessage]:

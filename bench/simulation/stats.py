@@ -1,36 +1,36 @@
-"""What a simulated fleet did: of each device its answers, of the cloud its steps."""
+"""Statistics of a simulated fleet: answers by device, steps of the cloud."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from bench.simulation.models import TargetStep
+from bench.simulation.engine import TargetStep
 from edgespec.telemetry import AnswerStats
 
 
 @dataclass
-class Answered:
-    """One answer, or as much of it as there was when the run ended. Times in virtual seconds."""
+class SimulatedAnswer:
+    """One answer, incomplete if the run ended first. Times in virtual seconds."""
 
     start: float
     stats: AnswerStats
-    """Complete once it is done."""
+    """Statistics of the answer, complete once `done`."""
     times: list[float] = field(default_factory=list)
-    """When each token was committed on the device."""
+    """Times at which the device committed each token."""
     done: bool = False
 
     def first_token(self, until: float) -> float:
-        """Seconds from the request to the first token; so far, where there is none yet."""
+        """Seconds from the request to the first token, or to `until` if none came."""
         return (self.times[0] if self.times else until) - self.start
 
 
 @dataclass
 class DeviceStats:
-    answers: list[Answered] = field(default_factory=list)
+    answers: list[SimulatedAnswer] = field(default_factory=list)
 
     def rate(self, since: float, until: float) -> float:
-        """Tokens a second after each answer's first, in that part of the run; 0 without any."""
+        """Tokens/s between `since` and `until`, without each answer's first token; 0 for none."""
         tokens, spent = 0, 0.0
         for answer in self.answers:
             if answer.times:
@@ -41,7 +41,7 @@ class DeviceStats:
         return tokens / spent if spent > 0 else 0.0
 
     def first_tokens(self, since: float, until: float) -> list[float]:
-        """Seconds to the first token of each answer that was asked for in that part of the run."""
+        """Seconds to the first token of each answer requested between `since` and `until`."""
         return [a.first_token(until) for a in self.answers if since <= a.start <= until]
 
 
@@ -50,20 +50,22 @@ class FleetStats:
     devices: list[DeviceStats]
     steps: list[TargetStep]
     drafted: list[tuple[float, float]]
-    """When each step of the draft beside the target began, and its seconds."""
+    """(start, duration) of each cloud draft step, in virtual seconds."""
     handled: list[tuple[float, float]]
-    """When the cloud handled messages, and the seconds."""
+    """(start, duration) of the cloud's message handling, in virtual seconds."""
     since: float
+    """Start of the measured part of the run, in virtual seconds."""
     until: float
+    """End of the measured part of the run, in virtual seconds."""
 
     @property
     def rates(self) -> list[float]:
-        """Tokens a second of each device."""
+        """Tokens/s of each device."""
         return [device.rate(self.since, self.until) for device in self.devices]
 
     @property
     def first_tokens(self) -> list[float]:
-        """Seconds, of all answers."""
+        """Seconds to the first token, of all answers."""
         return [
             seconds
             for device in self.devices
@@ -72,12 +74,12 @@ class FleetStats:
 
     @property
     def busy(self) -> float:
-        """Share of the time that the cloud spent in steps of the target."""
+        """Share of the time that the cloud spent in target steps."""
         return self._share([(step.start, step.seconds) for step in self.steps])
 
     @property
     def drafting(self) -> float:
-        """Share of the time that the cloud spent in its own draft."""
+        """Share of the time that the cloud spent in cloud draft steps."""
         return self._share(self.drafted)
 
     @property
@@ -86,19 +88,19 @@ class FleetStats:
         return self._share(self.handled)
 
     @property
-    def rows(self) -> float:
-        """Of a step of the target, on average."""
+    def mean_batch_rows(self) -> float:
+        """Mean rows of a target step."""
         inside = [len(s.widths) for s in self.steps if self.since <= s.start <= self.until]
         return sum(inside) / len(inside) if inside else 0.0
 
-    def served(self, rate: float, first_token: float) -> float:
-        """Share of the devices that had so many tokens a second, and waited no more than so many
-        seconds for an answer's first, on average."""
+    def served(self, target_rate: float, first_token_s: float) -> float:
+        """Share of the devices that reached `target_rate` tokens/s and whose mean time to the
+        first token was at most `first_token_s`."""
         served = 0
         for device in self.devices:
             waits = device.first_tokens(self.since, self.until)
-            prompt = sum(waits) <= first_token * len(waits)
-            served += prompt and device.rate(self.since, self.until) >= rate
+            in_time = sum(waits) <= first_token_s * len(waits)
+            served += in_time and device.rate(self.since, self.until) >= target_rate
         return served / len(self.devices)
 
     def _share(self, spans: Sequence[tuple[float, float]]) -> float:

@@ -11,10 +11,12 @@ from bench.lab.percentile import percentile
 from bench.lab.profiles import builtin_profiles
 from bench.lab.recording import synthetic
 from bench.link.run import METHODS
-from bench.simulation.models import Script, SimulatedEngine, TargetStep
-from bench.simulation.stats import Answered, DeviceStats, FleetStats
-from bench.simulation.virtual_time import alone
-from bench.simulation.world import SimulatedDevice, Times, simulate, simulate_fleet
+from bench.simulation.engine import SimulatedEngine, TargetStep
+from bench.simulation.script import Script
+from bench.simulation.simulate import SimulatedDevice, simulate, simulate_fleet
+from bench.simulation.stats import DeviceStats, FleetStats, SimulatedAnswer
+from bench.simulation.times import Times
+from bench.simulation.virtual_time import run_alone
 from edgespec.config import CloudSettings, EdgeSettings
 from edgespec.errors import EdgespecError
 from edgespec.telemetry import AnswerStats
@@ -138,7 +140,7 @@ def test_alike_rows_share_a_step_and_unlike_ones_do_not():
             took.append(process.world.now - began)
         return took
 
-    three, wide, unlike = alone(body)
+    three, wide, unlike = run_alone(body)
     assert three == pytest.approx(TIMES.step(2, 3))
     assert wide == pytest.approx(TIMES.step(4, 3))
     assert unlike == pytest.approx(TIMES.step(1, 2) + TIMES.step(64))
@@ -155,14 +157,14 @@ def test_a_slot_that_holds_too_little_is_noticed():
         list(engine.run([Row(slot, 3, [2])]))
 
     with pytest.raises(ValueError, match="cached are 1"):
-        alone(body)
+        run_alone(body)
     assert engine.slot_bytes(300) == 2 * engine.slot_bytes(200)
 
 
 def test_what_is_said_of_a_run():
-    done = Answered(0.0, AnswerStats(), [1.0, 1.5, 2.0, 2.0, 3.0], done=True)
-    going = Answered(4.0, AnswerStats(), [5.0, 6.0])
-    waiting = Answered(6.0, AnswerStats())
+    done = SimulatedAnswer(0.0, AnswerStats(), [1.0, 1.5, 2.0, 2.0, 3.0], done=True)
+    going = SimulatedAnswer(4.0, AnswerStats(), [5.0, 6.0])
+    waiting = SimulatedAnswer(6.0, AnswerStats())
     one, none = DeviceStats([done, going]), DeviceStats([waiting])
     assert one.rate(0.0, 8.0) == pytest.approx(5 / (2 + 3))
     assert one.rate(1.2, 2.5) == pytest.approx(3 / 1.3)
@@ -172,7 +174,7 @@ def test_what_is_said_of_a_run():
     stats = FleetStats([one, none], steps, [(3.0, 1.0)], [(5.0, 0.4)], 0.0, 8.0)
     assert stats.busy == pytest.approx(3 / 8) and stats.drafting == pytest.approx(1 / 8)
     assert stats.handling == pytest.approx(0.05)
-    assert stats.rows == 3.0 and stats.rates == [1.0, 0.0]
+    assert stats.mean_batch_rows == 3.0 and stats.rates == [1.0, 0.0]
     assert stats.served(1.0, 5.0) == 0.5 and stats.served(1.0, 0.5) == 0.0
 
 

@@ -10,7 +10,9 @@ from bench.lab.profiles import builtin_profiles
 from bench.lab.recording import Said, builtin_recording, excerpt, synthetic
 from bench.link.run import METHODS, USELESS
 from bench.plan.run import answers, speed
-from bench.simulation.world import Script, Times, simulate
+from bench.simulation.script import Script
+from bench.simulation.simulate import simulate
+from bench.simulation.times import Times
 from edgespec.config import EdgeSettings
 from edgespec.errors import EdgespecError
 

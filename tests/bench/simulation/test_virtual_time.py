@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bench.simulation.virtual_time import Stopped, World, alone
+from bench.simulation.virtual_time import Stopped, World, run_alone
 
 
 def run(*bodies):
@@ -109,9 +109,9 @@ def test_alone_returns_what_the_body_does_or_raises_it():
         process.sleep(2.0)
         return process.world.now
 
-    assert alone(body) == 2.0
+    assert run_alone(body) == 2.0
     with pytest.raises(ZeroDivisionError):
-        alone(lambda process: 1 / 0)
+        run_alone(lambda process: 1 / 0)
 
 
 @pytest.mark.parametrize("ends", [0.5, 3.0])

@@ -1,5 +1,5 @@
-"""Devices and a cloud in virtual time: the real loops, scheduler and policy, with models, link and
-clock replaced by recordings and measured times."""
+"""Devices and a cloud in virtual time: the real loops, scheduler and policy. Models, link and clock
+are replaced by recordings and measured times."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.lab.recording import LONGEST, Recording
+from bench.simulation.drafters import SimulatedCloudDraft, SimulatedDrafter
+from bench.simulation.engine import SimulatedEngine
 from bench.simulation.link import SimulatedHub
-from bench.simulation.models import (
-    END,
-    Script,
-    SimulatedCloudDraft,
-    SimulatedDrafter,
-    SimulatedEngine,
-    Times,
-)
-from bench.simulation.stats import Answered, DeviceStats, FleetStats
-from bench.simulation.virtual_time import Process, World, alone
+from bench.simulation.script import END, Script
+from bench.simulation.stats import DeviceStats, FleetStats, SimulatedAnswer
+from bench.simulation.times import Times
+from bench.simulation.virtual_time import Process, World, run_alone
 from cloud_runtime.costs import Speeds
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
@@ -30,47 +26,52 @@ from edgespec.errors import EdgespecError
 from edgespec.protocol import VERSION, Hello
 from edgespec.telemetry import AnswerStats
 
-__all__ = ["Script", "SimulatedDevice", "Times", "simulate", "simulate_fleet"]
-TURN = 0.5
-"""Seconds that a cloud waits for news before it looks at its clock."""
-FRESH = 3
-"""Ids from here on tell prompts apart."""
+TURN_S = 0.5
+"""Longest time that the cloud waits for messages before it checks its clock."""
+FIRST_SERIAL_ID = 3
+"""Second token id of the first prompt; each further prompt takes the next id, so no two prompts
+share a prefix."""
 
 
 @dataclass(frozen=True)
 class SimulatedDevice:
+    """One device of a simulated fleet."""
+
     settings: EdgeSettings
     draft_ms: float
-    """A step of its draft."""
+    """Draft step over one branch."""
     rtt_ms: float = 0.0
     batch: tuple[float, ...] = (1.0, 1.45, 1.62)
-    """Times of a draft step over one, two, … texts, relative to one."""
+    """Times of a draft step over one, two, … branches, relative to one branch."""
     drafts: bool = True
-    """Whether it has a draft."""
+    """True if the device has a draft."""
     useless: bool = False
-    """With one that is never right."""
+    """True if its draft is never right."""
     think_seconds: float = 0.0
-    """Between two answers, on average; drawn from an exponential distribution."""
+    """Mean pause between two answers; pauses follow an exponential distribution."""
     tokens: tuple[int, int] = (LONGEST, LONGEST)
-    """Of an answer, drawn uniformly from this range; no more than the recorded one has."""
+    """Range from which the length of an answer is drawn uniformly; the recorded answer's length
+    is the upper bound."""
     start: float = 0.0
-    """Seconds before its first word."""
+    """Seconds after which the device connects."""
 
     def drafter(self, script: Script, process: Process) -> SimulatedDrafter:
-        def cost(texts: int) -> float:
-            return self.draft_ms / 1e3 * self.batch[min(texts, len(self.batch)) - 1]
+        def step_s(branches: int) -> float:
+            return self.draft_ms / 1e3 * self.batch[min(branches, len(self.batch)) - 1]
 
         name = "draft" if self.drafts else NO_DRAFTER
-        return SimulatedDrafter(script, process, cost, len(self.batch), name, useless=self.useless)
+        return SimulatedDrafter(
+            script, process, step_s, len(self.batch), name, useless=self.useless
+        )
 
 
 @dataclass(frozen=True)
 class _Question:
     number: int
-    """Of the recorded prompt."""
+    """Number of the recorded prompt."""
     request: Request
     wait: float = 0.0
-    """Seconds before it is asked."""
+    """Seconds before the request is sent."""
 
 
 def simulate(
@@ -83,10 +84,11 @@ def simulate(
     useless: bool = False,
     explain: Callable[[str], None] | None = None,
 ) -> list[AnswerStats]:
-    """The answers of one device to the recorded prompts, one after the other.
+    """Simulates one device that answers the recorded prompts one after the other.
 
-    `drafts`: whether the device has a draft; `useless`: one that is never right. Raises
-    `EdgespecError` if an answer is not the recorded one.
+    `prompts` limits their number. `drafts`: True if the device has a draft; `useless`: True if that
+    draft is never right. `explain` receives the device's decisions as sentences. Raises
+    `EdgespecError` if an answer differs from the recorded one.
     """
     fleet = _Fleet(recording, times, CloudSettings(idle_timeout=1e9), seed=0)
     device = SimulatedDevice(settings, times.draft_ms, times.rtt_ms, times.batch, drafts, useless)
@@ -94,7 +96,7 @@ def simulate(
     questions = [fleet.question(number) for number in numbers]
     writing = fleet.add(device, questions, explain)
     fleet.world.run(writing)
-    return [answered.stats for answered in fleet.devices[0].answers]
+    return [answer.stats for answer in fleet.devices[0].answers]
 
 
 def simulate_fleet(
@@ -107,11 +109,12 @@ def simulate_fleet(
     warm_up: float = 0.0,
     seed: int = 0,
 ) -> FleetStats:
-    """Many devices on one cloud, each asking one recorded prompt after another, drawn by `seed`,
-    until `seconds` have passed; what is said of the run leaves out its first `warm_up` seconds.
+    """Simulates many devices on one cloud for `seconds` of virtual time.
 
-    Draft, round trip and batch of `times` are those of each device instead. The same arguments
-    give the same figures. Raises `EdgespecError` if an answer is not the recorded one.
+    Each device answers recorded prompts drawn at random by `seed`. The statistics leave out the
+    first `warm_up` seconds. `draft_ms`, `rtt_ms` and `batch` are taken from each device, not from
+    `times`. The same arguments give the same figures. Raises `EdgespecError` if an answer differs
+    from the recorded one.
     """
     fleet = _Fleet(recording, times, cloud, seed)
     for number, device in enumerate(devices):
@@ -121,7 +124,7 @@ def simulate_fleet(
 
 
 class _Fleet:
-    """One run: a cloud, devices, and a world that both are in."""
+    """One run: a world with a cloud and its devices."""
 
     def __init__(
         self, recording: Recording, times: Times, settings: CloudSettings, seed: int
@@ -129,12 +132,12 @@ class _Fleet:
         self.world = World()
         self.devices: list[DeviceStats] = []
         self._recording, self._times, self._script = recording, times, Script(recording, seed)
-        self._asked = itertools.count()
+        self._serial_ids = itertools.count(FIRST_SERIAL_ID)
         self._engine = SimulatedEngine(self._script, times, settings.max_sessions)
         if settings.kv_memory:
             self._engine.limit(settings.kv_memory)
         self._cloud_draft = SimulatedCloudDraft(self._script, times)
-        speeds = alone(self._measure)
+        speeds = run_alone(self._measure)
         exits = tuple(range(1, len(times.exits) + 1))
         service = Service(Identity("t", "k", exits), self._engine, settings, speeds)
         self._hub = SimulatedHub(self.world, times.message_ms, times.cloud_message_ms)
@@ -152,7 +155,7 @@ class _Fleet:
         return self.world.now
 
     def _measure(self, process: Process) -> Speeds:
-        """What the cloud learns before it listens."""
+        """Measures step times as the cloud does before it accepts devices."""
         self._engine.process = self._cloud_draft.process = process
         drafter = self._cloud_draft if self._times.cloud_draft_ms else None
         hints, clock = bool(self._times.exits), lambda: process.world.now
@@ -164,7 +167,7 @@ class _Fleet:
     def _serve(self, process: Process) -> None:
         self._engine.process = self._cloud_draft.process = self._hub.process = process
         while True:
-            self._loop.turn(TURN)
+            self._loop.turn(TURN_S)
 
     def add(
         self,
@@ -172,7 +175,7 @@ class _Fleet:
         questions: Iterable[_Question],
         explain: Callable[[str], None] | None = None,
     ) -> Process:
-        """A device that asks them one after the other."""
+        """Starts a device that answers `questions` one after the other."""
         stats = DeviceStats()
         self.devices.append(stats)
         return self.world.start(
@@ -199,23 +202,23 @@ class _Fleet:
         for question in questions:
             process.sleep(question.wait)
             answer = loop.start(question.request)
-            answered = Answered(self.world.now, answer.stats)
-            stats.answers.append(answered)
+            simulated = SimulatedAnswer(self.world.now, answer.stats)
+            stats.answers.append(simulated)
             try:
                 for _ in loop.write(answer, question.request):
-                    answered.times.append(self.world.now)
-                answered.done = True
+                    simulated.times.append(self.world.now)
+                simulated.done = True
             finally:
-                self._check(question, answer.state.answer, done=answered.done)
+                self._check(question, answer.state.answer, done=simulated.done)
 
     def question(self, number: int, tokens: int = LONGEST, wait: float = 0.0) -> _Question:
-        """A recorded prompt, made unlike all others so that the cloud knows nothing of it yet."""
+        """Recorded prompt `number` with an id of its own, so that the cloud holds no prefix."""
         first, _, *rest = self._script.prompt(number)
         length = len(self._script.ids(number, tokens))
-        return _Question(number, Request((first, FRESH + next(self._asked), *rest), length), wait)
+        return _Question(number, Request((first, next(self._serial_ids), *rest), length), wait)
 
     def drawn(self, device: SimulatedDevice, chance: random.Random) -> Iterator[_Question]:
-        """Prompts without end."""
+        """Random prompts without end."""
         wait = 0.0
         while True:
             number = chance.randrange(len(self._recording.answers))
@@ -223,8 +226,8 @@ class _Fleet:
             wait = chance.expovariate(1 / device.think_seconds) if device.think_seconds else 0.0
 
     def _check(self, question: _Question, written: list[int], *, done: bool) -> None:
-        wanted = self._script.ids(question.number, question.request.max_tokens)
-        if written != wanted[: None if done else len(written)]:
+        expected = self._script.ids(question.number, question.request.max_tokens)
+        if written != expected[: None if done else len(written)]:
             raise EdgespecError(
                 f"the simulated answer to prompt {question.number + 1} of {self._recording.pair} "
                 "is not the recorded one: a bug in the loops or in their simulation"
