@@ -1,84 +1,127 @@
-"""The commands that make a pair; `cli.main` finds them here. They alone join calibration with
-export, inside their bodies."""
+"""Commands that train and measure a pair: `distill`, `calibrate` and `quantise`.
+
+They join calibration with export, which do not import each other.
+"""
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from cli.main import FOLDER, POSITIVE, layer_list
+from cli.options import (
+    LAYERS,
+    PATH,
+    POSITIVE,
+    FiniteRange,
+    out_option,
+    seed_option,
+)
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
+CORPUS = click.option(
+    "--corpus",
+    type=PATH,
+    metavar="FOLDER",
+    show_default="the cache",
+    help="Folder of text that the target has written.",
+)
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Processor that torch computes on.",
+)
+SEED = seed_option("Seed of everything random.")
 
 
-class _Finite(click.FloatRange):
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):  # NaN passes every range
-            self.fail("not a finite number", param, ctx)
-        return number
-
-
-DEVICES = click.Choice(["auto", "cpu", "cuda"])
+def _stopped(sentence: str) -> NoReturn:
+    click.echo(sentence, err=True)
+    sys.exit(INTERRUPTED)
 
 
 @click.command()
 @click.argument("target")
-@click.option("--out", type=FOLDER, required=True, help="Folder of the draft.")
+@out_option("Folder of the draft.")
 @click.option(
     "--depth",
     type=click.IntRange(min=0),
     default=0,
-    help="Layers of the draft. [default: 0.6 of the target's]",
+    show_default="0.6 of the target's",
+    help="Layers of the draft.",
 )
 @click.option(
-    "--layers", help="Layers of the target to start from, as in 0,1,4. [default: measured]"
+    "--layers",
+    type=LAYERS,
+    show_default="measured",
+    help="Layers of the target to start from, as in 0,1,4.",
 )
 @click.option(
     "--vocabulary",
     type=click.IntRange(min=0),
     default=0,
-    help="Output words of the draft. [default: all]",
+    show_default="all",
+    help="Tokens that the draft can produce, the most frequent ones.",
 )
 @click.option(
     "--prompts",
-    type=FOLDER,
-    help="File or folder of prompts or text. [default: the target asks itself]",
+    type=PATH,
+    show_default="written by the target",
+    help="File or folder of prompts or text.",
 )
-@click.option("--corpus", type=FOLDER, help="Where the target's text is kept. [default: the cache]")
+@CORPUS
 @click.option(
     "--tokens",
     type=POSITIVE,
     default=1_000_000,
     show_default=True,
-    help="Of text that the target writes.",
+    help="Tokens of text that the target writes for training.",
 )
 @click.option(
     "--hours",
-    type=_Finite(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=2.0,
     show_default=True,
-    help="Of training, at most.",
+    help="Longest time of training.",
 )
-@click.option("--steps", type=click.IntRange(min=0), default=0, help="Of training, at most.")
-@click.option("--batch-tokens", type=click.IntRange(64), default=4096, show_default=True)
 @click.option(
-    "--rate", type=_Finite(0, min_open=True), default=5e-4, show_default=True, help="Learning rate."
+    "--steps",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default="as --hours allows",
+    help="Most steps of training.",
+)
+@click.option(
+    "--batch-tokens",
+    type=click.IntRange(64),
+    default=4096,
+    show_default=True,
+    help="Tokens in one step of training.",
+)
+@click.option(
+    "--rate",
+    type=FiniteRange(0, min_open=True),
+    default=5e-4,
+    show_default=True,
+    help="Learning rate.",
 )
 @click.option(
     "--objective",
     type=click.Choice(["accepted", "argmax", "divergence"]),
     default="accepted",
     show_default=True,
+    help="Quantity that training optimises.",
 )
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@DEVICE
+@SEED
 def distill(target: str, out: Path, **options: Any) -> None:
     """Train a draft for TARGET (a Hugging Face folder or hub id, or a GGUF file).
 
-    The same command again goes on where a killed one was.
+    After an interruption the same command continues.
     """
     from calibration.distillation.distill import DistillSettings, run
     from calibration.distillation.training import Schedule
@@ -86,33 +129,34 @@ def distill(target: str, out: Path, **options: Any) -> None:
 
     names = ("hours", "steps", "batch_tokens", "rate", "objective")
     schedule = Schedule(**{name: options.pop(name) for name in names})
-    options["layers"] = layer_list(options["layers"], "--layers")
+    options["layers"] = options["layers"] or ()
     settings = DistillSettings(out=out, schedule=schedule, **options)
     try:
         run(open_checkpoint(target), settings)
     except KeyboardInterrupt:
-        click.echo(f"stopped; the same command goes on where {out} is", err=True)
-        sys.exit(130)
+        _stopped(f"stopped; the same command continues in {out}")
 
 
 @click.command()
 @click.argument("target")
-@click.option("--bundle", type=FOLDER, required=True, help="What TARGET was exported to.")
-@click.option("--corpus", type=FOLDER, help="Where the target's text is kept. [default: the cache]")
+@click.option("--bundle", type=PATH, required=True, help="Bundle that TARGET was exported to.")
+@CORPUS
 @click.option(
     "--tokens",
     type=POSITIVE,
     default=200_000,
     show_default=True,
-    help="Of the target's text to train on; what is missing is written first.",
+    help="Tokens of the target's text to train on; missing text is written first.",
 )
-@click.option("--out", type=FOLDER, help="Folder of the results. [default: beside BUNDLE]")
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "-o", "--out", type=PATH, show_default="next to BUNDLE", help="Folder of the results."
+)
+@DEVICE
+@SEED
 def calibrate(target: str, bundle: Path, **options: Any) -> None:
-    """Train exit heads for TARGET, calibrate the confidences in BUNDLE, and recommend the split.
+    """Train exit heads for TARGET, calibrate confidences and recommend a split.
 
-    The same command again goes on where a killed one was.
+    The results are installed in the bundle. After an interruption the same command continues.
     """
     from calibration.exit_heads.command import CalibrateSettings, run
     from calibration.exit_heads.report import show
@@ -124,8 +168,7 @@ def calibrate(target: str, bundle: Path, **options: Any) -> None:
     try:
         found = run(open_checkpoint(target), opened, CalibrateSettings(target, **options))
     except KeyboardInterrupt:
-        click.echo("stopped; the same command goes on from here", err=True)
-        sys.exit(130)
+        _stopped("stopped; the same command continues from here")
     report = found.report
     show(report)
     heads = found.heads if opened.manifest.target.exits else None
@@ -142,21 +185,33 @@ def calibrate(target: str, bundle: Path, **options: Any) -> None:
 
 @click.command()
 @click.argument("model")
-@click.option("--out", type=FOLDER, required=True, help="Folder of the packed model.")
-@click.option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True)
+@out_option("Folder of the packed model.")
+@click.option(
+    "--bits",
+    type=click.Choice(["4", "8"]),
+    default="4",
+    show_default=True,
+    help="Bits of a packed weight.",
+)
 @click.option(
     "--int8-share",
-    type=_Finite(0, 1),
+    type=FiniteRange(0, 1),
     default=0.1,
     show_default=True,
-    help="Of the weights, those that suffer most from int4.",
+    help="Share of the weights, the most sensitive ones, that stay at 8 bits.",
 )
 @click.option(
-    "--target", help="The target that MODEL drafts for; their common embedding is left out."
+    "--target",
+    metavar="MODEL",
+    help="Target that MODEL drafts for; their common embedding is left out.",
 )
-@click.option("--corpus", type=FOLDER, help="Where the target's text is kept. [default: the cache]")
+@CORPUS
 @click.option(
-    "--tokens", type=POSITIVE, default=65_536, show_default=True, help="Of text to quantise on."
+    "--tokens",
+    type=POSITIVE,
+    default=65_536,
+    show_default=True,
+    help="Tokens of text to quantise on.",
 )
 @click.option(
     "--recovery",
@@ -165,8 +220,8 @@ def calibrate(target: str, bundle: Path, **options: Any) -> None:
     show_default=True,
     help="Steps of training scales and norms afterwards.",
 )
-@click.option("--device", type=DEVICES, default="auto", show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@DEVICE
+@SEED
 def quantise(model: str, target: str | None, bits: str, **options: Any) -> None:
     """Pack MODEL (a Hugging Face folder or hub id, or a GGUF file) to int4 and int8."""
     from calibration.quantisation.quantise import QuantiseSettings, run

@@ -14,11 +14,13 @@ from edgespec.policies import (
     ModePolicy,
     SchedulerPolicy,
 )
-from edgespec.sampling import Sampling
+from edgespec.sampling_parameters import Sampling
 
 NGRAM = "ngram"
 NO_DRAFTER = "none"
 LOOPBACK = "tcp://127.0.0.1:5555"
+STATUS_URL = "http://127.0.0.1:5556"
+"""Status address that `edgespec top` asks unless told otherwise."""
 
 
 def usable_cores() -> int:

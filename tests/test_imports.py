@@ -50,6 +50,27 @@ def test_imports_point_one_way(package):
         assert siblings <= BELOW[package], f"{path} imports {siblings - BELOW[package]}"
 
 
+def test_the_command_line_imports_outward_only_inside_its_commands():
+    views = {"rich", "msgspec"}  # modules named *_view.py, which commands import when they run
+    for path in modules("cli"):
+        outside = set(top_level(path)) - {"edgespec", "cli", "click"} - set(sys.stdlib_module_names)
+        allowed = views if path.stem.endswith("_view") else set()
+        assert outside <= allowed, f"{path} imports {outside - allowed}"
+
+
+def top_level(path):
+    """Packages that are imported when the module is, not when one of its functions runs."""
+    nodes = list(ast.parse(path.read_text()).body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes.extend(ast.iter_child_nodes(node))
+
+
 @pytest.mark.parametrize("package", ["edgespec", "engines", "edge_runtime"])
 def test_the_device_side_imports_only_what_the_lean_install_has(package):
     for path in modules(package):

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 from torch.nn import functional
 
-from cli.inspection import inspect
+from cli.bundle_view import inspect
 from cli.main import main
 from edgespec.errors import BundleError, CheckpointError, UsageError
 from edgespec.manifest import Bundle, Calibration

@@ -99,7 +99,7 @@ def ids(bundle, text):
 def test_text_goes_to_stdout_and_figures_to_stderr(tiny_bundle, served, alone, drafter):
     options = ["--prompt", "the quick", "--max-tokens", "12", "--drafter", drafter, "--json"]
     if drafter == "cpu-fp32":  # a target as quick as this one would never let it get ahead
-        options += ["--cloud-waits", "--hints"]
+        options += ["--lockstep", "--hints"]
     done = edge(tiny_bundle, served.endpoint, *options)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stderr)
@@ -158,7 +158,7 @@ def test_bad_exports(tmp_path, tiny_llama_folder, tiny_bundle):
     fine = ["export", tiny_llama_folder, *out]
     refused(2, "must lie between 1 and the target's 3", *fine, "--segments", 4)
     refused(2, "--split 2,1 must rise", *fine, "--split", "2,1")
-    refused(2, "no list of layers", *fine, "--split", "two")
+    refused(2, "--split is a list of layers", *fine, "--split", "two")
     refused(2, "pass one of them", *fine, "--split", "1", "--segments", "2")
     refused(2, "-1", *fine, "--segments", -1)
     refused(2, "no profile 'abacus'", *fine, "--draft", "self", "--profile", "abacus")

@@ -126,7 +126,7 @@ def test_only_layers_are_trained(target, corpus, tmp_path):
     [
         (["--depth", "9"], "--depth 9 is more than the 3 layers", 2),
         (["--layers", "0,7"], "--layers 0,7 must rise", 2),
-        (["--layers", "x"], "no list of layers", 2),
+        (["--layers", "x"], "--layers is a list of layers", 2),
         (["--vocabulary", "9999"], "--vocabulary 9999 is more than", 2),
         (["--prompts", "/nowhere/at/all"], "there is no /nowhere/at/all", 2),
         (["--device", "cuda"], "no CUDA device", 2),

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from cli.top import _url, fetch, render
+from cli.fleet_view import _url, fetch, render
 from edgespec.energy_report import Energy
 from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import DeviceView, Fleet, SessionView

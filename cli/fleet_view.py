@@ -31,12 +31,12 @@ BEHIND = 0.95
 COLOURS = {"running": "", "reading": "cyan", "waiting": "yellow", "evicted": "blue", "away": "red"}
 
 
-def watch(connect: str, *, once: bool, as_json: bool, interval: float) -> None:
+def watch(connect: str, *, once: bool, as_json: bool, interval_s: float) -> None:
     """Shows the cloud until interrupted, or once. Raises `UsageError` for what is no address, and
     with `once` `LinkError` where nobody answers."""
     url = _url(connect)
     if as_json or once or not sys.stdout.isatty():
-        _lines(url, once=once, as_json=as_json, interval=interval)
+        _lines(url, once=once, as_json=as_json, interval_s=interval_s)
         return
     with Live(screen=True, auto_refresh=False) as live:
         while True:
@@ -45,10 +45,10 @@ def watch(connect: str, *, once: bool, as_json: bool, interval: float) -> None:
             except LinkError as error:
                 shown = Text(f"{error}; trying again", style="red")
             live.update(shown, refresh=True)
-            time.sleep(interval)
+            time.sleep(interval_s)
 
 
-def _lines(url: str, *, once: bool, as_json: bool, interval: float) -> None:
+def _lines(url: str, *, once: bool, as_json: bool, interval_s: float) -> None:
     """One look after the other, for pipes and files."""
     while True:
         fleet = fetch(url)
@@ -61,7 +61,7 @@ def _lines(url: str, *, once: bool, as_json: bool, interval: float) -> None:
             Console(width=PIPE_WIDTH).print(render(fleet))
         if once:
             return
-        time.sleep(interval)
+        time.sleep(interval_s)
 
 
 def fetch(url: str) -> Fleet:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from cli.inspection import inspect
+from cli.bundle_view import inspect
 from cli.main import main
 from edgespec.errors import BundleError
 from edgespec.manifest import Bundle, Manifest

@@ -1,0 +1,26 @@
+"""The group `bench`: commands that measure."""
+
+from __future__ import annotations
+
+import click
+
+from cli.lazy import LazyGroup
+
+BENCHES = {
+    "acceptance": "cli.bench.acceptance:acceptance",
+    "arm": "cli.bench.hardware:arm",
+    "crowd": "cli.bench.fleet:crowd",
+    "export": "cli.bench.memory:export",
+    "fleet": "cli.bench.fleet:fleet",
+    "gpu": "cli.bench.hardware:gpu",
+    "link": "cli.bench.link:link",
+    "load": "cli.bench.memory:load",
+    "local": "cli.bench.local:local",
+    "plan": "cli.bench.plan:plan",
+    "shapes": "cli.bench.acceptance:shapes",
+}
+
+
+@click.group(cls=LazyGroup, places=BENCHES)
+def bench() -> None:
+    """Measure; each bench prints a table, and with --json one line of JSON at the end."""

@@ -1,0 +1,189 @@
+"""Commands of the cloud's side: `cloud-run`, `top` and `keygen`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from cli.options import (
+    PATH,
+    POSITIVE,
+    SECONDS,
+    Size,
+    bundle_argument,
+    connect_option,
+    energy_options,
+    energy_root,
+    json_option,
+    threads_option,
+    trace_option,
+)
+from edgespec.config import STATUS_URL, Backend, CloudSettings
+from edgespec.errors import UsageError
+from edgespec.logs import Format, Level, configure
+
+DEFAULT = CloudSettings()
+
+
+@click.command("cloud-run")
+@bundle_argument()
+@click.option(
+    "-b",
+    "--bind",
+    default=DEFAULT.bind,
+    show_default=True,
+    metavar="ENDPOINT",
+    help="Endpoint on which devices connect.",
+)
+@click.option(
+    "--key",
+    type=PATH,
+    metavar="FILE",
+    help="File with the secret key, required if other machines can connect.",
+)
+@click.option(
+    "--max-sessions",
+    type=POSITIVE,
+    default=DEFAULT.max_sessions,
+    show_default=True,
+    help="Most sessions open at once, including those that wait for memory.",
+)
+@click.option(
+    "--kv-memory",
+    type=Size(),
+    default=DEFAULT.kv_memory,
+    metavar="SIZE",
+    show_default="a quarter of the free memory, of a GPU's memory half",
+    help="Memory for all KV caches, as in 512M or 4G; the draft's cache is part of it.",
+)
+@click.option(
+    "--max-batch-rows",
+    type=click.IntRange(min=0),
+    default=DEFAULT.max_batch_rows,
+    show_default="chosen by the scheduler",
+    help="Most sessions in one step of the target.",
+)
+@click.option(
+    "--max-draft",
+    type=click.IntRange(1, 64),
+    default=DEFAULT.max_draft,
+    show_default=True,
+    help="Most draft tokens verified in one round.",
+)
+@click.option(
+    "--prefill-chunk",
+    type=click.IntRange(2, 4096),
+    default=DEFAULT.prefill_chunk,
+    show_default=True,
+    help="Most prompt tokens of one session in one step.",
+)
+@click.option(
+    "--hints/--no-hints",
+    default=DEFAULT.hints,
+    show_default=True,
+    help="Run the exit heads for devices that ask for hints.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(get_args(Backend)),
+    default=DEFAULT.backend,
+    show_default=True,
+    help="Back end of the target; all but torch-fast are made to be exact, see docs/gpu.md.",
+)
+@click.option(
+    "--draft",
+    default=DEFAULT.draft,
+    metavar="PROFILE",
+    help="Draft of the bundle to load in the cloud and use where that is faster.",
+)
+@threads_option("Threads of the target and of the cloud draft.", automatic="every core")
+@trace_option
+@click.option(
+    "--idle-timeout",
+    type=SECONDS,
+    default=DEFAULT.idle_timeout,
+    show_default=True,
+    help="Close a session after this many seconds without a message from its device.",
+)
+@click.option(
+    "--drain-timeout",
+    type=SECONDS,
+    default=DEFAULT.drain_timeout,
+    show_default=True,
+    help="Seconds to finish answers after SIGTERM or Ctrl-C; devices resume the rest elsewhere.",
+)
+@click.option(
+    "--status",
+    default=DEFAULT.status,
+    metavar="HOST:PORT",
+    help="Serve health, metrics and the data of 'edgespec top' here, unencrypted.",
+)
+@energy_options
+@click.option(
+    "--log-format",
+    type=click.Choice(get_args(Format)),
+    default="text",
+    show_default=True,
+    help="Write log lines as text or as JSON.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(get_args(Level)),
+    default="info",
+    show_default=True,
+    help="Least important level of log lines that are written.",
+)
+def cloud_run(bundle: Path, log_format: Format, log_level: Level, **options: Any) -> None:
+    """Serve the target of BUNDLE to devices."""
+    from cloud_runtime.command import cloud_run
+    from edgespec.manifest import Bundle
+
+    configure(log_format, log_level)
+    settings = CloudSettings(energy=energy_root(options), **options)
+    cloud_run(Bundle.open(bundle), settings)
+
+
+@click.command()
+@connect_option(
+    STATUS_URL, metavar="URL", help="Status address of the cloud, given to 'cloud-run --status'."
+)
+@click.option("--once", is_flag=True, help="Print the view once and exit.")
+@json_option("Print one JSON line per refresh instead of the view.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600.0),
+    default=1.0,
+    show_default=True,
+    help="Seconds between two refreshes.",
+)
+def top(connect: str, once: bool, as_json: bool, interval: float) -> None:
+    """Watch a cloud: sessions, batch, acceptance rate, memory and modes.
+
+    The keys q and Ctrl-C end it.
+    """
+    from cli.fleet_view import watch
+
+    watch(connect, once=once, as_json=as_json, interval_s=interval)
+
+
+@click.command()
+@click.argument("folder", type=PATH)
+def keygen(folder: Path) -> None:
+    """Make a key pair in FOLDER for links between machines.
+
+    The file cloud.key_secret stays on the cloud; cloud.key is copied to the devices.
+    """
+    import zmq.auth
+
+    if (folder / "cloud.key_secret").exists():
+        raise UsageError(f"{folder} holds a key already; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    before = os.umask(0o077)
+    try:
+        public, secret = zmq.auth.create_certificates(str(folder), "cloud")
+    finally:
+        os.umask(before)
+    click.echo(f"secret: {secret}\npublic: {public}")

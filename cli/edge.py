@@ -1,0 +1,179 @@
+"""Command of the device's side: `edge-run`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from cli.options import (
+    PATH,
+    SECONDS,
+    bundle_argument,
+    connect_option,
+    energy_options,
+    energy_root,
+    json_option,
+    max_tokens_option,
+    seed_option,
+    threads_option,
+    trace_option,
+)
+from edgespec.config import EdgeSettings, Mode, PreDraft, Tactics
+
+DEFAULT = EdgeSettings()
+TERMINATED = 143
+"""Exit code after SIGTERM."""
+
+
+@click.command("edge-run")
+@bundle_argument()
+@connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
+@click.option(
+    "--server-key",
+    type=PATH,
+    metavar="FILE",
+    help="File with the cloud's public key, required if the cloud is another machine.",
+)
+@click.option("-p", "--prompt", show_default="standard input", help="Text to answer.")
+@click.option("--chat", is_flag=True, help="Apply the chat template; on a terminal, converse.")
+@click.option("--system", default="", help="System message of the chat.")
+@max_tokens_option(256)
+@click.option(
+    "--temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Sampling temperature; 0 is greedy.",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sample among the likeliest tokens whose probabilities reach this sum.",
+)
+@click.option(
+    "--top-k",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Sample among this many of the likeliest tokens; 0 keeps all.",
+)
+@seed_option("Seed of sampling; the same seed gives the same answer.")
+@click.option("--stop", "stops", multiple=True, help="End at this text; may be repeated.")
+@click.option(
+    "--drafter",
+    default=DEFAULT.drafter,
+    metavar="PROFILE|ngram|none",
+    show_default="the bundle's first draft",
+    help="Draft of the bundle, prompt lookup (ngram), or no drafting on the device (none).",
+)
+@click.option(
+    "-m",
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    default=DEFAULT.mode,
+    show_default=True,
+    help="Who drafts: the device (edge), the cloud, neither (cloud), or what is faster (auto).",
+)
+@click.option(
+    "--pre-draft",
+    type=click.Choice(get_args(PreDraft)),
+    default=DEFAULT.tactics.pre_draft,
+    show_default=True,
+    help="What to draft while a verdict is awaited; exits and none wait in lockstep.",
+)
+@click.option(
+    "--branches/--no-branches",
+    default=DEFAULT.tactics.branches,
+    show_default=True,
+    help="With tree, also draft for tokens that the target may choose instead.",
+)
+@click.option(
+    "--hints/--no-hints",
+    default=None,
+    show_default="where they cost the cloud little",
+    help="Ask the cloud for hints of its exit heads.",
+)
+@click.option(
+    "--lockstep/--no-lockstep",
+    default=None,
+    show_default="only if --pre-draft waits",
+    help="Let the target wait for each draft instead of decoding meanwhile.",
+)
+@click.option(
+    "--draft-length",
+    type=click.IntRange(1, 64),
+    default=DEFAULT.draft_length,
+    show_default=True,
+    help="Tokens drafted per round in lockstep.",
+)
+@click.option("--explain", is_flag=True, help="Print which mode is used, and why.")
+@trace_option
+@threads_option("Threads of the draft.", automatic="the profile's")
+@click.option(
+    "--connect-timeout",
+    type=SECONDS,
+    default=DEFAULT.connect_timeout,
+    show_default=True,
+    help="Seconds to wait for the cloud's first reply.",
+)
+@click.option(
+    "--give-up",
+    type=SECONDS,
+    default=DEFAULT.give_up,
+    show_default=True,
+    help="Seconds to wait during an answer while the cloud is silent, full or restarting.",
+)
+@click.option(
+    "--target-rate",
+    type=click.FloatRange(0.0, 1e6, max_open=True),
+    default=DEFAULT.target_rate,
+    show_default="as fast as possible",
+    help="Tokens a second that are enough; a slower session then goes first in the cloud.",
+)
+@energy_options
+@click.option("--show-drafts", is_flag=True, help="Colour accepted and corrected tokens.")
+@json_option("Print the figures as one JSON line to standard error.")
+def edge_run(bundle: Path, **options: Any) -> None:
+    """Answer a prompt on this device, with the target in the cloud."""
+    from edge_runtime.terminal import TextSettings, edge_run
+    from edgespec.manifest import Bundle
+    from edgespec.sampling import Sampling
+
+    text = TextSettings(
+        prompt=options["prompt"],
+        chat=options["chat"],
+        system=options["system"],
+        max_tokens=options["max_tokens"],
+        sampling=Sampling(
+            options["temperature"], options["top_p"], options["top_k"], options["seed"]
+        ),
+        stops=options["stops"],
+        show_drafts=options["show_drafts"],
+        json=options["as_json"],
+        explain=options["explain"],
+    )
+    settings = EdgeSettings(
+        connect=options["connect"],
+        server_key=options["server_key"],
+        drafter=options["drafter"],
+        mode=options["mode"],
+        tactics=Tactics(
+            options["pre_draft"], options["branches"], options["hints"], options["lockstep"]
+        ),
+        draft_length=options["draft_length"],
+        trace=options["trace"],
+        threads=options["threads"],
+        connect_timeout=options["connect_timeout"],
+        give_up=options["give_up"],
+        target_rate=options["target_rate"],
+        energy=energy_root(options),
+    )
+    # SIGTERM ends the process in order, so that the session is closed at the cloud.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    edge_run(Bundle.open(bundle), settings, text)
