@@ -1,9 +1,9 @@
-"""What a checkpoint is to those who read one: weights under Hugging Face names, from any source."""
+"""The readable form of a model: weights under Hugging Face names, from any source."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -13,10 +13,14 @@ from edgespec.architecture import Architecture
 
 Weights = npt.NDArray[Any]
 """float32, float16 or ml_dtypes.bfloat16, in Hugging Face layout `[out, in]`."""
+BLOCK_INPUTS = 32
+"""Consecutive inputs of one output that share a scale in a quantised matrix."""
+RopeParameters = Mapping[str, str | bool | float | list[float]]
+"""`rope_parameters` of a Hugging Face config: `rope_type`, `rope_theta`, and the type's numbers."""
 
 
 class Blocks(NamedTuple):
-    """A matrix `[out, in]` as integers: `values * scales`, one scale for 32 inputs of an output."""
+    """A matrix `[out, in]` as integers: `values * scales`, one scale per `BLOCK_INPUTS` inputs."""
 
     values: npt.NDArray[np.int8]
     """[out, in]"""
@@ -27,37 +31,42 @@ class Blocks(NamedTuple):
 
 @dataclass(frozen=True)
 class Rope:
-    """`inverse_frequencies` is float32 `[head_dim / 2]`; `attention_factor` scales cos and sin."""
+    """Rotary positions: the parameters that the config declares, and what follows from them."""
 
     inverse_frequencies: npt.NDArray[np.float32]
+    """[head_dim / 2]"""
     attention_factor: float = 1.0
+    """Factor of cosines and sines."""
+    parameters: RopeParameters = field(default_factory=dict)
+    """The declared parameters, complete enough to compute the frequencies again."""
 
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """Text to ids and back, and how a conversation is written down."""
+    """A tokenizer and the format of a conversation."""
 
     json: str
-    """A complete tokenizers `tokenizer.json`."""
+    """A complete `tokenizer.json` of the tokenizers library."""
     chat_template: str | None
-    """Jinja."""
+    """Jinja template; None for a model without one."""
     bos: str | None
-    """Text of the token, as chat templates refer to it."""
+    """Text of the first token, as chat templates refer to it."""
     eos: str | None
+    """Text of the last token, as chat templates refer to it."""
     end_ids: tuple[int, ...]
     """Every id that ends an answer, ascending."""
 
 
 class Checkpoint(Protocol):
-    """A readable, supported and complete model. Nothing is held but what is being read."""
+    """A supported and complete model. Holds no weights in memory; each call reads from the disk."""
 
     @property
     def name(self) -> str:
-        """The folder's, hub's or file's name."""
+        """Name of the folder, hub repository or file."""
 
     @property
     def revision(self) -> str:
-        """The hub's commit; empty for local files."""
+        """Commit on the hub; empty for local files."""
 
     @property
     def architecture(self) -> Architecture: ...
@@ -70,7 +79,7 @@ class Checkpoint(Protocol):
 
     @property
     def kept_ids(self) -> npt.NDArray[np.int64] | None:
-        """Of a draft with a trimmed vocabulary: the ids, ascending, that its head is used for."""
+        """Ascending token ids of a draft's trimmed output matrix; None for a full vocabulary."""
 
     def names(self) -> Collection[str]:
         """Hugging Face names of all tensors that the architecture uses."""
@@ -81,10 +90,10 @@ class Checkpoint(Protocol):
         """Bytes on disk, for progress."""
 
     def tensor(self, name: str) -> Weights:
-        """The whole tensor."""
+        """Read the complete tensor."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """The integers of a matrix that was quantised before; None where floats are stored."""
+        """Read the integers of a quantised matrix; None where floats are stored."""
 
     def rows(self, name: str, start: int, stop: int) -> Weights:
-        """Rows `[start, stop)`; no other row is read, so an embedding is never held whole."""
+        """Read rows `[start, stop)` and no others, so that an embedding never fills the memory."""

@@ -24,11 +24,11 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgespec.architecture import Architecture
+from edgespec.checkpoint import BLOCK_INPUTS
 from edgespec.manifest import MAIN_OPSET, Precisions
 from engines.base import TOP
 from export.nodes import NodeWriter, Shape
 from export.operators import Layers, Rows, operators
-from export.quantise import BLOCK
 from export.weights import Matrix, Quantised, WeightFolder
 
 _INT64 = ir.DataType.INT64
@@ -51,7 +51,7 @@ class GraphWriter(NodeWriter):
         values = self.constant(f"{name}.values", matrix.values)
         scales = self.constant(f"{name}.scales", matrix.scales)
         return self.node(
-            "DequantizeLinear", f"{name}.float", values, scales, axis=0, block_size=BLOCK
+            "DequantizeLinear", f"{name}.float", values, scales, axis=0, block_size=BLOCK_INPUTS
         )
 
     def linear(self, name: str, x: ir.Value) -> ir.Value:

@@ -34,7 +34,7 @@ from edgespec.errors import CheckpointError, UsageError
 from edgespec.manifest import MAIN_OPSET, Calibration, Precisions
 from export.nodes import NodeWriter, Shape
 from export.operators import operators
-from export.sources.safetensors_file import Stored, read_header
+from export.sources.safetensors_file import StoredTensor, read_header
 
 FINAL_NORM = "model.norm.weight"
 _TENSOR = re.compile(r"exit\.([1-9]\d*)\.(norm|down|up)\.weight")
@@ -110,7 +110,7 @@ def read_heads(path: Path) -> ExitHeads:
     )
 
 
-def _adapters(path: Path, stored: Mapping[str, Stored], notes: _Notes) -> dict[int, Adapter]:
+def _adapters(path: Path, stored: Mapping[str, StoredTensor], notes: _Notes) -> dict[int, Adapter]:
     found: dict[int, dict[str, npt.NDArray[np.float32]]] = {}
     for name, tensor in stored.items():
         match = _TENSOR.fullmatch(name)

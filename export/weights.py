@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgespec.checkpoint import Checkpoint
+from edgespec.checkpoint import BLOCK_INPUTS, Checkpoint
 from edgespec.errors import CheckpointError, UnsupportedModel
 from edgespec.manifest import Precision
 from export.data_files import DataFiles, Piece
-from export.quantise import BLOCK, quantise
+from export.quantise import quantise
 
 _READ = 1 << 22
 """Bytes of a checkpoint, about, that are read at a time."""
@@ -159,13 +159,13 @@ class WeightFolder:
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
         """Blocks as `quantise` gives them."""
         outputs, inputs = self._shape(name, kept)
-        if inputs % BLOCK:
+        if inputs % BLOCK_INPUTS:
             raise UnsupportedModel(
-                f"{name} has {inputs} inputs, no multiple of {BLOCK}, so it cannot be "
+                f"{name} has {inputs} inputs, no multiple of {BLOCK_INPUTS}, so it cannot be "
                 f"stored as {precision}; export it as fp32 or fp16"
             )
         values = np.empty((inputs, outputs), np.int8 if precision == "int8" else ml_dtypes.int4)
-        scales = np.empty((inputs // BLOCK, outputs), np.float32)
+        scales = np.empty((inputs // BLOCK_INPUTS, outputs), np.float32)
         for first, rows in self._blocks(name, kept):
             _check_finite(name, rows, precision)
             for start in range(0, len(rows), _TURNED):

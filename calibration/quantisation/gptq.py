@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from calibration.corpus import Sample
 from calibration.decoder import Decoder, autocast
-from calibration.quantisation.rounding import BLOCK, Bits, Rounder, floats
-from edgespec.checkpoint import Blocks
+from calibration.quantisation.rounding import Bits, Rounder, floats
+from edgespec.checkpoint import BLOCK_INPUTS, Blocks
 
 _KINDS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -75,7 +75,7 @@ def units(decoder: Decoder) -> list[Unit]:
     for layer in range(decoder.architecture.layers):
         for kinds in _KINDS:
             names = tuple(f"model.layers.{layer}.{kind}.weight" for kind in kinds)
-            if shapes[names[0]][1] % BLOCK == 0:
+            if shapes[names[0]][1] % BLOCK_INPUTS == 0:
                 found.append(Unit(layer, kinds[0], names))
     return found
 

@@ -1,15 +1,15 @@
 """Writing a decoder as a Hugging Face folder: plain, or with matrices packed to int4 and int8.
 
-Packed matrices are in the `pack-quantized` format of compressed-tensors, as vLLM reads it: in place
-of `X.weight` [out, in] there are
+Packed matrices have the format `pack-quantized` of compressed-tensors, which vLLM reads. Three
+tensors replace `X.weight` [out, in]:
 
     X.weight_packed  int32 [out, in * bits / 32]   values + 2 ** (bits - 1), lowest bits first
     X.weight_scale   float16 [out, in / 32]
     X.weight_shape   int64 [2]                     out, in
 
-A draft may leave out the embedding, the output matrix and the tokenizer, which are its target's:
-config.json then says `"edgespec": {"shares_embedding_of": fingerprint of the tokenizer}`.
-A folder is written beside its place and renamed, so that a reader sees a whole one or none.
+A draft may share its target's embedding, output matrix and tokenizer. Its folder then lacks them,
+and config.json has `"edgespec": {"shares_embedding_of": fingerprint of the tokenizer}`.
+A folder is written under another name and renamed, so that a reader never sees an incomplete one.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from calibration.decoder import Decoder
-from calibration.quantisation.rotary import rope_parameters
-from calibration.quantisation.rounding import BLOCK
 from edgespec import __version__
-from edgespec.checkpoint import Blocks, TokenizerSource
+from edgespec.architecture import (
+    ATTENTION_PROJECTIONS,
+    FAMILIES,
+    FEED_FORWARD_PROJECTIONS,
+    FamilyTraits,
+)
+from edgespec.checkpoint import BLOCK_INPUTS, Blocks, TokenizerSource
 from edgespec.errors import CheckpointError, UnsupportedModel, UsageError
 from edgespec.publish import published
 from edgespec.tokenizer import fingerprint
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-_ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
-_FEED_FORWARD = frozenset({"gate_proj", "up_proj", "down_proj"})
-_LARGEST_HALF = 65504.0
+_LARGEST_FLOAT16 = 65504.0
 
 
 def write_checkpoint(
@@ -52,32 +53,32 @@ def write_checkpoint(
     blocks: Mapping[str, Blocks] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes `decoder` to `folder`, which appears whole.
+    """Write `decoder` to `folder`, completely or not at all.
 
     `extra` goes into config.json under "edgespec". `kept_ids` [n], ascending, are the rows of the
     output matrix that a trimmed draft uses. Matrices named in `blocks` ("model.layers.0.…weight")
-    are packed; all else is stored as `dtype`, by default float16, or bfloat16 where a weight is too
-    large for that.
+    are packed. All other tensors are stored as `dtype`: by default float16, or bfloat16 if a weight
+    is too large for float16.
 
     Raises:
-        UsageError: `folder` is there already.
-        CheckpointError: it cannot be written.
-        UnsupportedModel: the Hugging Face class has no place for a part of the decoder.
+        UsageError: `folder` exists already.
+        CheckpointError: the disk refuses.
+        UnsupportedModel: the Hugging Face class has no place for a bias of the decoder.
     """
     blocks = blocks or {}
-    ours: dict[str, Any] = {"made_by": f"edgespec {__version__}", **(extra or {})}
+    notes: dict[str, Any] = {"made_by": f"edgespec {__version__}", **(extra or {})}
     if shares_embedding:
-        ours["shares_embedding_of"] = fingerprint(Tokenizer.from_str(source.json))
+        notes["shares_embedding_of"] = fingerprint(Tokenizer.from_str(source.json))
     tensors, biased = _tensors(decoder, blocks, shares_embedding)
     if kept_ids is not None:
-        ours["vocabulary"] = len(kept_ids)
+        notes["vocabulary"] = len(kept_ids)
         tensors["edgespec.kept_ids"] = torch.from_numpy(np.asarray(kept_ids, np.int64))
     half = dtype or _dtype(tensors)
     tensors = {name: _stored(name, tensor, half) for name, tensor in tensors.items()}
     config = _config(decoder, source, biased, half)
     if blocks:
         config["quantization_config"] = _quantization(blocks)
-    config["edgespec"] = ours
+    config["edgespec"] = notes
     with published(folder, refuse_to_replace, CheckpointError) as partial:
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         _write_json(partial / "config.json", config)
@@ -96,7 +97,7 @@ def write_packed(
     kept_ids: npt.NDArray[np.int64] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """`write_checkpoint` with the matrices in `blocks` packed."""
+    """Call `write_checkpoint` with the matrices in `blocks` packed."""
     write_checkpoint(
         folder,
         decoder,
@@ -110,13 +111,13 @@ def write_packed(
 
 
 def refuse_to_replace(folder: Path) -> None:
-    """Raises `UsageError` where `folder` holds something: hours of work are not overwritten."""
+    """Raise `UsageError` for a `folder` with content, so that no work is overwritten."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists already; remove it or choose another place")
 
 
 def pack(values: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.int32]:
-    """Integers [out, in] as int32 [out, in * bits / 32], lowest bits first."""
+    """Pack integers [out, in] to int32 [out, in * bits / 32], lowest bits first."""
     each = 32 // bits
     unsigned = (values.astype(np.int64) + 2 ** (bits - 1)).reshape(len(values), -1, each)
     words = (unsigned << (np.arange(each, dtype=np.int64) * bits)).sum(axis=2)
@@ -126,12 +127,12 @@ def pack(values: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.int32]:
 def _tensors(
     decoder: Decoder, blocks: Mapping[str, Blocks], shares_embedding: bool
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """What to store, and the projections that have a bias once zeros complete the class's set."""
+    """Return the tensors to store, and the projections with a bias (some of them zeros)."""
     state = {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
     if shares_embedding:
         state = {n: t for n, t in state.items() if "embed_tokens" not in n and "lm_head" not in n}
     biased = {name.split(".")[-2] for name in state if name.endswith(".bias")}
-    needed = _biases(decoder.architecture.family, biased)
+    needed = _biases(FAMILIES[decoder.architecture.family], biased)
     weights = [name for name in state if name.endswith(".weight")]
     for name in [name for name in weights if name.split(".")[-2] in needed]:
         bias = name.removesuffix("weight") + "bias"
@@ -145,18 +146,14 @@ def _tensors(
     return state, needed
 
 
-def _biases(family: str, biased: set[str]) -> set[str]:
-    """The projections to which the family's class gives a bias if it gives one to `biased`."""
-    if family == "qwen2":
-        needed = {"q_proj", "k_proj", "v_proj"}
-    else:
-        needed = set(_ATTENTION) if biased & _ATTENTION else set()
-        if family == "llama" and biased & _FEED_FORWARD:
-            needed |= _FEED_FORWARD
+def _biases(traits: FamilyTraits, biased: set[str]) -> set[str]:
+    """Return the projections that have a bias in the family's class if those in `biased` have."""
+    groups = (group for group in traits.bias_groups if group & biased)
+    needed = set(traits.always_biased).union(*groups)
     if biased - needed:
         raise UnsupportedModel(
             f"the model has a bias at {min(biased - needed)}, for which the Hugging Face class "
-            f"{_CLASSES[family]} has no place"
+            f"{traits.hugging_face_class} has no place"
         )
     return needed
 
@@ -164,7 +161,7 @@ def _biases(family: str, biased: set[str]) -> set[str]:
 def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
     largest = max(float(tensor.abs().max()) for tensor in floats)
-    return torch.float16 if largest <= _LARGEST_HALF else torch.bfloat16
+    return torch.float16 if largest <= _LARGEST_FLOAT16 else torch.bfloat16
 
 
 def _stored(name: str, tensor: Tensor, half: torch.dtype) -> Tensor:
@@ -176,9 +173,9 @@ def _config(
     decoder: Decoder, source: TokenizerSource, biased: set[str], half: torch.dtype
 ) -> dict[str, Any]:
     a = decoder.architecture
-    rotary = rope_parameters(decoder.rope, a.context)
+    traits, rotary = FAMILIES[a.family], dict(decoder.rope.parameters)
     config: dict[str, Any] = {
-        "architectures": [_CLASSES[a.family]],
+        "architectures": [traits.hugging_face_class],
         "model_type": a.family,
         "vocab_size": a.vocabulary,
         "hidden_size": a.hidden,
@@ -191,13 +188,13 @@ def _config(
         "rms_norm_eps": a.norm_epsilon,
         "max_position_embeddings": a.context,
         "tie_word_embeddings": a.tied,
-        "attention_bias": bool(biased & _ATTENTION),
+        "attention_bias": bool(biased & ATTENTION_PROJECTIONS),
         "rope_theta": rotary["rope_theta"],
         "rope_parameters": rotary,
         "dtype": str(half).removeprefix("torch."),
     }
-    if a.family == "llama":
-        config["mlp_bias"] = bool(biased & _FEED_FORWARD)
+    if FEED_FORWARD_PROJECTIONS in traits.bias_groups:
+        config["mlp_bias"] = bool(biased & FEED_FORWARD_PROJECTIONS)
     return config | _special_ids(source)
 
 
@@ -222,7 +219,7 @@ def _quantization(blocks: Mapping[str, Blocks]) -> dict[str, Any]:
                 "type": "int",
                 "symmetric": True,
                 "strategy": "group",
-                "group_size": BLOCK,
+                "group_size": BLOCK_INPUTS,
                 "dynamic": False,
                 "actorder": None,
             },

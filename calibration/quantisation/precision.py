@@ -17,7 +17,8 @@ from calibration.corpus import Sample
 from calibration.decoder import Decoder
 from calibration.distillation.batches import batch
 from calibration.quantisation.gptq import Numbered, Unit, units
-from calibration.quantisation.rounding import BLOCK, Bits, floats, plain
+from calibration.quantisation.rounding import Bits, floats, plain
+from edgespec.checkpoint import BLOCK_INPUTS
 
 
 @torch.no_grad()
@@ -72,7 +73,7 @@ def choose_bits(decoder: Decoder, measured: Mapping[Unit, float], share: float) 
 def packed_bytes(decoder: Decoder, bits: Mapping[str, Bits]) -> int:
     """What the matrices in `bits` take, integers and scales."""
     sizes = {name: decoder.get_parameter(name).numel() for name in bits}
-    return sum(size * bits[name] // 8 + size // BLOCK * 2 for name, size in sizes.items())
+    return sum(size * bits[name] // 8 + size // BLOCK_INPUTS * 2 for name, size in sizes.items())
 
 
 def _logprobs(decoder: Decoder, x: Tensor, words: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from torch.nn.utils import parametrize
 from calibration.corpus import Corpus
 from calibration.decoder import Decoder
 from calibration.distillation.training import Schedule, Trainer
-from calibration.quantisation.rounding import BLOCK, floats
-from edgespec.checkpoint import Blocks
+from calibration.quantisation.rounding import floats
+from edgespec.checkpoint import BLOCK_INPUTS, Blocks
 
 RATE = 1.5e-3
 """Of the factors, which start at 1."""
@@ -40,7 +40,7 @@ class _Scaled(nn.Module):
     def forward(self, factors: Tensor) -> Tensor:
         scales = (self.scales * factors)[..., None]
         out, groups = factors.shape
-        return (self.values.view(out, groups, BLOCK) * scales).reshape(out, -1)
+        return (self.values.view(out, groups, BLOCK_INPUTS) * scales).reshape(out, -1)
 
 
 def recover(

@@ -17,10 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from edgespec.checkpoint import Blocks
+from edgespec.checkpoint import BLOCK_INPUTS, Blocks
 
-BLOCK = 32
-"""Inputs that share a scale."""
 Bits = Literal[4, 8]
 _DIVISORS = {4: tuple(6.0 + 0.5 * step for step in range(9)), 8: (127.0, 131.0, 135.0, 140.0)}
 """Largest weight of a block over its scale; what is then out of range is clipped."""
@@ -38,7 +36,7 @@ _SMALLEST = 2.0**-24
 
 def floats(blocks: Blocks) -> Tensor:
     """What the integers stand for, float32 [out, in]."""
-    scales = torch.from_numpy(blocks.scales).repeat_interleave(BLOCK, dim=1)
+    scales = torch.from_numpy(blocks.scales).repeat_interleave(BLOCK_INPUTS, dim=1)
     return torch.from_numpy(blocks.values).float() * scales
 
 
@@ -69,7 +67,7 @@ class Rounder:
         """Integers [out, in], as floats. Columns are handled as rows, which lie in one piece."""
         low, high = _range(bits)
         left = weight.T[self._order].contiguous()
-        steps = scales.T[self._order // BLOCK].contiguous()
+        steps = scales.T[self._order // BLOCK_INPUTS].contiguous()
         rounded = torch.empty_like(left)
         for start in range(0, len(left), _TOGETHER):
             stop = min(start + _TOGETHER, len(left))
@@ -87,7 +85,7 @@ class Rounder:
     def _descend(self, weight: Tensor, values: Tensor, scales: Tensor, bits: Bits) -> Tensor:
         """Each integer in turn is set to the best one, given all others."""
         low, high = _range(bits)
-        steps = scales.T.repeat_interleave(BLOCK, dim=0)
+        steps = scales.T.repeat_interleave(BLOCK_INPUTS, dim=0)
         rounded = values.T.contiguous()
         slope = self._own @ (rounded * steps - weight.T)
         for _ in range(_PASSES):
@@ -101,15 +99,17 @@ class Rounder:
     def _refit(self, weight: Tensor, values: Tensor, scales: Tensor) -> Tensor:
         """The scales that fit best with these integers; the old one where that is not positive."""
         width = weight.shape[1]
-        groups = width // BLOCK
-        parts = self._own.view(groups, BLOCK, width)
+        groups = width // BLOCK_INPUTS
+        parts = self._own.view(groups, BLOCK_INPUTS, width)
         found = []
         at_once = max(1, _SCRATCH // (groups * width))
         rows = (torch.split(all_rows, at_once) for all_rows in (values, scales, weight))
         for some, old, wanted in zip(*rows, strict=True):
-            blocks = some.view(len(some), groups, BLOCK)
+            blocks = some.view(len(some), groups, BLOCK_INPUTS)
             pulled = torch.einsum("rgi,gin->rgn", blocks, parts)
-            curvature = (pulled.view(len(some), groups, groups, BLOCK) * blocks[:, None]).sum(-1)
+            curvature = (
+                pulled.view(len(some), groups, groups, BLOCK_INPUTS) * blocks[:, None]
+            ).sum(-1)
             ridge = curvature.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_SMALLEST) * 1e-6
             curvature += ridge[:, None, None] * torch.eye(groups, device=weight.device)
             fitted = torch.linalg.solve(curvature, (pulled @ wanted[..., None])[..., 0])
@@ -123,7 +123,7 @@ def plain(weight: Tensor, bits: Bits) -> Blocks:
     """`weight` [out, in] rounded for itself, whatever its inputs are."""
     same = torch.eye(weight.shape[1], device=weight.device)
     scales = _scales(weight, same, bits)
-    values = (weight / scales.repeat_interleave(BLOCK, dim=1)).round_().clamp_(*_range(bits))
+    values = (weight / scales.repeat_interleave(BLOCK_INPUTS, dim=1)).round_().clamp_(*_range(bits))
     return _blocks(values, scales, bits)
 
 
@@ -131,8 +131,8 @@ def _scales(weight: Tensor, own: Tensor, bits: Bits) -> Tensor:
     """For each block the scale with the least error under its part of `own`; float32 [out, in / 32]
     of float16 values."""
     low, high = _range(bits)
-    blocks = weight.view(len(weight), -1, BLOCK)
-    groups = torch.arange(weight.shape[1], device=weight.device).view(-1, BLOCK)
+    blocks = weight.view(len(weight), -1, BLOCK_INPUTS)
+    groups = torch.arange(weight.shape[1], device=weight.device).view(-1, BLOCK_INPUTS)
     parts = own[groups[:, :, None], groups[:, None, :]]
     largest = blocks.abs().amax(-1)
     best = torch.full_like(largest, torch.inf)

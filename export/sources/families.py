@@ -1,4 +1,4 @@
-"""Which models the graph can express: a config read strictly, and the tensors it then needs."""
+"""The models that the graph can express: strict reading of a config, and the tensors it needs."""
 
 from __future__ import annotations
 
@@ -6,40 +6,39 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgespec.architecture import Architecture, Family
+from edgespec.architecture import FAMILIES, Architecture, Family
 from edgespec.errors import CheckpointError, UnsupportedModel
 
-_FAMILIES: Mapping[str, Family] = {
-    "llama": "llama",
-    "mistral": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
+_FAMILY_OF: Mapping[str, Family] = {
+    model_type: family for family, traits in FAMILIES.items() for model_type in traits.model_types
 }
 _SUPPORTED = "dense Llama, Mistral, Qwen2 and Qwen3 models with full attention are supported"
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _IGNORED = ("rotary_emb.inv_freq",)
-"""Buffers that old checkpoints carry and that follow from the config."""
+"""Endings of tensors in old checkpoints that follow from the config."""
 
 
 def unsupported(what: str) -> UnsupportedModel:
-    """The one sentence for a model that the graph has no nodes for."""
+    """Return the error for a model that the graph has no nodes for."""
     return UnsupportedModel(f"this model {what}, for which there is no graph; {_SUPPORTED}")
 
 
 def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
-    """The decoder that a `config.json` declares, with the classes' defaults as in transformers.
+    """Read the decoder that a `config.json` declares, with the defaults of transformers' classes.
 
     Raises:
-        UnsupportedModel: naming what stands in the way.
-        CheckpointError: a number is missing or is not one.
+        UnsupportedModel: the graph has no nodes for a part of the model.
+        CheckpointError: a number is missing or impossible.
     """
     _refuse(config)
     model_type = config["model_type"]
-    heads, hidden = _whole(config, "num_attention_heads"), _whole(config, "hidden_size")
+    family = _FAMILY_OF[model_type]
+    traits = FAMILIES[family]
+    heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
     head_dim = config.get("head_dim")
-    if head_dim is None and model_type == "qwen3":
-        head_dim = 128
-    elif head_dim is None and hidden % heads:
+    if head_dim is None:
+        head_dim = traits.default_head_dim
+    if head_dim is None and hidden % heads:
         raise CheckpointError(
             f"the config has hidden_size {hidden}, which {heads} heads do not divide, "
             "and no head_dim"
@@ -48,25 +47,25 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
     if kv_heads is None and model_type != "llama" and "num_key_value_heads" not in config:
         raise CheckpointError("the config does not say num_key_value_heads")
     return Architecture(
-        family=_FAMILIES[model_type],
-        vocabulary=_whole(config, "vocab_size"),
+        family=family,
+        vocabulary=_count(config, "vocab_size"),
         hidden=hidden,
-        layers=_whole(config, "num_hidden_layers"),
+        layers=_count(config, "num_hidden_layers"),
         heads=heads,
         kv_heads=heads if kv_heads is None else _divisor(config, "num_key_value_heads", heads),
         head_dim=hidden // heads
         if head_dim is None
-        else _whole({"head_dim": head_dim}, "head_dim"),
-        intermediate=_whole(config, "intermediate_size"),
+        else _count({"head_dim": head_dim}, "head_dim"),
+        intermediate=_count(config, "intermediate_size"),
         norm_epsilon=_positive(config, "rms_norm_eps", 1e-6),
-        context=_whole(config, "max_position_embeddings"),
+        context=_count(config, "max_position_embeddings"),
         tied=bool(config.get("tie_word_embeddings", False)),
-        qk_norm=model_type == "qwen3",
+        qk_norm=traits.qk_norm,
     )
 
 
 def tensor_shapes(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], bool]]:
-    """Every tensor that the architecture may have: Hugging Face name, shape, whether it must be."""
+    """Yield every possible tensor: Hugging Face name, shape, and if it is required."""
     queries, keys = a.heads * a.head_dim, a.kv_heads * a.head_dim
     projections = {
         "self_attn.q_proj": (queries, a.hidden),
@@ -95,7 +94,11 @@ def tensor_shapes(a: Architecture) -> Iterator[tuple[str, tuple[int, ...], bool]
 def check_tensors(
     architecture: Architecture, shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> tuple[str, ...]:
-    """Compare the tensors that are there with those that are needed; return the ones to use."""
+    """Compare the present tensors with the required ones. Return the names of those to use.
+
+    Raises `CheckpointError` for a missing tensor or another shape, and `UnsupportedModel` for an
+    unknown tensor. `where` is the place in messages.
+    """
     used: list[str] = []
     for name, shape, needed in tensor_shapes(architecture):
         if name in shapes and shapes[name] != shape:
@@ -118,7 +121,7 @@ def check_tensors(
 
 
 def _refuse(config: Mapping[str, Any]) -> None:
-    """Name the first thing that the graph has no nodes for."""
+    """Raise `UnsupportedModel` for the first part that the graph has no nodes for."""
     model_type, layer_types = str(config.get("model_type")), config.get("layer_types")
     listed = layer_types if isinstance(layer_types, list) else []
     kinds = {str(kind) for kind in listed} - {"full_attention"}
@@ -130,7 +133,7 @@ def _refuse(config: Mapping[str, Any]) -> None:
         raise unsupported("attends through a sliding window")
     if kinds:
         raise unsupported(f"has layers of kind {', '.join(sorted(kinds))}")
-    if model_type not in _FAMILIES:
+    if model_type not in _FAMILY_OF:
         raise unsupported(f"is of type {model_type!r}")
     if config.get("hidden_act", "silu") != "silu":
         raise unsupported(f"has the activation {config['hidden_act']!r}")
@@ -142,7 +145,7 @@ def _slides(config: Mapping[str, Any]) -> bool:
     return bool(config.get("use_sliding_window"))
 
 
-def _whole(config: Mapping[str, Any], key: str) -> int:
+def _count(config: Mapping[str, Any], key: str) -> int:
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise CheckpointError(f"the config needs {key} as a positive whole number, not {value!r}")
@@ -157,7 +160,7 @@ def _positive(config: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def _divisor(config: Mapping[str, Any], key: str, of: int) -> int:
-    value = _whole(config, key)
+    value = _count(config, key)
     if of % value:
         raise CheckpointError(f"the config has {of} heads, which {key} {value} does not divide")
     return value

@@ -12,12 +12,18 @@ import numpy.typing as npt
 from edgespec.checkpoint import Blocks, Checkpoint
 from edgespec.errors import CheckpointError, UnsupportedModel
 from export.sources.families import architecture_from_config, check_tensors
-from export.sources.json_file import read_json
+from export.sources.json_file import located, read_json
 from export.sources.packed import Packed, packed_bits, with_packed
 from export.sources.rope import rope_from_config
-from export.sources.safetensors_file import FLOATS, Stored, stored_tensors
-from export.sources.shared import KEPT_IDS, LENT, draft_notes, kept_ids, lender
-from export.sources.tokenizer import tokenizer_from_folder
+from export.sources.safetensors_file import FLOATS, StoredTensor, stored_tensors
+from export.sources.shared import (
+    KEPT_IDS,
+    SHARED_TENSORS,
+    draft_notes,
+    embedding_source,
+    kept_ids,
+)
+from export.sources.tokenizer import check_embedding, check_end_ids, tokenizer_from_folder
 
 _CHUNK_ROWS = 1024
 
@@ -25,8 +31,8 @@ _CHUNK_ROWS = 1024
 class FolderCheckpoint:
     """A folder as transformers writes it, checked to be supported and complete.
 
-    Weights may be packed (`export.sources.packed`), and a draft's may be lent by its target, `base`
-    (`export.sources.shared`).
+    Weights may be packed (`export.sources.packed`). A draft may share weights with its target,
+    `base` (`export.sources.shared`).
     """
 
     def __init__(
@@ -37,28 +43,31 @@ class FolderCheckpoint:
         revision: str = "",
         base: Checkpoint | None = None,
     ) -> None:
-        if not (folder / "config.json").is_file():
+        path = folder / "config.json"
+        if not path.is_file():
             raise CheckpointError(
                 f"{folder} has no config.json; give a folder as transformers saves it, "
                 "or the GGUF file itself"
             )
-        config = read_json(folder / "config.json")
+        config = read_json(path)
         self.name = name or folder.resolve().name
         self.revision = revision
-        self.architecture = architecture_from_config(config)
-        self.rope = rope_from_config(config, self.architecture.head_dim)
-        bits, notes = packed_bits(config), draft_notes(config, folder)
-        target = lender(notes, self.architecture, base, folder)
+        with located(path):
+            self.architecture = architecture_from_config(config)
+            self.rope = rope_from_config(config, self.architecture.head_dim)
+            bits = packed_bits(config)
+        notes = draft_notes(config, folder)
+        target = embedding_source(notes, self.architecture, base, folder)
         stored = stored_tensors(folder)
         self.kept_ids: npt.NDArray[np.int64] | None = kept_ids(
             notes, stored.pop(KEPT_IDS, None), self.architecture, folder
         )
         self._stored = with_packed(stored, bits)
         shapes = {name: one.shape for name, one in self._stored.items()}
-        self._lent: dict[str, Checkpoint] = {}
+        self._shared: dict[str, Checkpoint] = {}
         if target is not None:
-            missing = [name for name in LENT if name not in shapes and name in target.names()]
-            self._lent = dict.fromkeys(missing, target)
+            missing = [n for n in SHARED_TENSORS if n not in shapes and n in target.names()]
+            self._shared = dict.fromkeys(missing, target)
             shapes |= {name: target.shape(name) for name in missing}
         self._names = check_tensors(self.architecture, shapes, str(folder))
         self._check_dtypes()
@@ -67,41 +76,48 @@ class FolderCheckpoint:
             self.tokenizer = target.tokenizer
         else:
             self.tokenizer = tokenizer_from_folder(folder, config)
+        with located(path):
+            check_embedding(self.tokenizer, self.architecture.vocabulary, "vocab_size")
+        check_end_ids(folder, self.architecture.vocabulary)
 
     def names(self) -> Collection[str]:
         return self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._lent[name].shape(name) if name in self._lent else self._stored[name].shape
+        return self._shared[name].shape(name) if name in self._shared else self._stored[name].shape
 
     def nbytes(self, name: str) -> int:
-        return self._lent[name].nbytes(name) if name in self._lent else self._stored[name].nbytes
+        if name in self._shared:
+            return self._shared[name].nbytes(name)
+        return self._stored[name].nbytes
 
     def tensor(self, name: str) -> npt.NDArray[Any]:
-        return self._lent[name].tensor(name) if name in self._lent else self._stored[name].read()
+        if name in self._shared:
+            return self._shared[name].tensor(name)
+        return self._stored[name].read()
 
     def blocks(self, name: str) -> Blocks | None:
-        if name in self._lent:
-            return self._lent[name].blocks(name)
+        if name in self._shared:
+            return self._shared[name].blocks(name)
         stored = self._stored[name]
         return stored.blocks() if isinstance(stored, Packed) else None
 
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
-        if name in self._lent:
-            return self._lent[name].rows(name, start, stop)
+        if name in self._shared:
+            return self._shared[name].rows(name, start, stop)
         return self._stored[name].rows(start, stop)
 
     def _check_dtypes(self) -> None:
         for name in self._names:
             stored = self._stored.get(name)
-            if isinstance(stored, Stored) and stored.dtype not in FLOATS:
+            if isinstance(stored, StoredTensor) and stored.dtype not in FLOATS:
                 raise UnsupportedModel(
                     f"{stored.path}: tensor {name} has the dtype {stored.dtype}; "
                     f"{', '.join(FLOATS)} are supported"
                 )
 
     def _check_tie(self, folder: Path) -> None:
-        """A tied checkpoint may repeat the embedding as its output matrix, but not alter it."""
+        """Drop the output matrix of a tied checkpoint, which must equal the embedding."""
         if not self.architecture.tied or "lm_head.weight" not in self._names:
             return
         for start in range(0, self.architecture.vocabulary, _CHUNK_ROWS):
@@ -112,6 +128,7 @@ class FolderCheckpoint:
             if not np.array_equal(embedding, output):
                 raise CheckpointError(
                     f"{folder}: config.json ties the output matrix to the embedding, but "
-                    "lm_head.weight differs from it; set tie_word_embeddings to false if it counts"
+                    "lm_head.weight differs from it; set tie_word_embeddings to false if the "
+                    "model uses lm_head.weight"
                 )
         self._names = tuple(name for name in self._names if name != "lm_head.weight")

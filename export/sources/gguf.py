@@ -1,9 +1,9 @@
 """A GGUF file (llama.cpp's format) as a checkpoint with Hugging Face names and layout.
 
-llama.cpp's converter stores the query and key rows of Llama models in another order, the two
-dimensions that rotate together side by side rather than half a head apart; they are put back.
-Llama 3's frequency factors come as the tensor `rope_freqs.weight`. The metadata is read through a
-mapping that is closed again; weights are read by offset, so that no page of them stays resident.
+llama.cpp's converter changes the order of the query and key rows of Llama models: the two
+dimensions that rotate together are adjacent, not half a head apart. The reader restores the order.
+The tensor `rope_freqs.weight` holds Llama 3's frequency factors. The metadata is read through a
+mapping that is closed again. Weights are read by offset, so that no page of them stays resident.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
-from edgespec.checkpoint import Blocks, Rope
-from edgespec.errors import CheckpointError, EdgespecError, UnsupportedModel
+from edgespec.architecture import FAMILIES
+from edgespec.checkpoint import Blocks
+from edgespec.errors import CheckpointError, UnsupportedModel
 from export.sources.families import architecture_from_config, check_tensors, unsupported
 from export.sources.gguf_tokenizer import tokenizer_from_gguf
+from export.sources.json_file import located
 from export.sources.rope import rope_from_config
+from export.sources.tokenizer import check_embedding
 
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _KEYS = {
     "hidden_size": "embedding_length",
     "num_hidden_layers": "block_count",
@@ -34,6 +36,7 @@ _KEYS = {
     "intermediate_size": "feed_forward_length",
     "max_position_embeddings": "context_length",
 }
+"""Keys of a Hugging Face config, and the metadata that holds their values."""
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -50,6 +53,7 @@ _NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+"""Stored names of tensors, and their Hugging Face names."""
 _STORED_NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)")
 _PLAIN: Mapping[Kind, npt.DTypeLike] = {
     Kind.F32: np.float32,
@@ -61,8 +65,8 @@ _FREQUENCY_FACTORS = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """`nbytes` bytes from `offset`; a row is a whole number of quantisation blocks."""
+class _GgufTensor:
+    """A tensor in the file: `nbytes` bytes from `offset`, each row an integral number of blocks."""
 
     kind: Kind
     shape: tuple[int, ...]
@@ -79,22 +83,23 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self.name = path.name
         self._path = path
-        metadata, stored = _read_file(path)
-        try:
-            config = _config(metadata, stored)
+        metadata, tensors = _read_file(path)
+        self._stored = {_hugging_face_name(name): one for name, one in tensors.items()}
+        factors = self._stored.pop(_FREQUENCY_FACTORS, None)
+        with located(path):
+            config = _config(metadata, tensors)
+            if factors is not None:
+                config["rope_parameters"] = _with_factors(config, self._dequantised(factors))
             self.architecture = architecture_from_config(config)
             self.rope = rope_from_config(config, self.architecture.head_dim)
             self.tokenizer = tokenizer_from_gguf(metadata)
-        except EdgespecError as error:
-            raise type(error)(f"{path}: {error}") from error
+            check_embedding(
+                self.tokenizer, self.architecture.vocabulary, "tensor token_embd.weight"
+            )
         self._permuted = metadata["general.architecture"] == "llama"
-        self._stored = {_hugging_face_name(name): one for name, one in stored.items()}
-        factors = self._stored.pop(_FREQUENCY_FACTORS, None)
         shapes = {name: one.shape for name, one in self._stored.items()}
         self._names = check_tensors(self.architecture, shapes, str(path))
         self._check_kinds()
-        if factors is not None:
-            self.rope = _divided(self.rope, self._dequantised(factors), path)
 
     def names(self) -> Collection[str]:
         return self._names
@@ -117,12 +122,12 @@ class GgufCheckpoint:
         stop = max(start, stop)
         order = self._row_order(name)
         first, last = start, stop
-        if order is not None:  # rows change places within a head
+        if order is not None:  # rows are permuted within a head
             first = start // self.architecture.head_dim * self.architecture.head_dim
             last = -(-stop // self.architecture.head_dim) * self.architecture.head_dim
             order = order[start:stop] - first
         row_bytes = stored.nbytes // stored.shape[0]
-        part = _Stored(
+        part = _GgufTensor(
             stored.kind,
             (last - first, *stored.shape[1:]),
             stored.offset + first * row_bytes,
@@ -131,7 +136,7 @@ class GgufCheckpoint:
         return self._dequantised(part, order)
 
     def _row_order(self, name: str) -> npt.NDArray[np.intp] | None:
-        """For each Hugging Face row the stored one; None where they are in the same order."""
+        """Return the stored row of each Hugging Face row; None if both orders are the same."""
         if not self._permuted or not re.search(r"\.self_attn\.[qk]_proj\.", name):
             return None
         rows = self.shape(name)[0]
@@ -139,9 +144,9 @@ class GgufCheckpoint:
         return pairs.swapaxes(1, 2).reshape(rows)
 
     def _dequantised(
-        self, stored: _Stored, order: npt.NDArray[np.intp] | None = None
+        self, stored: _GgufTensor, order: npt.NDArray[np.intp] | None = None
     ) -> npt.NDArray[Any]:
-        """Read, reorder the rows while they are small, then turn blocks into numbers."""
+        """Read the tensor, reorder its rows in their stored form, then convert them to floats."""
         try:
             raw = np.fromfile(self._path, np.uint8, stored.nbytes, offset=stored.offset)
         except OSError as error:
@@ -169,13 +174,13 @@ class GgufCheckpoint:
                 )
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
-    """All metadata as Python values, and where each tensor lies (shapes in row-major order)."""
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, _GgufTensor]]:
+    """Read all metadata as Python values, and the place of each tensor (row-major shapes)."""
     try:
         reader = gguf.GGUFReader(path)
         metadata = {key: field.contents() for key, field in reader.fields.items()}
         stored = {
-            tensor.name: _Stored(
+            tensor.name: _GgufTensor(
                 tensor.tensor_type,
                 tuple(int(n) for n in reversed(tensor.shape)),
                 int(tensor.data_offset),
@@ -197,10 +202,10 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
     return metadata, stored
 
 
-def _config(metadata: Mapping[str, Any], stored: Mapping[str, _Stored]) -> dict[str, Any]:
-    """The metadata in the words of a Hugging Face config."""
+def _config(metadata: Mapping[str, Any], stored: Mapping[str, _GgufTensor]) -> dict[str, Any]:
+    """Translate the metadata to the keys of a Hugging Face config."""
     name = metadata.get("general.architecture")
-    if name not in _ARCHITECTURES:
+    if name not in FAMILIES:
         raise unsupported(f"is of the GGUF architecture {name!r}")
     if metadata.get(f"{name}.expert_count", 0):
         raise unsupported("is a mixture of experts")
@@ -231,7 +236,10 @@ def _config(metadata: Mapping[str, Any], stored: Mapping[str, _Stored]) -> dict[
 
 
 def _rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | None:
-    """llama.cpp's keys as `rope_scaling`; its own YaRN adjustments have no counterpart there."""
+    """Translate llama.cpp's keys to `rope_scaling`; None without scaling.
+
+    Raises `UnsupportedModel` for llama.cpp's own YaRN adjustments, which have no counterpart.
+    """
     words = {key[len(prefix) :]: v for key, v in metadata.items() if key.startswith(prefix)}
     factor = words.get("scaling.factor", words.get("scale_linear", 0.0))
     kind = words.get("scaling.type", "linear" if factor not in (0.0, 1.0) else "none")
@@ -256,15 +264,23 @@ def _rope_scaling(metadata: Mapping[str, Any], prefix: str) -> dict[str, Any] | 
     return scaling | {key: words[word] for key, word in optional.items() if word in words}
 
 
-def _divided(rope: Rope, factors: npt.NDArray[Any], path: Path) -> Rope:
-    if factors.shape != rope.inverse_frequencies.shape or not np.all(factors > 0):
-        raise CheckpointError(f"{path}: tensor {_FREQUENCY_FACTORS} does not fit the head size")
-    frequencies = np.divide(rope.inverse_frequencies, factors, dtype=np.float32)
-    return Rope(frequencies, rope.attention_factor)
+def _with_factors(config: Mapping[str, Any], factors: npt.NDArray[Any]) -> dict[str, Any]:
+    """`rope_parameters` that divide each frequency by its own factor."""
+    if config["rope_scaling"] is not None:
+        raise unsupported(f"has both {_FREQUENCY_FACTORS} and rope.scaling")
+    if 2 * factors.size != config["head_dim"] or not np.all(factors > 0):
+        raise CheckpointError(f"tensor {_FREQUENCY_FACTORS} does not fit the head size")
+    return {
+        "rope_type": "longrope",
+        "short_factor": factors.tolist(),
+        "long_factor": factors.tolist(),
+        "original_max_position_embeddings": config["max_position_embeddings"],
+        "attention_factor": 1.0,
+    }
 
 
 def _hugging_face_name(name: str) -> str:
-    """The Hugging Face name; a name that is not known stays, and is refused later."""
+    """Return the Hugging Face name, or the name itself if it is unknown (and refused later)."""
     match = _STORED_NAME.fullmatch(name)
     if match is None or match[2] not in _NAMES:
         return name
@@ -279,5 +295,5 @@ def _required(metadata: Mapping[str, Any], key: str) -> Any:
 
 
 def _shortest(value: float) -> float:
-    """1e-05 from the float32 next to it, which GGUF stores."""
+    """Return the shortest decimal that rounds to this float32: 1e-05, not 9.99999974e-06."""
     return float(str(np.float32(value)))

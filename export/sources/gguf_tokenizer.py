@@ -1,10 +1,10 @@
 """A tokenizer rebuilt from a GGUF file's metadata, exact or refused.
 
-`tokenizer.ggml.model` is `gpt2` (byte-level BPE, split as `tokenizer.ggml.pre` names it) or `llama`
-(SentencePiece BPE, whose merges follow from the scores). Names and defaults are llama.cpp's, from
-`src/llama-vocab.cpp`; patterns are those of the families' own tokenizer.json, which mean the same.
-Qwen's text is normalised (NFC) as in its tokenizer.json, which llama.cpp leaves out. A way of
-splitting that is not listed is never guessed.
+`tokenizer.ggml.model` is `gpt2` (byte-level BPE, with the splitting rule `tokenizer.ggml.pre`) or
+`llama` (SentencePiece BPE, whose merges follow from the scores). Names and defaults are those of
+llama.cpp's `src/llama-vocab.cpp`. Patterns are those of the families' own tokenizer.json, which
+split text in the same way. Qwen's text is normalised (NFC) as in its tokenizer.json; llama.cpp does
+not do that. A splitting rule that is not in the table is refused, never guessed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from edgespec.errors import CheckpointError, UnsupportedModel
 from export.sources.tokenizer import end_ids
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-"""`tokenizer.ggml.token_type`."""
+"""Values of `tokenizer.ggml.token_type`."""
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CL100K = (
@@ -44,8 +44,8 @@ _TEKKEN = (
 
 
 @dataclass(frozen=True)
-class _Pre:
-    """What one name of `tokenizer.ggml.pre` stands for: patterns applied one after the other."""
+class _SplittingRule:
+    """The meaning of one `tokenizer.ggml.pre`: patterns that are applied in turn."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
@@ -53,16 +53,16 @@ class _Pre:
     normalizer: normalizers.Normalizer | None = None
 
 
-_LLAMA3 = _Pre((_CL100K.replace("DIGITS", "{1,3}"),), ignore_merges=True, adds_bos=True)
-_PRE: Mapping[str, _Pre] = {
-    "default": _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "gpt-2": _Pre((_GPT2,)),
+_LLAMA3 = _SplittingRule((_CL100K.replace("DIGITS", "{1,3}"),), ignore_merges=True, adds_bos=True)
+_PRE: Mapping[str, _SplittingRule] = {
+    "default": _SplittingRule((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "gpt-2": _SplittingRule((_GPT2,)),
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
-    "qwen2": _Pre((_CL100K.replace("DIGITS", ""),), normalizer=normalizers.NFC()),
-    "smollm": _Pre((r"\p{N}", _GPT2)),
-    "tekken": _Pre((_TEKKEN,), ignore_merges=True, adds_bos=True),
+    "qwen2": _SplittingRule((_CL100K.replace("DIGITS", ""),), normalizer=normalizers.NFC()),
+    "smollm": _SplittingRule((r"\p{N}", _GPT2)),
+    "tekken": _SplittingRule((_TEKKEN,), ignore_merges=True, adds_bos=True),
 }
 
 
@@ -70,8 +70,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> TokenizerSource:
     """Rebuild the tokenizer that the metadata describes.
 
     Raises:
-        UnsupportedModel: a model or a way of splitting that is not known here.
-        CheckpointError: the lists are missing or do not fit together.
+        UnsupportedModel: an unknown model of tokenizer or splitting rule.
+        CheckpointError: missing or inconsistent lists.
     """
     kind = str(metadata.get("tokenizer.ggml.model"))
     if kind not in _BUILDERS:
@@ -123,7 +123,7 @@ def _byte_level(
 def _sentencepiece(
     metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
 ) -> tuple[Tokenizer, bool]:
-    """Llama 2's kind. A space goes before the text and after each special token, as there."""
+    """Build Llama 2's kind of tokenizer, with a space before the text and after special tokens."""
     scores = metadata.get("tokenizer.ggml.scores") or []
     if len(scores) != len(tokens):
         raise CheckpointError("the file has not one score for each token; download it again")
@@ -159,7 +159,7 @@ _BUILDERS: Mapping[
 def _merges(
     vocabulary: Mapping[str, int], scores: Sequence[float], types: Sequence[int]
 ) -> list[tuple[str, str]]:
-    """Every split of a token into two tokens, best score first, as transformers converts them."""
+    """Return every split of a token into two tokens, best score first, as transformers does."""
     joins = {t: i for t, i in vocabulary.items() if types[i] in (_NORMAL, _USER_DEFINED)}
     ranked = sorted(
         (-scores[index], at, len(token) - at, token)
@@ -187,7 +187,7 @@ def _tokens(metadata: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
-    """Token to id without the `[PAD123]` entries, which converters write to fill the embedding."""
+    """Map tokens to ids, without the `[PAD123]` entries that converters add as padding."""
     kept = [
         (token, index)
         for index, token in enumerate(tokens)
@@ -203,7 +203,7 @@ def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
 
 
 def _added(tokens: Sequence[str], types: Sequence[int]) -> list[AddedToken]:
-    """Tokens found in text before anything else; decoding for people leaves out special ones."""
+    """Return the tokens that are matched before splitting; special ones are left out of output."""
     return [
         AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
         for token, kind in zip(tokens, types, strict=True)
@@ -214,14 +214,17 @@ def _added(tokens: Sequence[str], types: Sequence[int]) -> list[AddedToken]:
 def _special(metadata: Mapping[str, Any], key: str, tokens: Sequence[str]) -> int | None:
     index = metadata.get(f"tokenizer.ggml.{key}_token_id")
     if index is not None and not 0 <= index < len(tokens):
-        raise CheckpointError(f"the file's {key} token {index} is not among its tokens")
+        raise CheckpointError(
+            f"tokenizer.ggml.{key}_token_id {index} is outside the file's vocabulary of "
+            f"{len(tokens)} tokens; download or convert the file again"
+        )
     return index
 
 
 def _post_process(
     tokenizer: Tokenizer, metadata: Mapping[str, Any], bos: int | None, eos: int | None
 ) -> None:
-    """Encoding adds what `add_bos_token` and `add_eos_token` say."""
+    """Make encoding add the first and last token, as the metadata declares."""
     tail = eos if metadata.get("tokenizer.ggml.add_eos_token") else None
     before, after = (
         [] if index is None else [(tokenizer.id_to_token(index), index)] for index in (bos, tail)

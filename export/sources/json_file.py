@@ -1,16 +1,27 @@
-"""Text and JSON files of a checkpoint; whatever is wrong with them becomes one sentence."""
+"""Text and JSON files of a checkpoint, with errors as one sentence."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgespec.errors import CheckpointError
 
 
+@contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Put `path` in front of the message of a `CheckpointError` that the block raises."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
 def read_text(path: Path) -> str:
-    """The file's text, which must be UTF-8."""
+    """Read a UTF-8 file. Raises `CheckpointError`."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -18,7 +29,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The object in the file; empty if the file is optional and not there."""
+    """Read the object in the file; empty if the file is optional and missing."""
     if optional and not path.exists():
         return {}
     try:

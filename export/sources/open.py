@@ -15,14 +15,14 @@ _HUB_FILES = ["model*.safetensors", "*.json", "*.jinja"]
 def open_checkpoint(
     source: str, *, revision: str | None = None, base: Checkpoint | None = None
 ) -> Checkpoint:
-    """Open a GGUF file, a Hugging Face folder, or a hub id such as `org/name`.
+    """Open a GGUF file, a Hugging Face folder, or a hub repository such as `org/name`.
 
-    `base` is the target of a draft, which may share its embedding and its tokenizer.
+    `base` is the target of a draft that may share its embedding and its tokenizer.
 
     Raises:
-        UsageError: a revision of what is not on the hub, or a draft without its own target.
-        CheckpointError: not there, not readable, or not complete.
-        UnsupportedModel: readable, with a part that the graph has no nodes for.
+        UsageError: a revision of a local path, or a draft without its own target.
+        CheckpointError: a missing, unreadable, damaged or incomplete model.
+        UnsupportedModel: a readable model with a part that the graph has no nodes for.
     """
     from export.sources.folder import FolderCheckpoint
     from export.sources.gguf import GgufCheckpoint
@@ -48,7 +48,7 @@ def open_checkpoint(
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    """The hub's snapshot folder, whose name is the commit."""
+    """Download a snapshot. Return its folder, whose name is the commit."""
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError
@@ -61,6 +61,6 @@ def _download(hub_id: str, revision: str | None) -> Path:
     except (OSError, HFValidationError) as error:
         wanted = hub_id if revision is None else f"{hub_id} at revision {revision}"
         raise CheckpointError(
-            f"{wanted} is neither a local path nor to be had from the Hugging Face hub "
+            f"{wanted} is neither a local path nor available on the Hugging Face hub "
             f"({type(error).__name__}); check the name, the network and, where asked for, the login"
         ) from error

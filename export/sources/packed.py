@@ -1,13 +1,13 @@
-"""Matrices that a checkpoint stores as integers: `pack-quantized` of compressed-tensors.
+"""Matrices stored as integers, in the format `pack-quantized` of compressed-tensors.
 
-As vLLM and llm-compressor write it, in place of `X.weight` [out, in] there are
+As written by vLLM and llm-compressor, three tensors replace `X.weight` [out, in]:
 
     X.weight_packed  int32 [out, in * bits / 32]   values + 2 ** (bits - 1), lowest bits first
     X.weight_scale   float [out, in / 32]
     X.weight_shape   int64 [2]                     out, in
 
-Symmetric int4 and int8 in groups of 32 are what blocked `DequantizeLinear` says too, so they go
-into a graph as they are; any other quantisation is refused.
+Symmetric int4 and int8 in groups of 32 match blocked `DequantizeLinear`, so the integers go into a
+graph unchanged. Any other quantisation is refused.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.checkpoint import Blocks
+from edgespec.checkpoint import BLOCK_INPUTS, Blocks
 from edgespec.errors import CheckpointError, UnsupportedModel
-from export.quantise import BLOCK
 from export.sources.families import unsupported
-from export.sources.safetensors_file import FLOATS, Stored
+from export.sources.safetensors_file import FLOATS, StoredTensor
 
 _METHOD, _FORMAT = "compressed-tensors", "pack-quantized"
 _PACKED, _SCALE, _SHAPE = "weight_packed", "weight_scale", "weight_shape"
@@ -35,18 +34,18 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Packed:
-    """A matrix `[out, in]` that is read as integers, or as the float32 numbers they stand for."""
+    """A matrix `[out, in]` that is read as integers, or as float32 after dequantisation."""
 
     name: str
-    packed: Stored
-    scale: Stored
+    packed: StoredTensor
+    scale: StoredTensor
     nbytes: int
-    """On disk, all three tensors together."""
+    """Bytes on disk of all three tensors."""
     shape: tuple[int, int]
     bits: Literal[4, 8]
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Blocks:
-        """Rows `[start, stop)`. Raises `CheckpointError` where a scale is no positive number."""
+        """Read rows `[start, stop)`. Raises `CheckpointError` for a scale that is not positive."""
         stop = self.shape[0] if stop is None else stop
         words, stored = self.packed.rows(start, stop), self.scale.rows(start, stop)
         scales = stored.astype(np.float32)
@@ -65,17 +64,17 @@ class Packed:
 
 
 def dequantised(blocks: Blocks) -> npt.NDArray[np.float32]:
-    """The numbers that `blocks` stand for, float32 [out, in]."""
+    """Convert `blocks` to float32 [out, in]."""
     values = blocks.values.astype(np.float32)
-    grouped = values.reshape(len(values), -1, BLOCK)
+    grouped = values.reshape(len(values), -1, BLOCK_INPUTS)
     grouped *= blocks.scales[:, :, None]
     return values
 
 
 def packed_bits(config: Mapping[str, Any]) -> frozenset[int]:
-    """The bits that a config's `quantization_config` declares; empty where there is none.
+    """Return the bits that a config's `quantization_config` declares; empty without one.
 
-    Raises `UnsupportedModel` naming what other than packed blocks of 32 it declares.
+    Raises `UnsupportedModel` for anything other than packed blocks of 32.
     """
     declared = config.get("quantization_config")
     if not declared:
@@ -102,40 +101,42 @@ def _group_bits(group: object) -> int:
             raise _refused(activations)
     _expect("format", group.get("format") or _FORMAT, _FORMAT)
     weights = group["weights"]
-    for key, default, wanted in (
+    for key, default, allowed in (
         ("type", "int", ["int"]),
         ("symmetric", True, [True]),
         ("dynamic", False, [False, None]),
         ("strategy", "group", ["group"]),
-        ("group_size", None, [BLOCK]),
+        ("group_size", None, [BLOCK_INPUTS]),
         ("actorder", None, [None, False, "weight", "static"]),
         ("num_bits", 8, [4, 8]),
     ):
         value = weights.get(key, default)
-        _expect(key, "group" if key == "strategy" and value is None else value, *wanted)
+        _expect(key, "group" if key == "strategy" and value is None else value, *allowed)
     return int(weights.get("num_bits", 8))
 
 
-def _expect(key: str, value: object, *wanted: object) -> None:
-    if value not in wanted:
+def _expect(key: str, value: object, *allowed: object) -> None:
+    if value not in allowed:
         raise _refused(f"{key} {value}")
 
 
 def _refused(what: str) -> UnsupportedModel:
     return unsupported(
         f"was quantised by its publisher with {what} (take the 16-bit original, or one packed by "
-        f"{_METHOD} to symmetric int4 or int8 in groups of {BLOCK})"
+        f"{_METHOD} to symmetric int4 or int8 in groups of {BLOCK_INPUTS})"
     )
 
 
-def with_packed(stored: Mapping[str, Stored], bits: frozenset[int]) -> dict[str, Stored | Packed]:
-    """`stored` with the three tensors of each packed matrix as one, under the matrix's own name.
+def with_packed(
+    stored: Mapping[str, StoredTensor], bits: frozenset[int]
+) -> dict[str, StoredTensor | Packed]:
+    """Replace the three tensors of each packed matrix by one, under the matrix's own name.
 
-    Raises `CheckpointError` naming the first whose shapes do not fit together.
+    Raises `CheckpointError` that names the first matrix whose shapes do not fit together.
     """
     if not bits:
         return dict(stored)
-    tensors: dict[str, Stored | Packed] = dict(stored)
+    tensors: dict[str, StoredTensor | Packed] = dict(stored)
     for name in stored:
         stem, _, kind = name.rpartition(".")
         if kind in _REFUSED and f"{stem}.{_PACKED}" in stored:
@@ -143,7 +144,7 @@ def with_packed(stored: Mapping[str, Stored], bits: frozenset[int]) -> dict[str,
         if kind == _PACKED:
             if f"{stem}.weight" in stored:
                 raise CheckpointError(
-                    f"{stored[name].path}: {stem}.weight is there beside {name}; "
+                    f"{stored[name].path}: {stem}.weight is stored twice, also as {name}; "
                     "quantise the model again"
                 )
             for part in (_PACKED, _SCALE, _SHAPE):
@@ -152,7 +153,7 @@ def with_packed(stored: Mapping[str, Stored], bits: frozenset[int]) -> dict[str,
     return tensors
 
 
-def _packed(stem: str, stored: Mapping[str, Stored], bits: frozenset[int]) -> Packed:
+def _packed(stem: str, stored: Mapping[str, StoredTensor], bits: frozenset[int]) -> Packed:
     packed, name = stored[f"{stem}.{_PACKED}"], f"{stem}.weight"
     scale, shape = (stored.get(f"{stem}.{part}") for part in (_SCALE, _SHAPE))
     where = f"{packed.path}: {stem}.{_PACKED}"
@@ -166,15 +167,16 @@ def _packed(stem: str, stored: Mapping[str, Stored], bits: frozenset[int]) -> Pa
         )
     size = shape.read().tolist() if shape.shape == (2,) else []
     for one in sorted(bits):
-        if size and min(size) > 0 and size[1] % BLOCK == 0:
+        if size and min(size) > 0 and size[1] % BLOCK_INPUTS == 0:
             rows, inputs = size
             fits = packed.shape == (rows, inputs * one // 32)
-            if fits and scale.shape == (rows, inputs // BLOCK):
+            if fits and scale.shape == (rows, inputs // BLOCK_INPUTS):
                 total = packed.nbytes + scale.nbytes + shape.nbytes
                 return Packed(name, packed, scale, total, (rows, inputs), 4 if one == 4 else 8)
     raise CheckpointError(
         f"{where} {list(packed.shape)}, its scales {list(scale.shape)} and its shape {size} do not "
-        f"fit together in groups of {BLOCK}; the checkpoint is damaged, quantise the model again"
+        f"fit together in groups of {BLOCK_INPUTS}; the checkpoint is damaged, quantise the model "
+        "again"
     )
 
 

@@ -1,9 +1,9 @@
-"""Safetensors files: where each tensor lies, and its bytes.
+"""Safetensors files: the place of each tensor, and its bytes.
 
-A file is eight bytes of length (little-endian), a JSON header that gives each tensor's dtype, shape
-and byte range, then the bytes. They are read by offset rather than mapped, because the pages of a
-mapping count as resident memory for as long as it is open. The kernel is told to read what lies
-behind (posix_fadvise(2)), which is wanted next: that halves the time spent waiting for a disk.
+A file has eight bytes of length (little-endian), a JSON header with each tensor's dtype, shape and
+byte range, then the bytes. Tensors are read by offset, not mapped, because the pages of a mapping
+count as resident memory while it is open. Each read asks the kernel to read ahead
+(posix_fadvise(2)), which halves the time spent waiting for a disk.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ FLOATS: Mapping[str, npt.DTypeLike] = {
     "BF16": ml_dtypes.bfloat16,
 }
 _DTYPES: Mapping[str, npt.DTypeLike] = {**FLOATS, "I32": np.int32, "I64": np.int64}
-_LARGEST_HEADER = 100_000_000
-"""As in the safetensors library."""
-_AHEAD = 1 << 24
-"""Bytes to read ahead."""
+_MAX_HEADER_BYTES = 100_000_000
+"""Limit of the safetensors library."""
+_READ_AHEAD_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies: `nbytes` bytes of `path` from `offset`."""
+class StoredTensor:
+    """A tensor in a file: `nbytes` bytes of `path` from `offset`."""
 
     path: Path
     offset: int
@@ -46,11 +45,11 @@ class Stored:
     dtype: str
 
     def read(self) -> npt.NDArray[Any]:
-        """The whole tensor."""
+        """Read the complete tensor."""
         return self._read(0, self.nbytes).reshape(self.shape)
 
     def rows(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Entries `[start, stop)` of the first axis; no others are read."""
+        """Read entries `[start, stop)` of the first axis, and no others."""
         start, stop, _ = slice(start, stop).indices(self.shape[0])
         count = max(stop - start, 0)
         row_bytes = self.nbytes // self.shape[0]
@@ -62,7 +61,7 @@ class Stored:
             with self.path.open("rb", buffering=0) as file:
                 if hasattr(os, "posix_fadvise"):  # not on macOS
                     end = begin + nbytes
-                    os.posix_fadvise(file.fileno(), end, _AHEAD, os.POSIX_FADV_WILLNEED)
+                    os.posix_fadvise(file.fileno(), end, _READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
                 raw = np.fromfile(file, np.uint8, nbytes, offset=begin)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read ({error.strerror})") from error
@@ -73,8 +72,8 @@ class Stored:
         return raw.view(_DTYPES[self.dtype])
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the folder; the single file comes first, as in transformers."""
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of the folder. A single file has priority, as in transformers."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return read_header(single)[0]
@@ -89,7 +88,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     raise CheckpointError(f"{folder} has no model.safetensors, nor its index; download it again")
 
 
-def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
+def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, StoredTensor]:
     where = index.get("weight_map")
     if not isinstance(where, dict) or not all(
         isinstance(file, str) and Path(file).name == file for file in where.values()
@@ -102,19 +101,18 @@ def _sharded(folder: Path, index: Mapping[str, Any]) -> dict[str, Stored]:
     for name, file in where.items():
         if name not in headers[file]:
             raise CheckpointError(
-                f"{folder / file} lacks the tensor {name} that the index promises; "
-                "download it again"
+                f"{folder / file} lacks the tensor {name} that the index lists; download it again"
             )
     return {name: headers[file][name] for name, file in where.items()}
 
 
-def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
-    """A file's tensors, checked against its size, and its metadata."""
+def read_header(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """Read a file's tensors, checked against its size, and its metadata."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+            if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
                 raise ValueError("the header does not fit in the file")
             header = json.loads(file.read(length))
         metadata = dict(header.pop("__metadata__", None) or {})
@@ -132,7 +130,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
     return stored, metadata
 
 
-def _entry(path: Path, entry: Mapping[str, Any], base: int) -> Stored:
+def _entry(path: Path, entry: Mapping[str, Any], base: int) -> StoredTensor:
     start, stop = entry["data_offsets"]
     shape, dtype = tuple(int(n) for n in entry["shape"]), str(entry["dtype"])
     itemsize = np.dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else None
@@ -140,4 +138,4 @@ def _entry(path: Path, entry: Mapping[str, Any], base: int) -> Stored:
         raise ValueError("a tensor's byte range is out of order")
     if itemsize is not None and stop - start != math.prod(shape) * itemsize:
         raise ValueError("a tensor's byte range does not match its shape")
-    return Stored(path, base + start, stop - start, shape, dtype)
+    return StoredTensor(path, base + start, stop - start, shape, dtype)

@@ -1,11 +1,11 @@
-"""What config.json says under `edgespec`: a draft that is not whole without its target.
+"""Entries under `edgespec` in config.json, for a draft that needs its target's weights.
 
-    shares_embedding_of   fingerprint of the tokenizer of the target whose embedding, output matrix
-                          and tokenizer are the draft's too, so its folder need not repeat them
-    vocabulary            rows of the output matrix that are used; the tensor `edgespec.kept_ids`
-                          [vocabulary], ascending, says which
+    shares_embedding_of   fingerprint of the target's tokenizer; the draft uses the target's
+                          embedding, output matrix and tokenizer, and its folder need not have them
+    vocabulary            number of rows of the output matrix that the draft uses; the tensor
+                          `edgespec.kept_ids` [vocabulary] lists them, ascending
 
-Other keys are for people, and transformers passes over all of them.
+Other keys are information for readers. transformers ignores all of them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from edgespec.architecture import Architecture
 from edgespec.checkpoint import Checkpoint
 from edgespec.errors import CheckpointError, UsageError
 from edgespec.tokenizer import fingerprint
-from export.sources.safetensors_file import Stored
+from export.sources.safetensors_file import StoredTensor
 
 KEPT_IDS = "edgespec.kept_ids"
-LENT = ("model.embed_tokens.weight", "lm_head.weight")
-"""Tensors that a target lends."""
+SHARED_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
+"""Tensors that a draft may take from its target."""
 
 
 class DraftNotes(msgspec.Struct, frozen=True):
+    """The entries; see the module."""
+
     shares_embedding_of: str = ""
     vocabulary: int = 0
-    """0: all of it."""
+    """0 for the full vocabulary."""
 
 
 def draft_notes(config: Mapping[str, Any], folder: Path) -> DraftNotes:
-    """Raises `CheckpointError` where they are malformed."""
+    """Read the entries. Raises `CheckpointError` for malformed ones."""
     try:
         return msgspec.convert(config.get("edgespec") or {}, DraftNotes)
     except msgspec.ValidationError as error:
@@ -47,12 +49,12 @@ def draft_notes(config: Mapping[str, Any], folder: Path) -> DraftNotes:
         ) from error
 
 
-def lender(
+def embedding_source(
     notes: DraftNotes, architecture: Architecture, base: Checkpoint | None, folder: Path
 ) -> Checkpoint | None:
-    """The target that lends its tensors; None where the folder is whole by itself.
+    """Return the target whose tensors the draft shares; None for a complete folder.
 
-    Raises `UsageError` where there is no target, or it is not the one that the draft was made for.
+    Raises `UsageError` if `base` is None, or is not the target that the draft was made for.
     """
     if not notes.shares_embedding_of:
         return None
@@ -61,16 +63,16 @@ def lender(
             f"{folder} is a draft that shares its target's embedding; export it with its target: "
             f"edgespec export TARGET --draft {folder}"
         )
-    theirs = base.architecture
-    for what, mine, its in (
-        ("hidden size", architecture.hidden, theirs.hidden),
-        ("vocabulary", architecture.vocabulary, theirs.vocabulary),
-        ("tie of embedding and output matrix", architecture.tied, theirs.tied),
+    target = base.architecture
+    for what, of_draft, of_target in (
+        ("hidden size", architecture.hidden, target.hidden),
+        ("vocabulary", architecture.vocabulary, target.vocabulary),
+        ("tie of embedding and output matrix", architecture.tied, target.tied),
     ):
-        if mine != its:
+        if of_draft != of_target:
             raise UsageError(
-                f"{folder} shares the embedding of a target with another {what} ({mine}) than "
-                f"{base.name} has ({its}); export it with the target that it was made for"
+                f"{folder} shares the embedding of a target with another {what} ({of_draft}) than "
+                f"{base.name} has ({of_target}); export it with the target that it was made for"
             )
     if fingerprint(Tokenizer.from_str(base.tokenizer.json)) != notes.shares_embedding_of:
         raise UsageError(
@@ -81,9 +83,9 @@ def lender(
 
 
 def kept_ids(
-    notes: DraftNotes, stored: Stored | None, architecture: Architecture, folder: Path
+    notes: DraftNotes, stored: StoredTensor | None, architecture: Architecture, folder: Path
 ) -> npt.NDArray[np.int64] | None:
-    """The ids of a trimmed draft, [vocabulary] ascending; None for a draft that has them all."""
+    """Return the ids of a trimmed draft, [vocabulary] ascending; None for a full vocabulary."""
     if not notes.vocabulary and stored is None:
         return None
     ids = np.empty(0, np.int64)
@@ -99,6 +101,6 @@ def kept_ids(
         raise CheckpointError(
             f"{folder}: config.json trims the vocabulary to {notes.vocabulary} of "
             f"{architecture.vocabulary} ids, but the tensor {KEPT_IDS} does not list that many of "
-            "them, whole and ascending; distil the draft again"
+            "them in ascending order; distil the draft again"
         )
     return ids

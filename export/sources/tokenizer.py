@@ -1,4 +1,4 @@
-"""The tokenizer that belongs to a checkpoint, as one complete `tokenizer.json`."""
+"""The tokenizer of a checkpoint, as one complete `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import tokenizers
 
 from edgespec.checkpoint import TokenizerSource
 from edgespec.errors import CheckpointError
-from edgespec.tokenizer import fingerprint
-from export.sources.json_file import read_json, read_text
+from export.sources.json_file import located, read_json, read_text
 
-__all__ = ["TokenizerSource", "fingerprint", "tokenizer_from_folder"]
+GENERATION = "generation_config.json"
 
 
 def tokenizer_from_folder(folder: Path, config: Mapping[str, Any]) -> TokenizerSource:
-    """Read `tokenizer.json` and what the files beside it say about special tokens and chat."""
+    """Read `tokenizer.json`, and special tokens and chat template from the files next to it."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(
@@ -34,7 +33,7 @@ def tokenizer_from_folder(folder: Path, config: Mapping[str, Any]) -> TokenizerS
         **read_json(folder / "special_tokens_map.json", optional=True),
         **read_json(folder / "tokenizer_config.json", optional=True),
     }
-    generation = read_json(folder / "generation_config.json", optional=True)
+    generation = read_json(folder / GENERATION, optional=True)
     eos = _token_text(settings.get("eos_token"))
     named = tokenizer.token_to_id(eos) if eos is not None else None
     return TokenizerSource(
@@ -47,7 +46,7 @@ def tokenizer_from_folder(folder: Path, config: Mapping[str, Any]) -> TokenizerS
 
 
 def parse_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
-    """A tokenizer from JSON text; `where` is named if it is not one."""
+    """Parse JSON text. Raises `CheckpointError` that names `where`."""
     try:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the Rust library raises nothing narrower
@@ -57,7 +56,7 @@ def parse_tokenizer(text: str, where: str) -> tokenizers.Tokenizer:
 
 
 def end_ids(*declared: int | list[int] | None) -> tuple[int, ...]:
-    """The union of ids and lists of ids, ascending."""
+    """Return the union of ids and lists of ids, ascending."""
     ids: set[int] = set()
     for entry in declared:
         values = entry if isinstance(entry, list) else [] if entry is None else [entry]
@@ -67,8 +66,31 @@ def end_ids(*declared: int | list[int] | None) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
+def check_embedding(source: TokenizerSource, rows: int, field: str) -> None:
+    """Raise `CheckpointError` for a token id beyond the embedding's `rows`, stated by `field`."""
+    tokens = tokenizers.Tokenizer.from_str(source.json).get_vocab()
+    largest = max(tokens.values(), default=0)
+    if largest >= rows:
+        raise CheckpointError(
+            f"{field} gives the embedding {rows} rows, but the tokenizer has ids up to {largest}; "
+            "take the tokenizer that the model was trained with"
+        )
+
+
+def check_end_ids(folder: Path, rows: int) -> None:
+    """Raise `CheckpointError` for an `eos_token_id` that is not below `rows`."""
+    for file in ("config.json", GENERATION):
+        with located(folder / file):
+            for token in end_ids(read_json(folder / file, optional=True).get("eos_token_id")):
+                if not 0 <= token < rows:
+                    raise CheckpointError(
+                        f"eos_token_id {token} is outside the vocabulary of {rows} ids; "
+                        "set it to the id of the token that ends an answer"
+                    )
+
+
 def _token_text(token: Any) -> str | None:
-    """A special token is written as its text, or as a mapping that has it as `content`."""
+    """Return the text of a special token, stored as text or as a mapping with `content`."""
     content = token.get("content") if isinstance(token, Mapping) else token
     return content if isinstance(content, str) else None
 

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgespec.checkpoint import BLOCK_INPUTS
 from edgespec.errors import EngineError
 from edgespec.manifest import HalfFloat
 from engines.external_data import numbers
-from export.quantise import BLOCK
 from export.tensorrt.pinned import initializer, pin, sizes
 
 _TYPES = {
@@ -208,11 +208,11 @@ def _pieces(tensor: ir.TensorProtocol, scales: bool) -> Iterator[Array]:
 def _unpacked(values: ir.TensorProtocol, scales: ir.TensorProtocol) -> Iterator[Array]:
     """[inputs, outputs] as floats, some blocks at a time."""
     integers, factors = numbers(values), numbers(scales)
-    rows = max(1, _PIECE // (BLOCK * integers.shape[1]))
+    rows = max(1, _PIECE // (BLOCK_INPUTS * integers.shape[1]))
     for start in range(0, len(factors), rows):
-        blocks = integers[start * BLOCK : (start + rows) * BLOCK].astype(np.float32)
+        blocks = integers[start * BLOCK_INPUTS : (start + rows) * BLOCK_INPUTS].astype(np.float32)
         part = factors[start : start + rows].astype(np.float32)
-        yield blocks * np.repeat(part, BLOCK, axis=0)
+        yield blocks * np.repeat(part, BLOCK_INPUTS, axis=0)
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:

@@ -9,12 +9,10 @@ from tokenizers import Tokenizer
 
 from calibration.decoder import load
 from calibration.quantisation.packed import pack, write_checkpoint, write_packed
-from calibration.quantisation.rotary import rope_parameters
-from edgespec.checkpoint import Blocks, Rope
-from edgespec.errors import CheckpointError, UnsupportedModel, UsageError
+from edgespec.checkpoint import Blocks
+from edgespec.errors import CheckpointError, UsageError
 from edgespec.tokenizer import fingerprint
 from export.sources.open import open_checkpoint
-from export.sources.rope import rope_from_config
 
 SHAPES = {
     "vocab_size": 300,
@@ -117,22 +115,22 @@ def test_the_tokenizer_s_other_files_survive(tmp_path, tiny_llama_folder):
 
 @pytest.mark.parametrize("kind", ROPES)
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_rope_parameters_reproduce_the_frequencies(kind, head_dim):
-    config = {"max_position_embeddings": 131072, "rope_parameters": ROPES[kind]}
-    rope = rope_from_config(config, head_dim)
-    found = rope_parameters(rope, 131072)
-    assert found["rope_type"] == kind
-    again = rope_from_config({**config, "rope_parameters": found}, head_dim)
-    np.testing.assert_allclose(again.inverse_frequencies, rope.inverse_frequencies, rtol=2e-6)
-    assert again.attention_factor == pytest.approx(rope.attention_factor)
-    if kind in ("default", "linear", "llama3"):
-        assert found == ROPES[kind]
-
-
-def test_frequencies_of_no_kind_are_refused():
-    waves = np.random.default_rng(0).random(32).astype(np.float32)
-    with pytest.raises(UnsupportedModel, match="rotary frequencies"):
-        rope_parameters(Rope(waves), 1024)
+def test_rope_parameters_reproduce_the_frequencies(kind, head_dim, tmp_path, tiny_llama_folder):
+    changes = {
+        "rope_parameters": dict(ROPES[kind]),
+        "head_dim": head_dim,
+        "max_position_embeddings": 131072,
+    }
+    checkpoint = saved("Llama", tmp_path / "source", tiny_llama_folder, **changes)
+    write_checkpoint(tmp_path / "out", load(checkpoint), checkpoint.tokenizer)
+    assert (
+        json.loads((tmp_path / "out" / "config.json").read_text())["rope_parameters"]
+        == (ROPES[kind])
+    )
+    again = open_checkpoint(str(tmp_path / "out")).rope
+    np.testing.assert_array_equal(again.inverse_frequencies, checkpoint.rope.inverse_frequencies)
+    assert again.attention_factor == checkpoint.rope.attention_factor
+    assert again.parameters == checkpoint.rope.parameters
 
 
 def test_a_weight_too_large_for_float16_makes_it_bfloat16(tmp_path, tiny_llama_folder):

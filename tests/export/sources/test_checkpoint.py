@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models
 from edgespec.checkpoint import Checkpoint
 from edgespec.errors import CheckpointError, UnsupportedModel, UsageError
 from export.sources.open import open_checkpoint
+from export.sources.rope import rope_from_config
 
 SIZES = {
     "vocab_size": 96,
@@ -171,6 +172,38 @@ def test_what_the_graph_cannot_express_is_refused_by_name(
     assert "supported" in str(refused.value)
 
 
+def test_an_embedding_smaller_than_the_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = save(make_model("llama", vocab_size=95), tmp_path / "tiny")
+    named = r"config\.json: vocab_size gives the embedding 95 rows, .* ids up to 95"
+    with pytest.raises(CheckpointError, match=named):
+        open_checkpoint(str(folder))
+    path = write_gguf(tmp_path / "tiny.gguf", make_model("llama", vocab_size=95), tokens=96)
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf: tensor token_embd\.weight gives .* 95"):
+        open_checkpoint(str(path))
+    assert open_checkpoint(str(save(make_model("llama", vocab_size=128), tmp_path / "padded")))
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("ids", [96, -1, [2, 96]])
+def test_an_end_id_outside_the_vocabulary_is_refused(folder: Path, file: str, ids: Any) -> None:
+    (folder / file).write_text(
+        json.dumps({**json.loads((folder / file).read_text()), "eos_token_id": ids})
+    )
+    named = rf"{file}: eos_token_id (96|-1) is outside the vocabulary of 96 ids"
+    with pytest.raises(CheckpointError, match=named):
+        open_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("theta", [0, -1.0, float("nan"), float("inf"), "much", True])
+def test_an_impossible_rope_theta_is_refused(folder: Path, theta: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for spelling in ({"rope_theta": theta}, {"rope_parameters": {"rope_theta": theta}}):
+        edited = {k: v for k, v in config.items() if not k.startswith("rope_")} | spelling
+        (folder / "config.json").write_text(json.dumps(edited))
+        with pytest.raises(CheckpointError, match=r"config\.json: .* rope_theta as a positive"):
+            open_checkpoint(str(folder))
+
+
 @pytest.mark.parametrize("value", [None, "many", 0, True])
 def test_config_numbers_are_checked(folder: Path, value: object) -> None:
     edit(folder, hidden_size=value)
@@ -300,6 +333,7 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     quantise: Callable[..., np.ndarray] = gguf.quantize,
     change: Change = lambda _: None,
+    tokens: int = 0,
 ) -> Path:
     config = model.config
     writer = gguf.GGUFWriter(path, config.model_type)
@@ -315,7 +349,7 @@ def write_gguf(
     writer.add_rope_freq_base(20_000.0)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([chr(33 + index) for index in range(config.vocab_size)])
+    writer.add_token_list([chr(33 + index) for index in range(tokens or config.vocab_size)])
     writer.add_eos_token_id(2)
     change(writer)
     for name, tensor in model.state_dict().items():
@@ -409,8 +443,12 @@ def test_gguf_rope_factors_and_scaling(tmp_path: Path) -> None:
 
     plain = 20_000.0 ** -(np.arange(0, 8, 2, dtype=np.float32) / 8)
     np.testing.assert_allclose(rope(llama3).inverse_frequencies, plain / factors, 1e-6)
+    again = rope_from_config({"rope_parameters": dict(rope(llama3).parameters)}, 8)
+    np.testing.assert_array_equal(again.inverse_frequencies, rope(llama3).inverse_frequencies)
     np.testing.assert_allclose(rope(linear).inverse_frequencies, plain / 4, 1e-6)
     assert rope(yarn).attention_factor == pytest.approx(0.1 * np.log(4) + 1)
+    with pytest.raises(UnsupportedModel, match=r"both rope_freqs\.weight and rope\.scaling"):
+        rope(lambda writer: (llama3(writer), linear(writer))[0])
 
 
 @pytest.mark.parametrize(

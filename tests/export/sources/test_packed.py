@@ -229,7 +229,7 @@ def test_parts_of_other_quantisations_are_refused(packed: Path, part: str) -> No
         ("weight_shape", None, "comes without .*q_proj.weight_shape"),
         ("weight_shape", np.array([64, 0]), "do not fit together"),
         ("weight_shape", np.array([64, 64, 1]), "do not fit together"),
-        ("weight", np.zeros((64, 64), np.float32), "beside"),
+        ("weight", np.zeros((64, 64), np.float32), "stored twice"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(

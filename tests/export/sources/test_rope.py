@@ -28,6 +28,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "yarn-betas": {"rope_type": "yarn", **YARN, "beta_fast": 16, "beta_slow": 2},
     "yarn-untruncated": {"rope_type": "yarn", **YARN, "truncate": False},
     "yarn-without-original": {"rope_type": "yarn", "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + number / 8 for number in range(32)],
+        "long_factor": [1.0 + number / 8 for number in range(32)],
+        "original_max_position_embeddings": 1024,
+        "attention_factor": 1.25,
+    },
 }
 
 
@@ -56,6 +63,9 @@ def test_rope_is_as_in_transformers(kind: str, style: str) -> None:
     assert rope.inverse_frequencies.dtype == np.float32
     np.testing.assert_allclose(rope.inverse_frequencies, frequencies, rtol=1e-6)
     assert rope.attention_factor == pytest.approx(factor, rel=1e-7)
+    again = rope_from_config({"rope_parameters": dict(rope.parameters)}, HEAD_DIM)
+    np.testing.assert_array_equal(again.inverse_frequencies, rope.inverse_frequencies)
+    assert again.attention_factor == rope.attention_factor
 
 
 def test_without_theta_the_class_default_holds() -> None:
@@ -102,6 +112,10 @@ def test_contradictions_and_gaps_are_refused(config: dict[str, Any]) -> None:
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
+        (
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}},
+            "longrope",
+        ),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2]}}, "mrope"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "layer to layer"),
