@@ -18,6 +18,7 @@ from cloud_runtime.status.energy import metered
 from cloud_runtime.warmup import measure
 from edgespec.config import CloudSettings, usable_cores
 from edgespec.manifest import Bundle
+from edgespec.protocol import largest_packet
 from edgespec.trace import Trace
 from edgespec.transport import RouterHub
 from engines.backends import open_draft, open_target
@@ -57,9 +58,14 @@ def _status(target: str, settings: CloudSettings) -> Iterator[Status | None]:
 
 def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> None:
     trace = Trace(settings.trace, "cloud") if settings.trace else None
-    hub = RouterHub(settings.bind, settings.key)
+    manifest = bundle.manifest
+    hub = RouterHub(
+        settings.bind,
+        settings.key,
+        packet_bytes=largest_packet(manifest.context),
+        limits=settings.limits,
+    )
     try:
-        manifest = bundle.manifest
         log.info("loading %s from %s", manifest.target.origin.name, bundle.folder)
         threads = settings.threads or usable_cores()
         engine = open_target(bundle, settings.backend, threads)

@@ -33,3 +33,16 @@ class DraftPolicy:
 @dataclass(frozen=True)
 class LinkLimits:
     """Bounds of queues, packets and silence on a link."""
+
+    connections: int = 4096
+    """Connections of a cloud; fewer where its file descriptors do not suffice."""
+    hello_timeout_s: float = 10.0
+    """Time within which a new connection must have sent a valid Hello."""
+    hello_bytes: int = 65_536
+    """Bytes of a connection that may wait before its Hello is read."""
+    backlog_packets: int = 4
+    """Largest packets of a connection that may wait to be read."""
+    total_backlog_bytes: int = 64 << 20
+    """Bytes of all connections that may wait to be read."""
+    guard_interval_s: float = 0.01
+    """Interval at which connections are compared with these bounds."""

@@ -44,6 +44,10 @@ from edgespec.session import Finish
 VERSION = 3
 MAX_PACKET = 1 << 20
 """Bytes; a larger packet is dropped by the socket. Holds a prompt of 262 000 tokens."""
+HEADER_BYTES = 1 << 16
+"""Bytes that a header may have; larger ones are dropped with the connection."""
+MAX_FRAMES = 2
+"""Frames of a packet: header and buffer."""
 MAX_DRAFT = 64
 
 Identifier = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 63) - 1)]
@@ -247,6 +251,13 @@ AnyMessage = (
     | Error
 )
 Packet = list[bytes]
+
+
+def largest_packet(context: int) -> int:
+    """Bytes of the largest packet of a session with at most `context` positions."""
+    return min(MAX_PACKET, HEADER_BYTES + 4 * context)
+
+
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,19 @@ from urllib.parse import urlsplit
 import zmq
 import zmq.auth
 
+from edgespec.connections import ConnectionGuard
 from edgespec.errors import LinkError, UsageError
-from edgespec.protocol import MAX_PACKET, AnyMessage, Message, Packet, pack, unpack
+from edgespec.policies import LinkLimits
+from edgespec.protocol import (
+    MAX_FRAMES,
+    MAX_PACKET,
+    AnyMessage,
+    Message,
+    Packet,
+    Welcome,
+    pack,
+    unpack,
+)
 
 QUEUE = 10_000
 """Packets that a device may keep for its cloud."""
@@ -31,6 +43,9 @@ SHARE = 64
 else has had as many, or has none: who sends too much keeps neither the others nor the next step."""
 HEARTBEAT_MS, VANISHED_MS = 2000, 10_000
 """How often a silent connection is tried, and how long it may stay silent before it is closed."""
+
+_FRAME_BYTES, _CURVE_FRAME_BYTES = 9, 42
+"""Most bytes that ZMTP adds to a frame, plain and with CurveZMQ (nonce, MAC, command name)."""
 
 Fate = Literal["gone", "unread"]
 """Why a packet did not leave: nobody is there, or nobody reads."""
@@ -133,7 +148,15 @@ class DealerLink:
 class RouterHub:
     """Listens for devices."""
 
-    def __init__(self, endpoint: str, secret_key: Path | None = None) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        secret_key: Path | None = None,
+        *,
+        packet_bytes: int = MAX_PACKET,
+        limits: LinkLimits = LinkLimits(),
+    ) -> None:
+        """`packet_bytes`: the largest packet that a device may send."""
         if not is_loopback(endpoint) and secret_key is None:
             raise UsageError(
                 f"{endpoint} can be reached from other machines, so the link must be encrypted: "
@@ -146,12 +169,18 @@ class RouterHub:
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, WAITING)
         self._socket.setsockopt(zmq.RCVHWM, UNREAD)
-        _watch(self._socket)
+        _watch(self._socket, packet_bytes)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, math.ceil(limits.hello_timeout_s * 1e3))
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
+        self._guard: ConnectionGuard | None = None
+        self._files: dict[bytes, int] = {}
+        """File descriptor of the connection that each peer's last packet came by."""
+        self._frame_bytes = _CURVE_FRAME_BYTES if keys is not None else _FRAME_BYTES
         try:
             if keys is not None:
                 self._socket.curve_publickey, self._socket.curve_secretkey = keys
                 self._socket.curve_server = True
+            self._guard = ConnectionGuard(self._socket, limits, packet_bytes)
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self.close()
@@ -171,37 +200,73 @@ class RouterHub:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+            self._files.pop(peer, None)
             return "gone"
+        if isinstance(message, Welcome) and self._guard is not None:
+            self._guard.greeted(self._files.get(peer, -1))
         return None
 
     def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:
         packets: list[tuple[bytes, Packet]] = []
         taken: Counter[bytes] = Counter()
-        for peer, *packet in _drain(self._socket, timeout):
-            packets.append((peer, packet))
-            taken[peer] += 1
-            if taken[peer] >= SHARE:
-                break
+        if self._guard is not None:
+            self._guard.read_s = time.monotonic()
+        if not _readable(self._socket, timeout):
+            return packets
+        with contextlib.suppress(zmq.Again):
+            for _ in range(QUEUE):
+                peer, packet = self._take()
+                packets.append((peer, packet))
+                taken[peer] += 1
+                if taken[peer] >= SHARE:
+                    break
         return packets
 
+    def _take(self) -> tuple[bytes, Packet]:
+        """The next packet and its peer; frames beyond `MAX_FRAMES` are dropped with the connection.
+
+        Raises `zmq.Again` where none waits.
+        """
+        name = self._socket.recv(zmq.NOBLOCK, copy=False)
+        peer, file = name.bytes, int(name.get(zmq.SRCFD))
+        packet: Packet = []
+        size = count = 0
+        while self._socket.getsockopt(zmq.RCVMORE):
+            frame = self._socket.recv(zmq.NOBLOCK)
+            size += len(frame) + self._frame_bytes
+            count += 1
+            if count <= MAX_FRAMES:
+                packet.append(frame)
+        self._files[peer] = file
+        if self._guard is not None:
+            self._guard.took(file, size)
+            if count > MAX_FRAMES:
+                self._guard.cut(file)
+        return peer, packet
+
     def close(self) -> None:
+        if self._guard is not None:
+            self._guard.close()
         self._socket.close()
         self._context.term()
 
 
-def _watch(socket: zmq.Socket[bytes]) -> None:
+def _watch(socket: zmq.Socket[bytes], packet_bytes: int = MAX_PACKET) -> None:
     """Bounds what comes, and closes a connection whose other end has vanished."""
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_PACKET)
+    socket.setsockopt(zmq.MAXMSGSIZE, packet_bytes)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, VANISHED_MS)
     socket.setsockopt(zmq.HEARTBEAT_TTL, VANISHED_MS)
 
 
+def _readable(socket: zmq.Socket[bytes], timeout: float) -> bool:
+    """True once a packet waits; False after `timeout` seconds, never earlier."""
+    return bool(socket.poll(max(0, math.ceil(timeout * 1000))))
+
+
 def _drain(socket: zmq.Socket[bytes], timeout: float) -> Iterator[Packet]:
-    """What is there, waiting at most `timeout` seconds for the first."""
-    if not socket.poll(
-        max(0, math.ceil(timeout * 1000))
-    ):  # never early, or a short wait would spin
+    """Packets that have arrived, waiting at most `timeout` seconds for the first."""
+    if not _readable(socket, timeout):
         return
     with contextlib.suppress(zmq.Again):
         for _ in range(QUEUE):

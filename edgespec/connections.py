@@ -1,0 +1,211 @@
+"""Bounds on what a peer can make the cloud's socket hold before the cloud has read it.
+
+ZeroMQ bounds the size of a frame (MAXMSGSIZE) and the number of complete messages that wait
+(RCVHWM). It bounds neither the frames of one message nor the bytes of those that wait, and it
+collects them before any code of ours runs. `ConnectionGuard` therefore compares, for each TCP
+connection, what the kernel has received (`tcpi_bytes_received`, Linux 4.1) with what the cloud has
+taken out of the socket, and shuts down a connection whose backlog exceeds its bound. It works with
+CurveZMQ too, since it looks at no content.
+
+Where the kernel does not count received bytes (other systems than Linux), connections are capped in
+number and time only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import resource
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from edgespec.policies import LinkLimits
+
+log = logging.getLogger("edgespec.cloud")
+
+_BYTES_RECEIVED_OFFSET = 128
+"""Offset of `tcpi_bytes_received`, a u64, in Linux's `struct tcp_info` (bytes)."""
+_HANDSHAKE_BYTES = 2048
+"""Largest ZMTP handshake, with CurveZMQ."""
+_HEARTBEAT_BYTES_PER_S = 64
+"""Pings and pongs of a connection at the heartbeat interval of `edgespec.transport`."""
+_RESERVED_FILES_COUNT = 96
+"""File descriptors kept for models, logs, the status server and ZeroMQ itself."""
+
+
+@dataclass
+class _Connection:
+    accepted_s: float
+    """Monotonic time of the accept."""
+    address: str
+    taken_bytes: int = 0
+    """Bytes of its messages that the cloud has taken out of the socket."""
+    greeted: bool = False
+    """True once the cloud has taken a valid Hello from it."""
+
+    def backlog_bytes(self, file: int, now: float) -> float:
+        """Bytes received and not yet taken, without what handshake and heartbeats may have been."""
+        allowed = _HANDSHAKE_BYTES + _HEARTBEAT_BYTES_PER_S * (now - self.accepted_s)
+        return _received_bytes(file) - self.taken_bytes - allowed
+
+
+class ConnectionGuard:
+    """Watches the connections of one bound socket from a thread of its own."""
+
+    def __init__(self, bound: zmq.Socket[bytes], limits: LinkLimits, packet_bytes: int) -> None:
+        """`packet_bytes`: the largest packet that a peer may send."""
+        self._limits = limits
+        self._backlog_bytes = limits.backlog_packets * packet_bytes
+        self._capacity = max(1, min(limits.connections, _file_limit() - _RESERVED_FILES_COUNT))
+        self._connections: dict[int, _Connection] = {}
+        self._lock = threading.Lock()
+        self.read_s = 0.0
+        """Monotonic time at which the cloud last read the socket; it does not while it loads."""
+        self.cut_count = 0
+        """Connections shut down so far."""
+        events = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+        self._monitor = bound.get_monitor_socket(events)
+        self._bound = bound
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="connection guard", daemon=True)
+        self._thread.start()
+
+    def took(self, file: int, size: int) -> None:
+        """Counts `size` bytes, framing included, taken from the connection with descriptor `file`.
+
+        The connection may be newer than the monitor's last event: its record is made here then.
+        """
+        connection = self._connections.get(file)
+        if connection is None:
+            with self._lock:
+                connection = self._register(file)
+        connection.taken_bytes += size
+
+    def greeted(self, file: int) -> None:
+        """The message just taken was a valid Hello: from now on its packets may be large."""
+        with self._lock:
+            self._register(file).greeted = True
+
+    def cut(self, file: int) -> None:
+        """Shuts down a connection whose messages are no messages of the protocol."""
+        with self._lock:
+            self._shut(file, "it sends what is not a message")
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._bound.disable_monitor()
+        self._monitor.close()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            if self._monitor.poll(math.ceil(1e3 * self._limits.guard_interval_s)):
+                self._follow()
+            self._check(time.monotonic())
+
+    def _follow(self) -> None:
+        """Reads the monitor's events until there are none."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+                file = int(event["value"])
+                with self._lock:
+                    if event["event"] == zmq.EVENT_DISCONNECTED:
+                        self._forget(file)
+                    else:
+                        self._register(file)
+                        self._keep_to_capacity()
+
+    def _register(self, file: int) -> _Connection:
+        """The record of the connection that has this descriptor now; a new one if it is new."""
+        connection = self._connections.get(file)
+        address = _address(file)
+        if connection is None or connection.address != address:
+            connection = self._connections[file] = _Connection(time.monotonic(), address)
+        return connection
+
+    def _forget(self, file: int) -> None:
+        """Drops the record of a closed connection, unless a new one has its descriptor already."""
+        connection = self._connections.get(file)
+        if connection is not None and connection.address != _address(file):
+            del self._connections[file]
+
+    def _keep_to_capacity(self) -> None:
+        """At the cap, shuts down the oldest connection without a Hello, or else the newest one."""
+        if len(self._connections) > self._capacity:
+            strangers = (file for file, c in self._connections.items() if not c.greeted)
+            file = next(strangers, next(reversed(self._connections)))
+            self._shut(file, f"the cloud takes {self._capacity} connections")
+
+    def _check(self, now: float) -> None:
+        with self._lock:
+            backlogs: dict[int, float] = {}
+            for file, connection in list(self._connections.items()):
+                backlogs[file] = backlog = connection.backlog_bytes(file, now)
+                bound = self._backlog_bytes if connection.greeted else self._limits.hello_bytes
+                late = self.read_s - connection.accepted_s > self._limits.hello_timeout_s
+                if backlog > bound:
+                    self._shut(file, f"{backlog:.0f} bytes wait, {bound} are allowed")
+                elif late and not connection.greeted:
+                    self._shut(file, "it sent no Hello in time")
+            while sum(backlogs.values()) > self._limits.total_backlog_bytes:
+                file = max(backlogs, key=backlogs.__getitem__)
+                del backlogs[file]
+                self._shut(file, "too many bytes wait in all")
+
+    def _shut(self, file: int, reason: str) -> None:
+        """Ends both directions; ZeroMQ then notices the end, closes and frees what it holds."""
+        connection = self._connections.pop(file, None)
+        if connection is None or _address(file) != connection.address:
+            return  # closed meanwhile; the number may belong to another connection
+        self.cut_count += 1
+        log.info("the connection from %s is cut: %s", connection.address, reason)
+        with _borrowed(file) as peer, contextlib.suppress(OSError):
+            peer.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _borrowed(file: int) -> Iterator[socket.socket]:
+    """A socket object over a descriptor that ZeroMQ owns and closes."""
+    borrowed = socket.socket(fileno=file)
+    try:
+        yield borrowed
+    finally:
+        borrowed.detach()
+
+
+def _address(file: int) -> str:
+    """HOST:PORT of the peer; empty where the descriptor is no connected TCP socket."""
+    try:
+        with _borrowed(file) as peer:
+            name = peer.getpeername()
+    except OSError:
+        return ""
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "local"
+
+
+def _received_bytes(file: int) -> int:
+    """Bytes that the kernel has received on a connection; 0 where it does not count them."""
+    if not hasattr(socket, "TCP_INFO"):
+        return 0
+    try:
+        with _borrowed(file) as peer:
+            info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    except OSError:
+        return 0
+    end = _BYTES_RECEIVED_OFFSET + 8
+    return int(struct.unpack_from("Q", info, _BYTES_RECEIVED_OFFSET)[0]) if len(info) >= end else 0
+
+
+def _file_limit() -> int:
+    """File descriptors that this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20

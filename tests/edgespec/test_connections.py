@@ -1,0 +1,184 @@
+"""What a stranger's connection can cost, with the attacker's own bytes on a raw TCP socket."""
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+import time
+
+import pytest
+
+from edgespec.policies import LinkLimits
+from edgespec.protocol import MAX_PACKET, VERSION, Close, Hello, Welcome, unpack
+from edgespec.transport import DealerLink, RouterHub
+
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+READY = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
+HELLO = Hello(VERSION, "target", "tokenizer", "a device")
+WELCOME = Welcome(VERSION, "target", "tokenizer", 8192, 32, [], 20.0, 1.0, 0.0, 0.0)
+PACKET_BYTES = 100_000
+
+
+def resident_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+class Cloud:
+    """A hub whose loop reads now and then, as one does between the steps of a model."""
+
+    def __init__(self, **limits):
+        self.hub = RouterHub(
+            "tcp://127.0.0.1:*", packet_bytes=PACKET_BYTES, limits=LinkLimits(**limits)
+        )
+        self.address = ("127.0.0.1", int(self.hub.endpoint.rpartition(":")[2]))
+        self.peak_mb = self.slowest_s = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            for peer, packet in self.hub.receive(0.01):
+                with contextlib.suppress(Exception):
+                    if isinstance(unpack(packet), Hello):
+                        self.hub.send(peer, WELCOME)
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+            self.peak_mb = max(self.peak_mb, resident_mb())
+            time.sleep(0.02)
+
+    @property
+    def cuts(self):
+        return self.hub._guard.cut_count
+
+    def connect(self):
+        raw = socket.create_connection(self.address, timeout=5)
+        raw.sendall(GREETING)
+        raw.sendall(b"\x04" + bytes([len(READY)]) + READY)
+        return raw
+
+    def close(self):
+        self._stopping.set()
+        self._thread.join()
+        self.hub.close()
+
+
+@pytest.fixture
+def cloud():
+    clouds = []
+
+    def build(**limits):
+        clouds.append(Cloud(**limits))
+        return clouds[-1]
+
+    yield build
+    for one in clouds:
+        one.close()
+
+
+def answers(link):
+    link.send(HELLO)
+    return any(isinstance(message, Welcome) for message in link.receive(5.0))
+
+
+def flood(raw, chunk, seconds=1.0):
+    """Sends until the connection is cut; True if it was."""
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            raw.sendall(chunk)
+    except OSError:
+        return True
+    return False
+
+
+ENDLESS = b"\x03" + struct.pack(">Q", 60_000) + bytes(60_000)
+"""A frame with the flag that another one follows."""
+EMPTY = b"\x01\x00" * 50_000
+"""Empty frames of one message."""
+
+
+@pytest.mark.parametrize("chunk", [ENDLESS, EMPTY], ids=["endless", "empty"])
+def test_a_message_that_never_ends_is_cut_before_memory_is_taken(cloud, chunk):
+    one, before = cloud(), resident_mb()
+    with one.connect() as raw:
+        assert flood(raw, chunk)
+    link = DealerLink(one.hub.endpoint)
+    assert answers(link), "others are served"
+    link.close()
+    assert one.cuts == 1
+    assert one.peak_mb - before < 60
+    assert one.slowest_s < 1.0
+
+
+def test_garbage_of_several_connections_waits_within_one_bound(cloud):
+    one, before = cloud(total_backlog_bytes=4_000_000), resident_mb()
+    raws = [one.connect() for _ in range(8)]
+    garbage = b"\x02" + struct.pack(">Q", 90_000) + bytes(90_000)
+    threads = [threading.Thread(target=flood, args=(raw, garbage)) for raw in raws]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for raw in raws:
+        raw.close()
+    assert one.cuts >= 1
+    assert one.peak_mb - before < 60
+
+
+def test_a_packet_larger_than_any_session_needs_ends_the_connection(cloud):
+    one = cloud()
+    with one.connect() as raw:
+        raw.settimeout(5)
+        with contextlib.suppress(OSError):
+            raw.sendall(b"\x02" + struct.pack(">Q", MAX_PACKET) + bytes(MAX_PACKET))
+        with contextlib.suppress(OSError):
+            while raw.recv(4096):
+                pass
+    link = DealerLink(one.hub.endpoint)
+    assert answers(link)
+    link.close()
+
+
+def test_silent_connections_leave_room_for_devices(cloud):
+    one = cloud(connections=8)
+    device = DealerLink(one.hub.endpoint)
+    assert answers(device)
+    silent = [one.connect() for _ in range(30)]
+    late = DealerLink(one.hub.endpoint)
+    assert answers(late), "a device gets a place"
+    assert answers(device), "one that is served keeps it"
+    assert one.cuts >= 22
+    for each in (*silent, device, late):
+        each.close()
+
+
+def test_a_connection_that_sends_no_hello_is_cut_in_time(cloud):
+    one = cloud(hello_timeout_s=0.2)
+    device = DealerLink(one.hub.endpoint)
+    assert answers(device)
+    with one.connect() as raw:
+        raw.settimeout(5)
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while raw.recv(4096):
+                pass
+        assert time.monotonic() - began < 3
+    time.sleep(0.3)
+    assert answers(device), "a device that said hello stays"
+    device.close()
+
+
+def test_a_device_may_send_for_as_long_as_it_likes(cloud):
+    one = cloud(backlog_packets=1)
+    link = DealerLink(one.hub.endpoint)
+    assert answers(link)
+    for _ in range(100):  # many times what may wait
+        for number in range(100):
+            link.send(Close(number))
+        time.sleep(0.002)
+    assert answers(link)
+    assert one.cuts == 0
+    link.close()
