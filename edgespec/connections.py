@@ -14,6 +14,7 @@ number and time only.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import math
 import resource
@@ -162,14 +163,13 @@ class ConnectionGuard:
                 self._shut(file, "too many bytes wait in all")
 
     def _shut(self, file: int, reason: str) -> None:
-        """Ends both directions; ZeroMQ then notices the end, closes and frees what it holds."""
+        """Resets the connection; ZeroMQ then notices, closes it and frees what it holds."""
         connection = self._connections.pop(file, None)
         if connection is None or _address(file) != connection.address:
             return  # closed meanwhile; the number may belong to another connection
         self.cut_count += 1
         log.info("the connection from %s is cut: %s", connection.address, reason)
-        with _borrowed(file) as peer, contextlib.suppress(OSError):
-            peer.shutdown(socket.SHUT_RDWR)
+        _reset(file)
 
 
 @contextlib.contextmanager
@@ -180,6 +180,17 @@ def _borrowed(file: int) -> Iterator[socket.socket]:
         yield borrowed
     finally:
         borrowed.detach()
+
+
+def _reset(file: int) -> None:
+    """Resets a TCP connection and drops what the kernel holds of it.
+
+    `connect` to no address does that on Linux. `shutdown` would not: data that arrives later could
+    still be read.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        nowhere = struct.pack("H14x", socket.AF_UNSPEC)
+        ctypes.CDLL(None).connect(file, nowhere, len(nowhere))
 
 
 def _address(file: int) -> str:
