@@ -64,7 +64,7 @@ class ConnectionGuard:
     def __init__(self, bound: zmq.Socket[bytes], limits: LinkLimits, packet_bytes: int) -> None:
         """`packet_bytes`: the largest packet that a peer may send."""
         self._limits = limits
-        self._backlog_bytes = limits.backlog_packets * packet_bytes
+        self._backlog_bytes = limits.backlog_bytes + packet_bytes
         self._capacity = max(1, min(limits.connections, _file_limit() - _RESERVED_FILES_COUNT))
         self._connections: dict[int, _Connection] = {}
         self._lock = threading.Lock()

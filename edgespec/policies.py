@@ -40,8 +40,8 @@ class LinkLimits:
     """Time within which a new connection must have sent a valid Hello."""
     hello_bytes: int = 65_536
     """Bytes of a connection that may wait before its Hello is read."""
-    backlog_packets: int = 4
-    """Largest packets of a connection that may wait to be read."""
+    backlog_bytes: int = 1 << 20
+    """Bytes of a connection, beyond one packet of the largest size, that may wait to be read."""
     total_backlog_bytes: int = 64 << 20
     """Bytes of all connections that may wait to be read."""
     guard_interval_s: float = 0.01

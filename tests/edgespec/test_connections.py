@@ -175,7 +175,7 @@ def test_a_connection_that_sends_no_hello_is_cut_in_time(cloud):
 
 
 def test_a_device_may_send_for_as_long_as_it_likes(cloud):
-    one = cloud(backlog_packets=1)
+    one = cloud(backlog_bytes=0)
     link = DealerLink(one.hub.endpoint)
     assert answers(link)
     for _ in range(100):  # many times what may wait

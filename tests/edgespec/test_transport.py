@@ -7,13 +7,14 @@ from contextlib import contextmanager
 import pytest
 import zmq
 
+from edgespec.policies import LinkLimits
 from edgespec.protocol import MAX_DRAFT, Ping, Verdict, unpack
 from edgespec.transport import SHARE, UNREAD, WAITING, DealerLink, RouterHub
 
 
 @contextmanager
-def meeting():
-    hub = RouterHub("tcp://127.0.0.1:*")
+def meeting(limits=LinkLimits()):
+    hub = RouterHub("tcp://127.0.0.1:*", limits=limits)
     link = DealerLink(hub.endpoint)
     try:
         link.send(Ping(1))
@@ -82,7 +83,12 @@ def test_a_flooder_takes_its_share_of_a_poll_and_no_more():
 
 def test_a_flood_is_held_back_at_its_source():
     """The cloud's socket takes some in advance; the rest stays with whoever sends it."""
-    with meeting() as (hub, _, _), zmq.Context() as context, context.socket(zmq.DEALER) as loud:
+    unbounded = LinkLimits(hello_bytes=1 << 40, total_backlog_bytes=1 << 40)
+    with (
+        meeting(unbounded) as (hub, _, _),
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as loud,
+    ):
         loud.setsockopt(zmq.LINGER, 0)
         loud.setsockopt(zmq.SNDHWM, 100)
         loud.setsockopt(zmq.SNDTIMEO, 1000)
