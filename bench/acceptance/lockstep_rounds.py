@@ -1,4 +1,4 @@
-"""What agreement is worth: the rounds of lock-step drafting, worked out from where tokens match.
+"""What agreement is worth: the rounds of lockstep drafting, worked out from where tokens match.
 
 A draft that has been right so far stands on the target's own text, and the first one that is wrong
 ends the round. So what it says while it is led along the target's answer (teacher forcing) is what

@@ -15,9 +15,9 @@ import msgspec
 from bench.crowd.figures import Sample, metrics
 from bench.fleet.generator import FleetSettings, Generator, nimble
 from bench.fleet.profile import FleetProfile
+from bench.lab.methods import CLOUD, EDGESPEC
 from bench.lab.processes import cloud_process, cores, pinned, told
 from bench.lab.recording import Recording
-from bench.link.run import CLOUD, OURS
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 
@@ -94,7 +94,7 @@ class Crowd:
         fleet = FleetSettings(
             most=max(settings.polite + 1, settings.active),
             seconds=seconds or settings.seconds,
-            methods=(OURS,),
+            methods=(EDGESPEC,),
         )
         generator = Generator(self.bundle, profile, self.recording, fleet)
         lines: list[str] = []

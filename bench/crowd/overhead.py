@@ -15,8 +15,8 @@ from typing import Any
 from bench.crowd.cloud import Crowd, Served, tell
 from bench.crowd.figures import Sample, overhead
 from bench.fleet.devices import Cell
+from bench.lab.methods import EDGESPEC
 from bench.lab.processes import resident_mb
-from bench.link.run import OURS
 from cloud_runtime.scheduler import Batch
 from cloud_runtime.service import Identity, Service
 from edge_runtime.loop import hello_for
@@ -72,7 +72,7 @@ def crowd_overhead(crowd: Crowd) -> dict[str, Any]:
         with idlers(crowd.bundle, served.endpoint, idle):
             connected = resident_mb(served.pid)
             figures = served.generator.measure(
-                OURS, settings.active, partial(_sampled, served, samples)
+                EDGESPEC, settings.active, partial(_sampled, served, samples)
             ).figures
     tell(f"records of {RECORDS} sessions")
     cost = overhead(*samples)
@@ -101,7 +101,7 @@ def crowd_model(crowd: Crowd) -> dict[str, Any]:
     with crowd.cloud(seconds, ARRIVE) as served:
         for devices in PHASES:
             tell(f"steps with {devices} devices")
-            served.generator.measure(OURS, devices)
+            served.generator.measure(EDGESPEC, devices)
             sample = served.sample()
             phases.append(
                 {

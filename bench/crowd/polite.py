@@ -10,8 +10,8 @@ from bench.crowd.cloud import Crowd, Served, tell
 from bench.crowd.figures import compared, mean_rate, said_of, worst
 from bench.crowd.offenders import OFFENDERS, Scene, offender
 from bench.fleet.devices import Cell
+from bench.lab.methods import EDGESPEC
 from bench.lab.processes import cores, resident_mb
-from bench.link.run import OURS
 
 ONE_MORE = "one more"
 """In place of an offender: what a polite device costs the others."""
@@ -60,7 +60,7 @@ def _window(
     served: Served, devices: int, beside_whom: str, beside: Any = nullcontext
 ) -> dict[str, Any]:
     tell(f"{devices} devices, {beside_whom}")
-    figures = served.generator.measure(OURS, devices, beside).figures
+    figures = served.generator.measure(EDGESPEC, devices, beside).figures
     tell(f"  {mean_rate(figures, devices):.2f} tokens/s each")
     return figures
 

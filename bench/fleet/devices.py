@@ -12,8 +12,9 @@ import zmq
 
 from bench.fleet.link import CellOver, DistantLink
 from bench.fleet.profile import Kind
+from bench.lab.methods import Method
 from bench.lab.recording import Recording
-from bench.link.run import Method, Useless
+from bench.link.run import Useless
 from edge_runtime.loop import EdgeLoop, greet
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError

@@ -18,10 +18,10 @@ import zmq
 from bench.fleet.devices import Cell, FleetDevice
 from bench.fleet.figures import Load, Window, machine_load, served
 from bench.fleet.profile import FleetProfile, answerable, mix
+from bench.lab.methods import CLOUD, EDGESPEC, METHODS, Method
 from bench.lab.plots import require_matplotlib
 from bench.lab.processes import cloud_process, cpu_seconds, resident_mb
 from bench.lab.recording import Recording
-from bench.link.run import CLOUD, METHODS, OURS, Method
 from edge_runtime.drafters import open_drafter
 from edge_runtime.loop import hello_for
 from edgespec.config import EdgeSettings, Mode
@@ -31,8 +31,8 @@ from engines.drafters.base import Drafter
 from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import find
 
-CLOUD_DRAFT, LOCK_STEP = "cloud-draft", "lock-step"
-FLEET_METHODS = (CLOUD, CLOUD_DRAFT, LOCK_STEP, OURS)
+CLOUD_DRAFT, LOCKSTEP = "cloud-draft", "lockstep"
+FLEET_METHODS = (CLOUD, CLOUD_DRAFT, LOCKSTEP, EDGESPEC)
 ONE_ROW = ["--max-batch-rows", "1"]
 SETTLE = 1.0
 """Seconds between the time when all devices have come and the window."""
@@ -60,7 +60,7 @@ class FleetSettings:
     mode: Mode = "auto"
     """Of ours."""
     draft_length: int = 4
-    """Of lock-step."""
+    """Of lockstep."""
     real: int = 0
     """Devices beside ours that draft with the bundle's real draft, in this process."""
     cloud_options: tuple[str, ...] = ()
@@ -87,13 +87,13 @@ class FleetSettings:
 
     @property
     def chosen(self) -> dict[str, Method]:
-        named = METHODS | {OURS: replace(METHODS[OURS], mode=self.mode)}
+        named = METHODS | {EDGESPEC: replace(METHODS[EDGESPEC], mode=self.mode)}
         return {name: named[name] for name in self.methods}
 
 
 def serving(method: str) -> str:
     """Which cloud serves a method: one takes a row at a time, the other all that pay."""
-    return LOCK_STEP if method == LOCK_STEP else CLOUD
+    return LOCKSTEP if method == LOCKSTEP else CLOUD
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def clouds(
         clouds = {}
         for name, trace in traces.items():
             options = ["--max-sessions", str(most), "--trace", str(trace)]
-            if name == LOCK_STEP:
+            if name == LOCKSTEP:
                 options += ONE_ROW
             elif bundle.manifest.default_draft:
                 options += ["--draft", bundle.manifest.default_draft]
@@ -223,9 +223,9 @@ class Generator:
 
     def _real_drafts(self, method: str) -> Sequence[Drafter]:
         """Loaded once, and kept for the next fleet."""
-        if method == OURS and not self._real:
+        if method == EDGESPEC and not self._real:
             self._real = [open_drafter(self.bundle, "", 1) for _ in range(self.settings.real)]
-        return self._real if method == OURS else []
+        return self._real if method == EDGESPEC else []
 
     @staticmethod
     def _live(

@@ -38,7 +38,7 @@ def plot_fleet(path: Path, figures: dict[str, Any]) -> None:
                 [cell[name] for cell in cells],
                 marker=MARKERS[number % len(MARKERS)],
                 color=f"C{number}",
-                linewidth=2.6 if method == "ours" else 1.6,
+                linewidth=2.6 if method == "edgespec" else 1.6,
                 label=method,
             )
         if name == "share_met":

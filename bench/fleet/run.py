@@ -26,7 +26,7 @@ from rich.console import Console
 from bench.fleet.figures import batches, believed
 from bench.fleet.generator import (
     CLOUD_DRAFT,
-    LOCK_STEP,
+    LOCKSTEP,
     FleetSettings,
     Generator,
     Measured,
@@ -39,8 +39,8 @@ from bench.fleet.search import Search, explore, rotated
 from bench.fleet.tables import capacity_table, fleet_notes, fleet_table
 from bench.lab.builtin import builtin_bundle
 from bench.lab.energy import note
+from bench.lab.methods import CLOUD, EDGESPEC
 from bench.lab.processes import cores, pinned
-from bench.link.run import CLOUD, OURS
 from edgespec.manifest import Bundle
 from edgespec.progress import Advance, progress
 from edgespec.trace import Span, read_trace
@@ -120,7 +120,7 @@ def _figures(
     capacity = {name: search.holds for name, search in searches.items()}
 
     def ratio(name: str) -> float | None:
-        ours, theirs = capacity.get(OURS), capacity.get(name)
+        ours, theirs = capacity.get(EDGESPEC), capacity.get(name)
         return round(ours / theirs, 4) if ours is not None and theirs else None
 
     return {
@@ -129,7 +129,7 @@ def _figures(
         "confirmed": {name: search.confirmed for name, search in searches.items()},
         "capacity_ratio_to_cloud": ratio(CLOUD),
         "capacity_ratio_to_cloud_draft": ratio(CLOUD_DRAFT),
-        "capacity_ratio_to_lock_step": ratio(LOCK_STEP),
+        "capacity_ratio_to_lockstep": ratio(LOCKSTEP),
         "cells": sorted(cells, key=lambda cell: cell["devices"]),
     }
 

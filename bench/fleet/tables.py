@@ -62,10 +62,10 @@ def capacity_table(figures: dict[str, Any]) -> Table:
     """A row a method: the largest fleet that was served, the next one that was not, and how many
     times as many devices ours serves."""
     table = plain_table("capacity: devices, 95 % of which get what they were promised")
-    for header in ("method", "serves", "not any more", "ours to it"):
+    for header in ("method", "serves", "not any more", "edgespec to it"):
         table.add_column(header, justify="left" if header == "method" else "right", no_wrap=True)
     capacity, fails = figures["capacity"], figures["fails"]
-    ours = capacity.get("ours")
+    ours = capacity.get("edgespec")
     for name in figures["methods"]:
         serves = capacity[name]
         table.add_row(

@@ -18,8 +18,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from bench.lab.methods import RTTS_MS
 from bench.lab.recording import Recording, builtin_recording, read_recording, synthetic
-from bench.link.run import RTTS
 from bench.simulation.times import Times
 from edgespec.errors import UsageError
 
@@ -61,9 +61,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Times of a draft step over one, two, ... paths, relative to one."""
     exits: tuple[Share, ...] = (0.40, 0.66)
     """How often each exit head is right: the built-in pair's; empty: there are none."""
-    rtt_ms: Annotated[tuple[Trip, ...], Meta(min_length=1)] = RTTS
+    rtt_ms: Annotated[tuple[Trip, ...], Meta(min_length=1)] = RTTS_MS
     draft_length: Annotated[int, Meta(ge=1, le=32)] = 4
-    """Of lock-step and exits."""
+    """Of lockstep and exits."""
     agreement: Share | None = None
     """For a synthetic recording."""
     recording: Words | None = None

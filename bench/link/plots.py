@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bench.lab.plots import save
 from edgespec.errors import EdgespecError
 
-WITHOUT = "ours without "
+WITHOUT = "edgespec without "
 MARKERS = "osD^vPX*"
 PANELS = (
     ("tokens_per_s", "tokens/s", None),
@@ -42,7 +42,7 @@ def plot_link(path: Path, figures: dict[str, Any]) -> None:
 
 
 def plot_ablation(path: Path, figures: dict[str, Any]) -> None:
-    """What "ours" loses without each of its parts: tokens a second relative to it, by RTT.
+    """What "edgespec" loses without each of its parts: tokens a second relative to it, by RTT.
 
     Raises `EdgespecError` where no part was left out, or where the file cannot be written.
     """
@@ -52,20 +52,21 @@ def plot_ablation(path: Path, figures: dict[str, Any]) -> None:
     rtts = figures["rtts_ms"]
     figure = _figure(figures, (max(7.0, 2 + 0.35 * len(rtts) * (len(methods) + 1)), 4.4))
     axes = figure.subplots()
-    ours = _series(figures, "ours", "tokens_per_s")
+    full_speeds = _series(figures, "edgespec", "tokens_per_s")
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
         speeds = _series(figures, method, "tokens_per_s")
         ratios = [
-            speed / full if full else math.nan for speed, full in zip(speeds, ours, strict=True)
+            speed / full if full else math.nan
+            for speed, full in zip(speeds, full_speeds, strict=True)
         ]
         places = [place - 0.4 + (number + 0.5) * width for place in range(len(rtts))]
-        bars = axes.bar(places, ratios, width * 0.92, label=method.removeprefix("ours "))
+        bars = axes.bar(places, ratios, width * 0.92, label=method.removeprefix("edgespec "))
         labels = ["" if math.isnan(ratio) else f"{ratio:.2f}" for ratio in ratios]
         axes.bar_label(bars, labels, fontsize=9, label_type="center", color="white", rotation=90)
     axes.axhline(1, color="grey", linestyle=":", zorder=3)
     axes.set_xticks(range(len(rtts)), [f"{rtt:g}" for rtt in rtts])
-    axes.set(xlabel="RTT [ms]", ylabel="tokens/s, relative to ours")
+    axes.set(xlabel="RTT [ms]", ylabel="tokens/s, relative to edgespec")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     save(figure, path)
 
@@ -98,7 +99,7 @@ def _labels(rtts: list[float]) -> list[str]:
 
 
 def _lines(axes: Axes, figures: dict[str, Any], name: str) -> None:
-    """What "ours" is without a part stands back, behind whole methods."""
+    """What "edgespec" is without a part stands back, behind whole methods."""
     whole = 0
     for number, method in enumerate(figures["methods"]):
         part = method.startswith(WITHOUT)
@@ -109,7 +110,7 @@ def _lines(axes: Axes, figures: dict[str, Any], name: str) -> None:
             markersize=4 if part else 5,
             color="#b0b0b0" if part else f"C{whole % 10}",
             linestyle="--" if part else "-",
-            linewidth=0.9 if part else 2.6 if method == "ours" else 1.6,
+            linewidth=0.9 if part else 2.6 if method == "edgespec" else 1.6,
             label=method,
             zorder=2 if part else 3,
         )

@@ -25,6 +25,7 @@ from rich.console import Console
 from bench.acceptance.run import encode
 from bench.lab.builtin import builtin_bundle, self_bundle
 from bench.lab.energy import note
+from bench.lab.methods import ABLATION, CLOUD, EDGESPEC, KNOWN, METHODS, RTTS_MS, USELESS, Method
 from bench.lab.plots import require_matplotlib
 from bench.lab.processes import cloud, cores, pinned
 from bench.lab.prompts import first_of_each, read_prompts
@@ -32,7 +33,7 @@ from bench.link.emulator import EmulatedLink, LinkShape, accuracy, emulated_link
 from bench.link.tables import link_table
 from edge_runtime.drafters import open_drafter
 from edge_runtime.loop import EdgeLoop, exit_agreements, greet, hello_for
-from edgespec.config import EdgeSettings, Mode, Request, Tactics
+from edgespec.config import EdgeSettings, Request
 from edgespec.energy_report import Energy, combined
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.manifest import Bundle
@@ -47,53 +48,22 @@ from engines.machine.doctor import describe
 from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import find
 
-RTTS = (0.0, 10.0, 25.0, 50.0, 100.0, 200.0)
-CLOUD, OURS = "cloud", "ours"
-DEFAULT, PLAIN = Tactics(), LinkShape()
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way of answering."""
-
-    mode: Mode
-    tactics: Tactics = DEFAULT
-    useless: bool = False
-    """With a draft that costs its time and is never right."""
-
-
-METHODS = {
-    CLOUD: Method("cloud"),
-    "lock-step": Method("edge", Tactics("none", hints=False)),
-    "exits": Method("edge", Tactics("exits", hints=True)),
-    "cloud-draft": Method("cloud-draft"),
-    OURS: Method("auto"),
-}
-"""The baselines and ours. `exits` pre-drafts on exits alone, as arXiv 2505.21594 does."""
-ABLATION = {
-    "ours without streaming": Method("auto", Tactics("none", hints=False, lockstep=False)),
-    "ours without decoding on": Method("edge", Tactics(hints=False, lockstep=True)),
-    "ours without branches": Method("auto", Tactics(branches=False)),
-    "ours with hints": Method("auto", Tactics(hints=True)),
-    "ours without cloud-draft": Method("edge"),
-}
-USELESS = {"useless draft": Method("edge", useless=True)}
-KNOWN = METHODS | ABLATION | USELESS
+NO_SHAPE = LinkShape()
 
 
 @dataclass(frozen=True)
 class LinkSettings:
-    rtts_ms: tuple[float, ...] = RTTS
-    shape: LinkShape = PLAIN
+    rtts_ms: tuple[float, ...] = RTTS_MS
+    shape: LinkShape = NO_SHAPE
     """Jitter, bandwidth and stalls; the round-trip time is replaced."""
     methods: tuple[str, ...] = ()
-    """Names; empty: the baselines and ours."""
+    """Names; empty: the baselines and edgespec."""
     ablation: bool = False
     useless: bool = False
     draft: str = ""
     """`self`: the built-in target drafts for itself at int8. Empty: the built-in draft."""
     draft_length: int = 4
-    """Of lock-step and exits."""
+    """Tokens drafted in a round of lockstep and exits."""
     prompts: Path | None = None
     limit: int = 2
     """Prompts of each category."""
@@ -235,8 +205,7 @@ class LinkedDevice:
             mode=method.mode, tactics=method.tactics, draft_length=self._settings.draft_length
         )
         hello = hello_for(self._bundle, "bench")
-        drafts = method.mode in ("auto", "edge")
-        drafter: Drafter = self._drafter if drafts else NoDrafter()
+        drafter: Drafter = self._drafter if method.drafts_on_device else NoDrafter()
         return EdgeLoop(
             self._dealer,
             Useless(drafter) if method.useless else drafter,
@@ -250,7 +219,9 @@ class LinkedDevice:
 
     def times(self) -> dict[str, Any]:
         """Step times in milliseconds, as the cloud measured its own and the device its own."""
-        loop = self._loops[OURS] if OURS in self._loops else next(iter(self._loops.values()))
+        loop = (
+            self._loops[EDGESPEC] if EDGESPEC in self._loops else next(iter(self._loops.values()))
+        )
         welcome, pace = loop.welcome, loop.modes.meter.pace
         return {
             "target_ms": welcome.step_ms,
@@ -329,7 +300,7 @@ def _figures(
         "methods": list(methods),
         "cells": table,
         "tokens_per_s": speeds,
-        "worst_ratio_to_cloud": _worst(speeds, OURS),
+        "worst_ratio_to_cloud": _worst(speeds, EDGESPEC),
         "worst_ratio_useless": _worst(speeds, *USELESS),
     }
 

@@ -19,11 +19,11 @@ import msgspec
 from rich.console import Console
 
 from bench.fleet.search import FIRST_TOKEN, SHARE, Search
+from bench.lab.methods import CLOUD, EDGESPEC, METHODS
 from bench.lab.percentile import percentile
 from bench.lab.plots import check_plot_file
 from bench.lab.profiles import Profile, chosen_profiles
 from bench.lab.recording import Recording
-from bench.link.run import CLOUD, METHODS, OURS
 from bench.plan.fleet_tables import NOTE, capacity_table, fleet_table
 from bench.plan.run import LONGEST_TRIP
 from bench.plan.tables import plan_notes
@@ -35,15 +35,15 @@ from edgespec.progress import Advance, progress
 
 ARRIVAL = 1.0
 """Seconds in which all devices come."""
-ONE = "lock-step one at a time"
+ONE = "lockstep one at a time"
 FLEET_METHODS = {
     CLOUD: METHODS[CLOUD],
     "cloud-draft": METHODS["cloud-draft"],
-    ONE: METHODS["lock-step"],
-    "lock-step": METHODS["lock-step"],
-    OURS: METHODS[OURS],
+    ONE: METHODS["lockstep"],
+    "lockstep": METHODS["lockstep"],
+    EDGESPEC: METHODS[EDGESPEC],
 }
-"""`lock-step` shares steps between the devices; one at a time it does not."""
+"""`lockstep` shares steps between the devices; one at a time it does not."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class FleetPlan:
     """Tokens a second that the devices are promised."""
     devices: tuple[int, ...] = ()
     """Sizes of fleets; empty: the largest that is served is searched."""
-    methods: tuple[str, ...] = (CLOUD, "cloud-draft", ONE, OURS)
+    methods: tuple[str, ...] = (CLOUD, "cloud-draft", ONE, EDGESPEC)
     most: int = 64
     """Devices, beyond which nobody searches."""
     seconds: float = 10.0

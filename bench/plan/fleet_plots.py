@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.fleet.search import SHARE
+from bench.lab.methods import EDGESPEC
 from bench.lab.plots import save
-from bench.link.run import OURS
 
 ACROSS = 4
 
@@ -51,7 +51,7 @@ def _panel(axes: Axes, rate: float, methods: dict[str, Any]) -> dict[str, Any]:
             [each["devices"] for each in fleets],
             [100 * each["served"] for each in fleets],
             color=f"C{number}",
-            linewidth=2.6 if name == OURS else 1.4,
+            linewidth=2.6 if name == EDGESPEC else 1.4,
             marker="o",
             markersize=4,
         )

@@ -49,4 +49,4 @@ def fleet_table(figures: dict[str, Any], rate: str) -> Table:
 
 
 def _wrapped(name: str) -> str:
-    return name.replace("lock-step one", "lock-step\none")
+    return name.replace("lockstep one", "lockstep\none")

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 from rich.console import Console
 
+from bench.lab.methods import KNOWN
 from bench.lab.profiles import (
     BUILTIN,
     Positive,
@@ -22,7 +23,6 @@ from bench.lab.profiles import (
     read_profile,
 )
 from bench.lab.recording import Recording, excerpt
-from bench.link.run import KNOWN
 from bench.plan.run import answers
 from bench.plan.tables import Compared, compared_table
 from edgespec.errors import EdgespecError, UsageError

@@ -50,7 +50,7 @@ def _panel(axes: Axes, figures: dict[str, Any]) -> dict[str, Any]:
             ratios,
             color="grey" if name == "sketch" else f"C{number}",
             linestyle="--" if name == "sketch" else "-",
-            linewidth=2.6 if name == "ours" else 1.4,
+            linewidth=2.6 if name == "edgespec" else 1.4,
             marker="" if name == "sketch" else "o",
             markersize=4,
         )

@@ -16,10 +16,10 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.lab.methods import CLOUD, METHODS, Method
 from bench.lab.plots import check_plot_file
 from bench.lab.profiles import Profile, chosen_profiles
 from bench.lab.recording import Recording, excerpt
-from bench.link.run import CLOUD, METHODS, Method
 from bench.plan.sketch import sketch
 from bench.plan.tables import SKETCH_NOTE, plan_notes, plan_table
 from bench.simulation.simulate import simulate
@@ -98,7 +98,7 @@ def plan(
 
 
 def methods_for(profile: Profile) -> dict[str, Method]:
-    """The baselines that there are on this hardware, and ours."""
+    """The baselines that there are on this hardware, and edgespec."""
     missing = {"exits": not profile.exits, "cloud-draft": not profile.cloud_draft_ms}
     return {name: method for name, method in METHODS.items() if not missing.get(name)}
 

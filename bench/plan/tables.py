@@ -14,7 +14,7 @@ SKETCH_NOTE = (
 )
 WIDTH = 60
 """Characters of a table, at least, so that captions and notes have room."""
-COLUMNS = ("lock-step", "exits", "cloud-draft", "ours", "sketch")
+COLUMNS = ("lockstep", "exits", "cloud-draft", "edgespec", "sketch")
 
 
 class Compared(NamedTuple):

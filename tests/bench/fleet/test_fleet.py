@@ -385,26 +385,26 @@ def test_a_small_fleet(tiny_bundle, small, tmp_path):
     done = CliRunner().invoke(
         main,
         ["bench", "fleet", str(tiny_bundle.folder), "--profile", str(folder / "fleet.json"),
-         "--devices", "3", "--seconds", "2.5", "--method", "cloud", "--method", "ours",
+         "--devices", "3", "--seconds", "2.5", "--method", "cloud", "--method", "edgespec",
          "--real", "1", "--most", "4", "--plot", str(tmp_path / "plots"), "--json", "--energy",
          "--sensors", str(trees.record(tmp_path / "orin", trees.ORIN))],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     figures = json.loads(done.stdout.splitlines()[-1])
     cells = {cell["method"]: cell for cell in figures["cells"]}
-    assert set(cells) == {"cloud", "ours"}
-    assert cells["cloud"]["answers"] > 0 and cells["ours"]["answers"] > 0
+    assert set(cells) == {"cloud", "edgespec"}
+    assert cells["cloud"]["answers"] > 0 and cells["edgespec"]["answers"] > 0
     assert cells["cloud"]["steps_per_token"] == 1
-    assert cells["ours"]["real"]["devices"] == 1 and cells["ours"]["real"]["answers"] > 0
+    assert cells["edgespec"]["real"]["devices"] == 1 and cells["edgespec"]["real"]["answers"] > 0
     assert cells["cloud"]["cloud_cpu"] > 0
     assert cells["cloud"]["memory_mb"] > 10 and cells["cloud"]["rows_p95"] >= 1
     assert {"capacity_ratio_to_cloud", "capacity_ratio_to_cloud_draft"} <= set(figures)
     assert (tmp_path / "plots" / "fleet.png").stat().st_size > 10_000
     assert "… 1 real beside" in done.stdout
     assert cells["cloud"]["energy"]["watts"] == pytest.approx(8.0, rel=0.01)
-    energy = cells["ours"]["energy"]
+    energy = cells["edgespec"]["energy"]
     assert energy["seconds"] == pytest.approx(2.5, rel=0.2)
-    everyone = cells["ours"]["tokens_per_s"] + cells["ours"]["real"]["tokens_per_s"]
+    everyone = cells["edgespec"]["tokens_per_s"] + cells["edgespec"]["real"]["tokens_per_s"]
     assert energy["tokens"] == pytest.approx(everyone * 2.5, abs=1)
     assert "whole module (INA3221), device and cloud together" in done.stdout
 
@@ -432,13 +432,13 @@ def test_tables_and_plots_of_what_is_missing(tmp_path):
     cell |= machine_load(Load(0.95, 0.5, 1.0), [], Window(0, 1))
     cell = believed(cell | {"cloud_busy": 0.9})
     figures = {
-        "profile": "mine", "target_rate": 15.0, "methods": ["cloud", "ours"], "cells": [cell],
-        "capacity": {"cloud": 4, "ours": 0}, "fails": {"cloud": None, "ours": 4},
-        "confirmed": {"cloud": False, "ours": False},
+        "profile": "mine", "target_rate": 15.0, "methods": ["cloud", "edgespec"], "cells": [cell],
+        "capacity": {"cloud": 4, "edgespec": 0}, "fails": {"cloud": None, "edgespec": 4},
+        "confirmed": {"cloud": False, "edgespec": False},
     }  # fmt: skip
     assert fleet_table(figures).row_count == 1 and capacity_table(figures).row_count == 2
     notes = fleet_notes(figures)
-    assert "to be trusted for: cloud with 4 devices." in notes and "cloud, ours" in notes
+    assert "to be trusted for: cloud with 4 devices." in notes and "cloud, edgespec" in notes
     assert "computed on the cloud's core" in notes
     with pytest.raises(EdgespecError, match="nothing to plot"):
         plot_fleet(tmp_path / "a.png", figures | {"cells": []})

@@ -28,11 +28,11 @@ def test_a_cell_says_what_is_not_measured_and_what_is_a_bound():
 
 def test_the_note_names_what_was_measured_and_who_was_slowed():
     quiet, hot = energy(throttled=False), energy(throttled=True, throttling={"too hot": 2})
-    text = note({"cloud": quiet, "ours": hot})
+    text = note({"cloud": quiet, "edgespec": hot})
     assert "energy: whole module (INA3221), device and cloud together" in text
-    assert text.endswith("throttled: too hot (2 times) (during: ours)")
+    assert text.endswith("throttled: too hot (2 times) (during: edgespec)")
     none = energy(joules=None, why=["no sensor"])
-    assert "energy: not measured: no sensor" in note({"cloud": none, "ours": none})
+    assert "energy: not measured: no sensor" in note({"cloud": none, "edgespec": none})
 
 
 def test_devices_are_told_whose_sensors(tmp_path):
@@ -48,11 +48,11 @@ def test_every_method_over_a_link(tiny_bundle, tmp_path, tree, watts):
     done = CliRunner().invoke(
         main,
         ["bench", "link", str(tiny_bundle.folder), "--rtt", "0", "--max-tokens", "12", "--prompts",
-         str(prompts), "--method", "ours", "--energy", "--sensors", str(root), "--json"],
+         str(prompts), "--method", "edgespec", "--energy", "--sensors", str(root), "--json"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     cells = json.loads(done.stdout.splitlines()[-1])["cells"]
-    assert [cell["method"] for cell in cells] == ["cloud", "ours"]
+    assert [cell["method"] for cell in cells] == ["cloud", "edgespec"]
     for cell in cells:
         measured = cell["energy"]
         assert measured["tokens"] == 12

@@ -5,7 +5,8 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from bench.link.run import METHODS, LinkSettings, Method, Useless
+from bench.lab.methods import METHODS, Method
+from bench.link.run import LinkSettings, Useless
 from cli.main import main
 from edgespec.errors import UsageError
 from edgespec.sampling import Sampling
@@ -30,7 +31,7 @@ def test_methods_distances_tables_and_plots(tmp_path):
     assert cells[30, "cloud"]["first_token_ms"] >= 30
     assert cells[0, "cloud"]["steps_per_token"] == 1
     assert (
-        cells[0, "cloud-draft"]["bytes_up_per_token"] < cells[0, "lock-step"]["bytes_up_per_token"]
+        cells[0, "cloud-draft"]["bytes_up_per_token"] < cells[0, "lockstep"]["bytes_up_per_token"]
     )
     assert figures["times"]["target_ms"] > 0 and figures["times"]["cloud_draft_ms"] > 0
     assert (tmp_path / "plots" / "link.png").stat().st_size > 10_000
@@ -66,8 +67,8 @@ def test_a_useless_draft_is_never_right():
 
 
 def test_methods_that_are_asked_for_come_with_the_cloud_alone():
-    chosen = LinkSettings(methods=("ours", "lock-step")).chosen
-    assert list(chosen) == ["cloud", "ours", "lock-step"]
-    assert isinstance(chosen["ours"], Method)
+    chosen = LinkSettings(methods=("edgespec", "lockstep")).chosen
+    assert list(chosen) == ["cloud", "edgespec", "lockstep"]
+    assert isinstance(chosen["edgespec"], Method)
     with pytest.raises(UsageError, match="choose from"):
         _ = LinkSettings(methods=("theirs",)).chosen

@@ -11,11 +11,11 @@ from bench.link.plots import plot_ablation, plot_link
 from bench.link.tables import link_table
 from edgespec.errors import EdgespecError
 
-METHODS = ["cloud", "lock-step", "ours", "ours without branches", "ours without hints"]
+METHODS = ["cloud", "lockstep", "edgespec", "edgespec without branches", "edgespec without hints"]
 SPEEDS = {
-    (0, "cloud"): 20.0, (0, "lock-step"): 30.0, (0, "ours"): 40.0,
-    (0, "ours without branches"): 30.0, (0, "ours without hints"): 36.0,
-    (50, "cloud"): 20.0, (50, "ours"): 32.0, (50, "ours without branches"): 24.0,
+    (0, "cloud"): 20.0, (0, "lockstep"): 30.0, (0, "edgespec"): 40.0,
+    (0, "edgespec without branches"): 30.0, (0, "edgespec without hints"): 36.0,
+    (50, "cloud"): 20.0, (50, "edgespec"): 32.0, (50, "edgespec without branches"): 24.0,
 }  # fmt: skip
 
 
@@ -65,9 +65,9 @@ def test_every_method_has_a_line_and_a_missing_cell_is_a_gap(tmp_path, figures, 
     for axes in (speed, ratio, p99):
         lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
         assert set(METHODS) <= set(lines)
-        assert np.isnan(lines["lock-step"]).tolist() == [False, True]
+        assert np.isnan(lines["lockstep"]).tolist() == [False, True]
     lines = {line.get_label(): list(line.get_ydata()) for line in ratio.get_lines()}
-    assert lines["ours"] == [2.0, 1.6]
+    assert lines["edgespec"] == [2.0, 1.6]
     assert [1, 1] in lines.values()
     assert {text.get_text() for text in saved[0].legends[0].get_texts()} == set(METHODS)
 
@@ -90,10 +90,12 @@ def test_the_ablation_is_relative_to_ours(tmp_path, figures, saved):
 
 
 def test_an_ablation_without_ours_or_without_parts(tmp_path, figures):
-    figures["cells"] = [c for c in figures["cells"] if (c["rtt_ms"], c["method"]) != (50, "ours")]
+    figures["cells"] = [
+        c for c in figures["cells"] if (c["rtt_ms"], c["method"]) != (50, "edgespec")
+    ]
     plot_ablation(tmp_path / "ablation.png", figures)
-    figures["methods"] = ["cloud", "ours"]
-    with pytest.raises(EdgespecError, match="ours without"):
+    figures["methods"] = ["cloud", "edgespec"]
+    with pytest.raises(EdgespecError, match="edgespec without"):
         plot_ablation(tmp_path / "ablation.png", figures)
 
 
@@ -114,8 +116,8 @@ def test_the_table_has_a_section_an_rtt_and_dashes_for_what_was_not_run(figures)
     body = lines[next(i for i, line in enumerate(lines) if "──" in line) :]
     rows = [" ".join(line.split()) for line in body if any(method in line for method in METHODS)]
     assert rows[0] == "0 cloud 20.0 1.00 120 15.5 61.5 0.43 1.27 21 14 – – –"
-    assert rows[1] == "lock-step 30.0 1.50 120 15.5 61.5 0.43 1.27 21 14 31 22 0"
+    assert rows[1] == "lockstep 30.0 1.50 120 15.5 61.5 0.43 1.27 21 14 31 22 0"
     assert rows[len(METHODS)].startswith("50 cloud 20.0 1.00 ")
-    assert rows[len(METHODS) + 1] == "lock-step" + " –" * 12
+    assert rows[len(METHODS) + 1] == "lockstep" + " –" * 12
     assert len(rows) == 2 * len(METHODS)
     assert lines[-1].strip() == "a processor, 2 core(s), Linux"

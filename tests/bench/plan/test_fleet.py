@@ -50,7 +50,7 @@ def test_the_same_fleet_has_the_same_figures():
     assert runs[0] == runs[1]
     assert all(f.devices == 3 and 0 < f.p5_tokens_per_s <= f.tokens_per_s for f in runs[0])
     by_name = dict(zip(FLEET_METHODS, runs[0], strict=True))
-    assert by_name["lock-step one at a time"].rows == 1.0 < by_name["cloud"].rows
+    assert by_name["lockstep one at a time"].rows == 1.0 < by_name["cloud"].rows
     assert by_name["cloud-draft"].drafting > 0 == by_name["cloud"].drafting
 
 
@@ -58,8 +58,8 @@ def test_fleets_of_given_sizes(profile_file):
     text, (one,) = report(profile_file(), "--devices", "2,4", "--target-rate", "5,1000", *QUICK)
     assert set(one["rates"]) == {"5", "1000"}
     methods = one["rates"]["5"]
-    assert list(methods) == ["cloud", "lock-step one at a time", "ours"]  # no draft beside
-    assert [f["devices"] for f in methods["ours"]["fleets"]] == [2, 4]
+    assert list(methods) == ["cloud", "lockstep one at a time", "edgespec"]  # no draft beside
+    assert [f["devices"] for f in methods["edgespec"]["fleets"]] == [2, 4]
     assert all(f["served"] == 1.0 for f in methods["cloud"]["fleets"])
     assert all(f["served"] == 0.0 for f in one["rates"]["1000"]["cloud"]["fleets"])
     assert "5 tokens/s each" in text and "served" in text

@@ -150,9 +150,9 @@ def test_an_excerpt_comes_from_all_parts():
 def test_a_plan_of_a_profile(profile_file):
     text, figures = report(profile_file(exits=[]), "--prompts", 2)
     (one,) = figures["profiles"]
-    assert one["methods"] == ["cloud", "lock-step", "ours", "sketch"]
+    assert one["methods"] == ["cloud", "lockstep", "edgespec", "sketch"]
     assert set(one["tokens_per_s"]) == {"0", "40"} and one["prompts"] == 2
-    assert one["ratio_to_cloud"]["0"]["ours"] > one["ratio_to_cloud"]["40"]["lock-step"]
+    assert one["ratio_to_cloud"]["0"]["edgespec"] > one["ratio_to_cloud"]["40"]["lockstep"]
     assert "made up" in text and "–" in text
 
 

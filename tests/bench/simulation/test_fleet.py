@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench.lab.methods import METHODS
 from bench.lab.percentile import percentile
 from bench.lab.profiles import builtin_profiles
 from bench.lab.recording import synthetic
-from bench.link.run import METHODS
 from bench.simulation.engine import SimulatedEngine, TargetStep
 from bench.simulation.script import Script
 from bench.simulation.simulate import SimulatedDevice, simulate, simulate_fleet
@@ -48,7 +48,7 @@ MEASURED = {
 WIDTHS = (1, 2, 3, 4, 5, 8)
 
 
-def device(name="ours", rtt_ms=30.0, **changes):
+def device(name="edgespec", rtt_ms=30.0, **changes):
     method = METHODS[name]
     settings = EdgeSettings(mode=method.mode, tactics=method.tactics)
     drafts = method.mode in ("auto", "edge")

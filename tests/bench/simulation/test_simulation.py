@@ -6,9 +6,9 @@ from functools import cache
 
 import pytest
 
+from bench.lab.methods import METHODS, USELESS
 from bench.lab.profiles import builtin_profiles
 from bench.lab.recording import Said, builtin_recording, excerpt, synthetic
-from bench.link.run import METHODS, USELESS
 from bench.plan.run import answers, speed
 from bench.simulation.script import Script
 from bench.simulation.simulate import simulate
@@ -17,7 +17,7 @@ from edgespec.config import EdgeSettings
 from edgespec.errors import EdgespecError
 
 TIMES = Times(20.0, 1.0, 4.0, rtt_ms=30.0, message_ms=0.0, cloud_message_ms=0.0)
-RTTS = (0.0, 10.0, 25.0, 50.0, 100.0, 200.0)
+RTTS_MS = (0.0, 10.0, 25.0, 50.0, 100.0, 200.0)
 
 
 def rate(recording, times, name, draft_length=4):
@@ -33,7 +33,7 @@ def builtin(rtt, name):
 
 def test_a_run_is_repeated_exactly():
     recording = synthetic(0.6, answers=3)
-    runs = [answers(recording, TIMES, METHODS["ours"], 4) for _ in range(2)]
+    runs = [answers(recording, TIMES, METHODS["edgespec"], 4) for _ in range(2)]
     first, second = ([(s.seconds, s.rounds, s.drafted, s.hits) for s in run] for run in runs)
     assert first == second
 
@@ -47,7 +47,7 @@ def test_the_cloud_alone_takes_a_step_a_token_wherever_it_is(rtt):
 def marginal(agreement, times, length, more, *, useless=False):
     """Milliseconds that an answer takes longer with so many more tokens: how an answer begins and
     ends, with shorter rounds, is left out."""
-    settings = EdgeSettings(mode="edge", tactics=METHODS["lock-step"].tactics, draft_length=length)
+    settings = EdgeSettings(mode="edge", tactics=METHODS["lockstep"].tactics, draft_length=length)
     short, long = (
         simulate(synthetic(agreement, 1, 40 + extra), times, settings, useless=useless)[0]
         for extra in (0, more)
@@ -57,7 +57,7 @@ def marginal(agreement, times, length, more, *, useless=False):
 
 @pytest.mark.parametrize("length", [1, 4, 7])
 @pytest.mark.parametrize("rtt", [0.0, 30.0])
-def test_lock_step_with_a_draft_that_is_always_right(length, rtt):
+def test_lockstep_with_a_draft_that_is_always_right(length, rtt):
     times = Times(20.0, 1.0, 4.0, rtt_ms=rtt, message_ms=0.0, cloud_message_ms=0.0)
     a_round = length * 4.0 + rtt + 20.0 + length * 1.0
     spent = marginal(1.0, times, length, 10 * (length + 1))
@@ -65,7 +65,7 @@ def test_lock_step_with_a_draft_that_is_always_right(length, rtt):
 
 
 @pytest.mark.parametrize(("agreement", "useless"), [(0.0, False), (0.9, True)])
-def test_lock_step_with_a_draft_that_is_never_right(agreement, useless):
+def test_lockstep_with_a_draft_that_is_never_right(agreement, useless):
     a_round = 4 * 4.0 + 30.0 + 24.0
     spent = marginal(agreement, TIMES, 4, 10, useless=useless)
     assert spent == pytest.approx(10 * a_round, rel=1e-6)
@@ -93,15 +93,15 @@ def test_what_an_exit_head_says_does_not_change():
     assert said[0] == said[1] and 0.2 < sum(right) / 64 < 0.6
 
 
-@pytest.mark.parametrize("rtt", RTTS)
+@pytest.mark.parametrize("rtt", RTTS_MS)
 def test_a_useless_draft_costs_next_to_nothing(rtt):
     assert builtin(rtt, "useless draft") >= 0.97 * builtin(rtt, "cloud")
 
 
-@pytest.mark.parametrize("rtt", RTTS)
+@pytest.mark.parametrize("rtt", RTTS_MS)
 def test_ours_is_no_worse_than_the_best_baseline(rtt):
-    best = max(builtin(rtt, name) for name in METHODS if name != "ours")
-    assert builtin(rtt, "ours") >= 0.97 * best
+    best = max(builtin(rtt, name) for name in METHODS if name != "edgespec")
+    assert builtin(rtt, "edgespec") >= 0.97 * best
 
 
 def test_another_answer_than_the_recorded_one_is_an_error(monkeypatch):
@@ -118,7 +118,7 @@ def test_an_error_of_the_target_reaches_the_caller(monkeypatch):
 
     monkeypatch.setattr(Script, "target", broken)
     with pytest.raises(ZeroDivisionError, match="the script"):
-        answers(synthetic(0.6, answers=1), TIMES, METHODS["ours"], 4)
+        answers(synthetic(0.6, answers=1), TIMES, METHODS["edgespec"], 4)
 
 
 def test_a_synthetic_draft_is_right_and_sure_as_often_as_asked():
