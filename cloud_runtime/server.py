@@ -17,7 +17,7 @@ from edgespec.protocol import Draft, Packet, Verdict, unpack
 from edgespec.sampling import Sampling
 from edgespec.trace import Trace, What
 from edgespec.transport import Hub
-from engines.base import Engine, Step
+from engines.base import Engine, SegmentDone
 from engines.drafters.base import Guess
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class CloudLoop:
         self._service.drafted(step, guesses)
         self._lap("run")
 
-    def _steps(self, batch: Batch) -> Iterator[Step]:
+    def _steps(self, batch: Batch) -> Iterator[SegmentDone]:
         """The engine's steps; where it fails, the sessions of this batch end and no others."""
         try:
             yield from self._engine.run(batch.rows)

@@ -1,4 +1,4 @@
-"""The target by itself, one token a step: what every answer is held against."""
+"""The target decoding alone, one token a step: the reference for every answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def write_alone(
     sampling: Sampling,
     end_ids: Collection[int] = (),
 ) -> list[int]:
-    """The answer's tokens, end-of-text included. Uses nothing of the runtimes."""
+    """Returns the answer's tokens, end-of-text included. Uses no code of the runtimes."""
     slot = engine.open()
     tokens = list(prompt)
     try:

@@ -1,4 +1,4 @@
-"""The back ends by name, loaded when they are asked for."""
+"""Registry of the back ends. A back end is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ TARGETS = MappingProxyType(
         "torch-fast": "engines.torch_backend.target:open_fast_target",
     }
 )
-"""Who can run a target: `open_target(bundle, threads)`."""
+"""Back ends of targets: name to `open_target(bundle, threads)`."""
 DEFAULT = "onnxruntime"
 FASTER = MappingProxyType({"torch": "torch-fast"})
-"""Of a back end that pays for exactness, the same without."""
+"""Back ends that are slower because they are exact, and their faster, inexact forms."""
 
 
 def open_target(bundle: Bundle, backend: str, threads: int) -> StagedEngine:
-    """The bundle's target. Raises `UsageError` for a back end that there is not, and `EngineError`
-    where it cannot run here."""
+    """Loads the bundle's target.
+
+    Raises `UsageError` for an unknown back end, and `EngineError` if it cannot run here.
+    """
     if backend not in TARGETS:
         raise UsageError(f"there is no back end {backend!r}; choose from {', '.join(TARGETS)}")
     module, _, name = TARGETS[backend].partition(":")
@@ -40,20 +42,20 @@ def open_target(bundle: Bundle, backend: str, threads: int) -> StagedEngine:
 
 
 def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> StagedEngine:
-    """The bundle's draft for a profile. `threads` 0 is what the profile says.
+    """Loads the bundle's draft for a profile. `threads` 0 takes the profile's number.
 
-    TensorRT runs it where the profile says so. Where ONNX Runtime is the profile's, engines are an
-    extra: those that match this machine are taken if there is a GPU, and what keeps them from
-    running is a line in the log.
+    The profile names the back end. If that is ONNX Runtime and the draft also has TensorRT engines
+    that match this machine and its GPU, those are used instead. If they cannot run, the reason is
+    logged.
 
-    Raises `UsageError` for a draft that there is not, and `EngineError` where it cannot run here.
+    Raises `UsageError` for an unknown draft, and `EngineError` if it cannot run here.
     """
     draft = bundle.draft(profile)
     if profiles.profile(profile).backend == "tensorrt":
         from engines.tensorrt_backend import target as tensorrt
 
         return tensorrt.open_draft(bundle, profile, slots)
-    engine = _of_engines(bundle, profile, draft.graph, slots)
+    engine = _open_engines(bundle, profile, draft.graph, slots)
     if engine is not None:
         return engine
     from engines.onnxruntime_backend import engine as ort
@@ -61,7 +63,8 @@ def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> Staged
     return ort.open_draft(bundle, profile, threads, slots)
 
 
-def _of_engines(bundle: Bundle, profile: str, graph: str, slots: int) -> StagedEngine | None:
+def _open_engines(bundle: Bundle, profile: str, graph: str, slots: int) -> StagedEngine | None:
+    """Loads the TensorRT engines of a draft's graph; None if there are none that run here."""
     if all(engine.graph != graph for engine in bundle.manifest.engines):
         return None
     from engines.tensorrt_backend import target as tensorrt

@@ -1,10 +1,10 @@
-"""What a back end is: rows of (slot, start, tokens) in, next-token choices out.
+"""The contract of a back end: rows of (slot, start, tokens) in, next-token choices out.
 
-A **slot** is a row of the KV cache. A **row** asks for `tokens` to be written into a slot from
-position `start` on, and for the choices after its last `wanted` tokens. Rolling back is a row whose
-`start` is lower than what is cached: what lies past it is garbage that the write covers. A **pass**
-runs a batch of rows through the model's segments and yields after each, so that a caller can look
-at its socket in between.
+A **slot** is a row of the KV cache. A **row** writes `tokens` into a slot from position `start` on
+and asks for the choices after its last `choice_count` tokens. A row rolls back if its `start` is
+lower than the cached length: the new tokens overwrite the rejected ones. A **pass** runs a batch of
+rows through the model's segments and yields after each, so that the caller can poll its socket in
+between.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ import numpy as np
 import numpy.typing as npt
 
 TOP = 64
-"""Candidates that a head returns besides the arg-max."""
+"""Number of candidates that a head returns, in addition to the arg-max."""
 
 
 class Row(NamedTuple):
     slot: int
     start: int
     tokens: Sequence[int]
-    wanted: int = 1
-    """Choices after the last `wanted` tokens; 0 for a prompt chunk that is not the last."""
+    choice_count: int = 1
+    """Number of last tokens after which choices are returned; 0 for an inner prompt chunk."""
     hints: bool = False
-    """Whether exit heads are to run for this row."""
+    """True if the exit heads run for this row."""
+
+    def asks(self, *, final: bool) -> bool:
+        """Return True if a head computes choices for this row: the final head, or an exit head."""
+        return self.choice_count > 0 and (final or self.hints)
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a head says after each wanted token of one row, in order. N is the row's `wanted`."""
+    """A head's outputs after the last N tokens of one row, N being the row's `choice_count`."""
 
     argmax: npt.NDArray[np.int64]
     """[N]"""
     top_ids: npt.NDArray[np.int64]
-    """[N, TOP], likeliest first; narrower where the vocabulary is."""
+    """[N, TOP], likeliest first; [N, vocabulary] if the vocabulary is smaller than TOP."""
     top_logits: npt.NDArray[Any]
     """[N, TOP]"""
     logits: npt.NDArray[Any]
@@ -45,23 +49,24 @@ class Choices:
 
     @property
     def finite(self) -> bool:
-        """Whether there is anything to choose from: overflow makes all logits NaN or infinite."""
+        """True if the top logits are numbers; an overflow makes all of them NaN or infinite."""
         return bool(np.isfinite(self.top_logits).all())
 
 
 HEAD_OUTPUTS = tuple(field.name for field in fields(Choices))
-"""What a head's graph calls them, in this order."""
+"""Names of a head's outputs in its graph, in the order of `Choices`."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """One segment has run."""
+class SegmentDone:
+    """Progress of a pass after one segment has run."""
 
     layer: int
-    """Layers done."""
+    """Number of layers that have run."""
     final: bool
+    """True after the last segment."""
     choices: list[Choices | None]
-    """In the order of the batch's rows; None where a row wants nothing of this head."""
+    """One entry for each row of the batch; None if the row asked nothing of this head."""
 
 
 class Engine(Protocol):
@@ -72,54 +77,54 @@ class Engine(Protocol):
 
     @property
     def context(self) -> int:
-        """Positions that a slot may hold."""
+        """Largest number of positions of a slot."""
 
     @property
     def min_tokens(self) -> int:
-        """Tokens that a row costs at least: shorter ones are padded."""
+        """Smallest number of tokens that a row computes; shorter rows are padded to it."""
 
     @property
     def slots(self) -> int:
-        """Slots that may be open at once."""
+        """Number of slots that may be open at once."""
 
     def slot_bytes(self, positions: int) -> int:
-        """Bytes of a slot that holds so many positions. Grows in steps, since capacities do."""
+        """Bytes of a slot that holds `positions` positions. Grows in steps, as capacities do."""
 
     def open(self) -> int:
-        """A free slot, empty. Raises `EngineError` when all are taken."""
+        """Returns a free, empty slot. Raises `EngineError` when all slots are taken."""
 
     def close(self, slot: int) -> None:
-        """Gives the slot back."""
+        """Frees the slot."""
 
     def rest(self, slot: int) -> None:
-        """The slot will run nothing for long: it makes way, so that those that run lie together.
+        """Moves a slot that stays idle for long away, so that the running slots are neighbours.
 
-        Costs a copy; so does the row or the copy into it that brings it back.
+        Costs one copy. The next row or copy into the slot brings it back and costs another.
         """
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forgets everything from position `length` on. Costs nothing."""
+        """Lowers the cached length to `length`. Costs nothing."""
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copies cached positions `[start, end)` of one slot into another, which then holds `end`.
 
-        A branch of a text is begun so. `target` holds at least `start` positions and `source` at
-        least `end`; anything else is a `ValueError`. Not while a batch runs.
+        Starts a branch of a text or a text with a cached prefix. Raises `ValueError` if `target`
+        holds fewer than `start` positions or `source` fewer than `end`. Not while a batch runs.
         """
 
     def cached(self, slot: int) -> int:
-        """Positions of the slot that hold keys and values."""
+        """Number of positions of the slot that hold keys and values."""
 
-    def run(self, rows: Sequence[Row]) -> Iterator[Step]:
-        """Runs one batch, at most one row a slot. The caller exhausts the iterator.
+    def run(self, rows: Sequence[Row]) -> Iterator[SegmentDone]:
+        """Runs one batch, with at most one row for each slot. The caller exhausts the iterator.
 
-        A row starts at or below its slot's cached length and ends within `context`; anything else
-        is a `ValueError` before anything has run.
+        Raises `ValueError`, before anything has run, if a row starts beyond its slot's cached
+        length or ends beyond `context`.
         """
 
 
 def final_choices(engine: Engine, rows: Sequence[Row]) -> list[Choices | None]:
-    """Runs a batch for a caller without an interest in the steps between."""
+    """Runs a batch and returns the final head's choices, one entry for each row."""
     *_, last = engine.run(rows)
     return last.choices
 
@@ -129,8 +134,8 @@ def check_rows(engine: Engine, rows: Sequence[Row]) -> None:
     if len({row.slot for row in rows}) != len(rows):
         raise ValueError("a slot stands twice in one batch")
     for row in rows:
-        if not row.tokens or not 0 <= row.wanted <= len(row.tokens):
-            raise ValueError(f"{len(row.tokens)} tokens with {row.wanted} choices wanted")
+        if not row.tokens or not 0 <= row.choice_count <= len(row.tokens):
+            raise ValueError(f"{len(row.tokens)} tokens with {row.choice_count} choices asked for")
         if not 0 <= row.start <= engine.cached(row.slot):
             raise ValueError(f"row starts at {row.start}, cached are {engine.cached(row.slot)}")
         if row.start + len(row.tokens) > engine.context:

@@ -1,12 +1,13 @@
-"""The little of CUDA that the back ends need, over `cuda-python` 12 and 13.
+"""CUDA memory, copies and graphs for the back ends, over `cuda-python` 12 and 13.
 
 A `GpuDevice` is memory with addresses and one stream. Operations run in order and asynchronously;
-`finish` waits for them. Copies from and to a host go through page-locked arrays, since only
-those are asynchronous and may be recorded in a graph.
+`finish` waits for them. Copies from and to the host use page-locked arrays: only such copies are
+asynchronous and can be recorded in a graph.
 
-`cuda.bindings.runtime` (`cuda.cudart` up to 12.8) answers with `(error, value, …)` and wants plain
-integers for addresses (https://nvidia.github.io/cuda-python/cuda-bindings/latest/module/runtime.html).
-It can be imported without a driver; the first call then fails with `cudaErrorInsufficientDriver`.
+Functions of `cuda.bindings.runtime` (`cuda.cudart` up to 12.8) return `(error, value, …)` and take
+plain integers as addresses
+(https://nvidia.github.io/cuda-python/cuda-bindings/latest/module/runtime.html). The module can be
+imported without a driver; the first call then fails with `cudaErrorInsufficientDriver`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from edgespec.errors import EngineError
 
+BYTES_PER_MB = 1e6
 MODULES = ("cuda.bindings.runtime", "cuda.cudart")
 _HELP = MappingProxyType(
     {
@@ -31,8 +33,8 @@ _HELP = MappingProxyType(
         "install or update it until nvidia-smi works, or use a CPU profile",
         "cudaErrorNoDevice": "there is no NVIDIA GPU that this process may use; use a CPU profile, "
         "or hand the GPU to the container (--gpus all) and check CUDA_VISIBLE_DEVICES",
-        "cudaErrorMemoryAllocation": "the GPU's memory is full; lower --kv-memory or end what else "
-        "uses it",
+        "cudaErrorMemoryAllocation": "the GPU's memory is full; lower --kv-memory or end other "
+        "programs that use it",
         "cudaErrorInitializationError": "the driver did not start; see nvidia-smi and dmesg",
         "cudaErrorSystemDriverMismatch": "driver and kernel module differ; restart the machine",
         "cudaErrorDevicesUnavailable": "the GPU is in use by a process that does not share it",
@@ -42,69 +44,72 @@ _HELP = MappingProxyType(
         "is lost; start again and report what ran",
     }
 )
-"""What to do, by CUDA's name of the error."""
+"""Advice to the user, by CUDA's name of the error."""
 
 
 class Buffer(Protocol):
-    """Memory of a device; freed with the last reference to it."""
+    """Memory of a device. It is freed with the last reference to it."""
 
     @property
     def address(self) -> int: ...
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Number of bytes."""
 
 
 class GpuDevice(Protocol):
-    """Memory, and a stream that does one thing after the other. Raises `EngineError`."""
+    """Memory of a GPU, and a stream that runs operations in order. Raises `EngineError`."""
 
     @property
     def place(self) -> str:
-        """Whose memory it is in the words of ONNX Runtime: `cuda`."""
+        """Name of the memory in ONNX Runtime's bindings: `cuda`."""
 
     @property
     def stream(self) -> int:
-        """The stream's handle."""
+        """Handle of the stream."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes that are free, and in all."""
+        """Returns the free and the total bytes."""
 
     def allocate(self, size: int) -> Buffer:
-        """`size` bytes of garbage, aligned to 256."""
+        """Returns `size` uninitialised bytes, aligned to 256."""
 
     def host(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Zeroed memory of the host that copies may start from and end in."""
+        """Returns a zeroed, page-locked host array, the source or target of copies."""
 
     def fill(self, address: int, size: int) -> None:
-        """Zeroes `size` bytes."""
+        """Sets `size` bytes to zero."""
 
     def copy(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int
     ) -> None:
-        """Copies `rows` runs of `width` bytes that lie a pitch apart, from device to device."""
+        """Copies `rows` runs of `width` bytes from device to device; a pitch is the number of bytes
+        from the start of one run to the next."""
 
     def write(self, address: int, array: npt.NDArray[Any]) -> None:
-        """Copies an array of `host` to the device."""
+        """Copies an array made by `host` to the device."""
 
     def read(self, array: npt.NDArray[Any], address: int) -> None:
-        """Copies from the device into an array of `host`."""
+        """Copies from the device into an array made by `host`."""
 
     def capture(self, record: Callable[[], None]) -> Callable[[], None]:
-        """What `record` asks of the stream, as one thing to be done again and again: nothing of
-        it is done yet, and the result does it."""
+        """Records the operations that `record` enqueues, without running them.
+
+        Returns a function that runs them, any number of times.
+        """
 
     def finish(self) -> None:
-        """Waits until everything is done."""
+        """Waits until all operations of the stream are done."""
 
 
 def free_memory(device: GpuDevice) -> Callable[[], int]:
-    """Asks for the free bytes of a device."""
+    """Returns a function that returns the device's free bytes."""
     return lambda: device.memory()[0]
 
 
 def load_cuda() -> ModuleType:
-    """cuda-python's runtime module. Raises `EngineError` where it is not installed."""
+    """Returns cuda-python's runtime module. Raises `EngineError` if it is not installed."""
     for name in MODULES:
         try:
             return importlib.import_module(name)
@@ -117,13 +122,13 @@ def load_cuda() -> ModuleType:
 
 
 class Runtime:
-    """Calls of the module, with their errors as sentences."""
+    """Calls functions of cuda-python's module and turns their error codes into `EngineError`."""
 
     def __init__(self, module: Any | None = None) -> None:
         self.module = load_cuda() if module is None else module
 
     def __call__(self, function: str, *arguments: Any) -> Any:
-        """What the function returns besides its error. Raises `EngineError`."""
+        """Returns the function's values without its error code. Raises `EngineError`."""
         code, *values = getattr(self.module, function)(*arguments)
         if int(code):
             raise EngineError(self._sentence(function, code))
@@ -140,7 +145,7 @@ class Runtime:
 
 
 def count(runtime: Runtime) -> int:
-    """GPUs of this machine. Raises `EngineError` without a driver."""
+    """Returns the number of GPUs. Raises `EngineError` without a driver."""
     return int(runtime("cudaGetDeviceCount"))
 
 
@@ -150,26 +155,27 @@ class CudaBuffer:
         try:
             self.address = int(runtime("cudaMalloc", size))
         except EngineError as error:
-            raise EngineError(f"{error} (asked for {size / 1e6:.1f} MB{_left(runtime)})") from error
+            asked = f"asked for {size / BYTES_PER_MB:.1f} MB"
+            raise EngineError(f"{error} ({asked}{_free_of_total(runtime)})") from error
         weakref.finalize(self, _free, runtime.module, self.address, stream)
 
 
 def _free(module: Any, address: int, stream: int) -> None:
-    """When the stream has done what it was asked before; errors are for who waits for it."""
+    """Frees memory after the stream's pending operations. Ignores errors; `finish` reports them."""
     module.cudaStreamSynchronize(stream)
     module.cudaFree(address)
 
 
-def _left(runtime: Runtime) -> str:
+def _free_of_total(runtime: Runtime) -> str:
     try:
         free, total = runtime("cudaMemGetInfo")
     except EngineError:
         return ""
-    return f"; {free / 1e6:.0f} of {total / 1e6:.0f} MB are free"
+    return f"; {free / BYTES_PER_MB:.0f} of {total / BYTES_PER_MB:.0f} MB are free"
 
 
 class CudaDevice:
-    """One GPU. Raises `EngineError` where there is none, or no driver."""
+    """One GPU. Raises `EngineError` if there is no GPU or no driver."""
 
     place = "cuda"
 
@@ -185,7 +191,7 @@ class CudaDevice:
         kinds = self._call.module.cudaMemcpyKind
         self._across = kinds.cudaMemcpyDeviceToDevice
         self._up, self._down = kinds.cudaMemcpyHostToDevice, kinds.cudaMemcpyDeviceToHost
-        # One that does not wait for the default stream, which may not be used in a capture.
+        # A non-blocking stream does not wait for the default stream, which a capture forbids.
         flags = self._call.module.cudaStreamNonBlocking
         self.stream = int(self._call("cudaStreamCreateWithFlags", flags))
 
@@ -241,7 +247,7 @@ class CudaDevice:
 
 
 class _Recorded:
-    """A graph that has been instantiated."""
+    """An instantiated CUDA graph; calling it launches the graph."""
 
     def __init__(self, runtime: Runtime, graph: Any, stream: int) -> None:
         self._call, self._graph, self._stream = runtime, graph, stream

@@ -1,4 +1,4 @@
-"""What exactness costs a back end that pays for it: step times with it and without."""
+"""Cost of exactness: step times of a back end in its exact and in its fast form."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from edgespec.manifest import Bundle
 from engines.backends import FASTER, open_target
 from engines.base import Engine, Row, final_choices
 
-PAST = 200
+PAST_TOKENS = 200
 """Cached positions of every row."""
-REPEATS = 9
+REPEAT_COUNT = 9
 STEPS: Mapping[str, tuple[int, int]] = {
     "one token": (1, 1),
     **{f"verify of 5 in {rows} row{'s' * (rows > 1)}": (rows, 5) for rows in (1, 4, 16)},
 }
-"""Rows, and tokens of each."""
+"""Timed steps: name to (rows, tokens of each row)."""
 
 
 class Price(NamedTuple):
+    """Times of one step, exact and fast."""
+
     name: str
     exact_ms: float
     fast_ms: float
@@ -31,8 +33,8 @@ class Price(NamedTuple):
 
 
 def step_times(engine: Engine, steps: Mapping[str, tuple[int, int]]) -> dict[str, float]:
-    """Milliseconds of each step, the shortest of several: what else runs here only adds."""
-    past = min(PAST, engine.context - max(tokens for _, tokens in steps.values()))
+    """Returns milliseconds of each step, the shortest of several runs (other load only adds)."""
+    past = min(PAST_TOKENS, engine.context - max(tokens for _, tokens in steps.values()))
     ids = [number % engine.vocabulary for number in range(past + 64)]
     slots = [engine.open() for _ in range(max(rows for rows, _ in steps.values()))]
     for slot in slots:
@@ -40,7 +42,7 @@ def step_times(engine: Engine, steps: Mapping[str, tuple[int, int]]) -> dict[str
     times = {}
     for name, (rows, tokens) in steps.items():
         batch = [Row(slot, past, ids[past : past + tokens], tokens) for slot in slots[:rows]]
-        times[name] = 1e3 * min(_seconds(engine, batch) for _ in range(REPEATS))
+        times[name] = 1e3 * min(_seconds(engine, batch) for _ in range(REPEAT_COUNT))
     for slot in slots:
         engine.close(slot)
     return times
@@ -53,13 +55,13 @@ def _seconds(engine: Engine, batch: Sequence[Row]) -> float:
 
 
 def price(exact: Callable[[], Engine], fast: Callable[[], Engine]) -> list[Price]:
-    """One engine after the other, so that a machine need not hold both."""
+    """Times both engines, one after the other, so that only one is in memory at a time."""
     exact_ms, fast_ms = step_times(exact(), STEPS), step_times(fast(), STEPS)
     return [Price(name, exact_ms[name], fast_ms[name]) for name in STEPS]
 
 
 def price_of(bundle: Bundle, backend: str, threads: int) -> list[Price]:
-    """Of a back end in `FASTER`."""
+    """Times a back end of `FASTER` against its fast form."""
     return price(
         lambda: open_target(bundle, backend, threads),
         lambda: open_target(bundle, FASTER[backend], threads),
@@ -67,7 +69,7 @@ def price_of(bundle: Bundle, backend: str, threads: int) -> list[Price]:
 
 
 def report_prices(prices: Sequence[Price], backend: str) -> str:
-    lines = [f"what {backend} pays for it, against {FASTER[backend]}:"]
+    lines = [f"cost of exactness, {backend} against {FASTER[backend]}:"]
     lines += [
         f"{price.ratio:>16.2f}  {price.name} ({price.exact_ms:.1f} ms, not {price.fast_ms:.1f})"
         for price in prices

@@ -1,8 +1,8 @@
-"""Does every way of computing a token give the same bits on this machine?
+"""Exactness test: every way of computing a token must give the same bits on this machine.
 
-Exactness rests on it: a verify of several tokens must see the logits that decoding one token at
-a time would have seen. The reference is one prefill; every case computes some of its positions
-another way and compares logits bit by bit.
+Verifying several tokens must see the same logits as decoding one token at a time. The reference is
+one prefill. Every case computes some of its positions in another way and compares the logits bit by
+bit.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from engines.backends import DEFAULT, FASTER, open_target
 from engines.base import Engine, Row, final_choices
 from engines.exact_price import Price, price_of, report_prices
 
-LENGTH = 300
-"""Positions of the reference; past the first capacity bucket, so that a slot grows on the way."""
-TAIL = 24
+REFERENCE_TOKENS = 300
+"""Positions of the reference; more than the first capacity, so that a slot has to grow."""
+TAIL_TOKENS = 24
 """Positions at the end that the slow ways compute."""
 
 Logits = npt.NDArray[Any]
@@ -32,6 +32,8 @@ Way = Callable[[Engine, Sequence[int]], Logits]
 
 
 class Case(NamedTuple):
+    """Result of one way of computing."""
+
     name: str
     identical: bool
     positions: int
@@ -40,7 +42,7 @@ class Case(NamedTuple):
 
 
 def _feed(engine: Engine, slot: int, ids: Sequence[int], sizes: Iterator[int]) -> Logits:
-    """Runs what of `ids` the slot lacks in rows of `sizes`; logits of all of it."""
+    """Runs the ids that the slot lacks in rows of `sizes` tokens; returns all their logits."""
     parts = []
     start = engine.cached(slot)
     while start < len(ids):
@@ -63,9 +65,9 @@ def _cycle(sizes: Sequence[int]) -> Iterator[int]:
 
 
 def _prefill(engine: Engine, ids: Sequence[int]) -> int:
-    """A slot that holds all of `ids` but the tail."""
+    """Returns a slot that holds `ids` without the tail."""
     slot = engine.open()
-    final_choices(engine, [Row(slot, 0, ids[:-TAIL], 0)])
+    final_choices(engine, [Row(slot, 0, ids[:-TAIL_TOKENS], 0)])
     return slot
 
 
@@ -80,7 +82,7 @@ def _by_rows(size: int) -> Way:
 
 
 def _in_chunks(engine: Engine, ids: Sequence[int]) -> Logits:
-    """From the start, in ragged chunks, so that the slot grows from bucket to bucket."""
+    """Computes all positions in chunks of different lengths; the slot grows through capacities."""
     slot = engine.open()
     logits = _feed(engine, slot, ids, _cycle([40, 3, 64, 17, 1, 8]))
     engine.close(slot)
@@ -88,13 +90,15 @@ def _in_chunks(engine: Engine, ids: Sequence[int]) -> Logits:
 
 
 def _in_a_ragged_batch(engine: Engine, ids: Sequence[int]) -> Logits:
-    """Beside three other sessions of other lengths, one of them idle every other time."""
+    """Computes the tail in a batch with three slots of other lengths, some of them idle."""
     others = [engine.open() for _ in range(3)]
     slot = _prefill(engine, ids)
     for number, other in enumerate(others):
-        final_choices(engine, [Row(other, 0, ids[: LENGTH - TAIL - 7 * number], 0)])
+        final_choices(
+            engine, [Row(other, 0, ids[: REFERENCE_TOKENS - TAIL_TOKENS - 7 * number], 0)]
+        )
     parts = []
-    for turn, start in enumerate(range(LENGTH - TAIL, LENGTH, 4)):
+    for turn, start in enumerate(range(REFERENCE_TOKENS - TAIL_TOKENS, REFERENCE_TOKENS, 4)):
         rows = [
             Row(other, engine.cached(other), ids[number : number + 2 + number])
             for number, other in enumerate(others)
@@ -110,10 +114,10 @@ def _in_a_ragged_batch(engine: Engine, ids: Sequence[int]) -> Logits:
 
 
 def _after_rollback(engine: Engine, ids: Sequence[int]) -> Logits:
-    """Over the garbage of rejected drafts."""
+    """Computes the tail over positions that rejected drafts have written."""
     slot = _prefill(engine, ids)
     parts = []
-    for start in range(LENGTH - TAIL, LENGTH, 3):
+    for start in range(REFERENCE_TOKENS - TAIL_TOKENS, REFERENCE_TOKENS, 3):
         final_choices(engine, [Row(slot, start, ids[:7])])
         engine.truncate(slot, start)
         (choices,) = final_choices(engine, [Row(slot, start, ids[start : start + 3], 3)])
@@ -124,7 +128,7 @@ def _after_rollback(engine: Engine, ids: Sequence[int]) -> Logits:
 
 
 def _again(engine: Engine, ids: Sequence[int]) -> Logits:
-    """In a slot that another session has used."""
+    """Computes all positions at once, in a slot that was used before."""
     slot = engine.open()
     (choices,) = final_choices(engine, [Row(slot, 0, ids, len(ids))])
     assert choices is not None
@@ -143,7 +147,7 @@ WAYS: dict[str, Way] = {
 
 
 def measure(load: Callable[[int], Engine], threads: Sequence[int] = (1, 2)) -> list[Case]:
-    """Runs every way with every number of threads; `load` gives an engine with that many."""
+    """Runs every way with every number of threads; `load(threads)` returns an engine."""
     with progress("exactness", len(threads) * len(WAYS), unit="cases") as advance:
         return list(_cases(load, threads, advance))
 
@@ -155,7 +159,7 @@ def _cases(
     for count in threads:
         engine = load(count)
         generator = np.random.default_rng(1)
-        ids = generator.integers(0, engine.vocabulary, LENGTH).tolist()
+        ids = generator.integers(0, engine.vocabulary, REFERENCE_TOKENS).tolist()
         if reference is None:
             reference = _again(engine, ids)
         for name, way in WAYS.items():
@@ -174,16 +178,16 @@ def _cases(
 def measure_bundle(
     bundle: Bundle, threads: Sequence[int] = (1, 2), backend: str = DEFAULT
 ) -> list[Case]:
-    """`measure` for a bundle's target in a back end."""
-    if bundle.manifest.context < LENGTH:
+    """Runs `measure` for a bundle's target. Raises `UsageError` if its context is too short."""
+    if bundle.manifest.context < REFERENCE_TOKENS:
         raise UsageError(
-            f"the bundle's context is {bundle.manifest.context}; exactness needs {LENGTH}"
+            f"the bundle's context is {bundle.manifest.context}; exactness needs {REFERENCE_TOKENS}"
         )
     return measure(lambda count: open_target(bundle, backend, count), threads)
 
 
 def report_cases(cases: Sequence[Case]) -> str:
-    """One line a case, and one that sums up."""
+    """Returns a line for each case and a summary."""
     lines = [
         f"{'identical' if case.identical else f'off by {case.largest:.2g}':>16}  {case.name}"
         for case in cases
@@ -199,13 +203,13 @@ def report_cases(cases: Sequence[Case]) -> str:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Of one back end on this machine."""
+class ExactnessReport:
+    """Exactness of one back end on this machine."""
 
     backend: str
     cases: Sequence[Case]
     faster: Sequence[Case]
-    """Of the same back end without what it does for exactness; empty where there is no such."""
+    """Cases of the back end's fast form; empty if it has none."""
     prices: Sequence[Price]
 
     @property
@@ -229,10 +233,10 @@ class Finding:
         }
 
 
-def doctor(bundle: Bundle, backend: str) -> Finding:
-    """Every case of a back end, and what its exactness costs where there is a choice."""
+def doctor(bundle: Bundle, backend: str) -> ExactnessReport:
+    """Runs every case of a back end, and the cost of its exactness if it has a fast form."""
     cases = measure_bundle(bundle, backend=backend)
     if backend not in FASTER:
-        return Finding(backend, cases, (), ())
+        return ExactnessReport(backend, cases, (), ())
     faster = measure_bundle(bundle, backend=FASTER[backend])
-    return Finding(backend, cases, faster, price_of(bundle, backend, usable_cores()))
+    return ExactnessReport(backend, cases, faster, price_of(bundle, backend, usable_cores()))

@@ -1,9 +1,9 @@
-"""The numbers of a tensor in a graph file, or in the data file beside it.
+"""Values of a tensor in an ONNX graph file or in its external data file.
 
-onnx-ir refuses a data file that has two links, which those of a bundle have where it was copied by
-`cp -al` or `rsync --link-dest`, and while it is published; so such a file is mapped here. Types are
-named as in ONNX (onnx.proto, `TensorProto.DataType`); two int4 share a byte, the first in its low
-half (the same file, `int32_data`).
+onnx-ir refuses a data file with two hard links. A bundle's files have two links while the bundle is
+published, and after a copy by `cp -al` or `rsync --link-dest`. This module maps such files itself.
+Type names are those of ONNX (onnx.proto, `TensorProto.DataType`). Two int4 values share a byte, the
+first one in the low half (onnx.proto, `int32_data`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _STORED: dict[str, Any] = {
 
 
 def numbers(tensor: Any) -> npt.NDArray[Any]:
-    """Of a tensor of onnx-ir, in its shape; int4 as int8. What lies in a data file is mapped.
+    """Returns the values of an onnx-ir tensor in its shape, int4 as int8. Maps external data.
 
-    Raises `BundleError` where the file is missing or too short, lies elsewhere than beside the
-    graph, or has a type that no graph of a bundle has.
+    Raises `BundleError` if the data file is missing or too short, is not in the graph's folder, or
+    has a type that no graph of a bundle uses.
     """
     if not hasattr(tensor, "location"):
         return np.asarray(tensor.numpy())
@@ -40,17 +40,17 @@ def numbers(tensor: Any) -> npt.NDArray[Any]:
     if kind not in _STORED:
         raise BundleError(f"{path}: {tensor.name} is of type {kind}; export the bundle again")
     shape = tuple(tensor.shape.numpy())
-    four = kind == "INT4"
-    size = ((math.prod(shape) + 1) // 2,) if four else shape
+    packed = kind == "INT4"
+    size = ((math.prod(shape) + 1) // 2,) if packed else shape
     try:
         stored = np.memmap(path, _STORED[kind], mode="r", offset=tensor.offset or 0, shape=size)
     except (ValueError, OSError) as error:
         raise BundleError(f"{path}: {tensor.name} cannot be read ({error})") from error
-    return _halves(stored, shape) if four else stored
+    return _unpacked(stored, shape) if packed else stored
 
 
-def _halves(stored: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """int4 [shape] of two a byte."""
+def _unpacked(stored: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Returns int8 [shape] from packed int4, two values a byte."""
     pairs = np.empty((stored.size, 2), np.int8)
     pairs[:, 0] = (stored << 4).view(np.int8) >> 4
     pairs[:, 1] = stored.view(np.int8) >> 4

@@ -1,7 +1,7 @@
-"""An engine over a runner: what the back ends have in common.
+"""The part of an engine that all back ends share, over a runner.
 
-Slots, the cutting of a batch into calls, padding, segments, and the tokens whose choices are
-wanted. A runner knows how one call runs through one segment, and nothing else.
+The engine handles slots, cuts a batch into calls, pads rows, runs the segments in order, and
+selects the tokens whose choices a head computes. A runner runs one call through one segment.
 """
 
 from __future__ import annotations
@@ -14,35 +14,37 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engines.base import Choices, Row, Step, check_rows
-from engines.batches import Call, plan
-from engines.cache.pools import BUCKETS, CacheTensor, MakePool
+from engines.base import Choices, Row, SegmentDone, check_rows
+from engines.cache.pools import CAPACITIES, CacheTensor, MakePool
 from engines.cache.slots import SlotCache, SlotEngine
+from engines.calls import Call, plan_calls
 
-FRAMES = 64
-"""Shapes of call whose buffers are kept."""
+MAX_FRAMES = 64
+"""Number of call shapes whose buffers are kept."""
 
 
 class Stage(NamedTuple):
+    """One segment, as the engine sees it."""
+
     end: int
-    """Layers done after it."""
+    """Number of layers that have run after it."""
     exit: bool = False
-    """Whether an exit head follows."""
+    """True if an exit head follows."""
 
 
 class Inputs:
-    """What a call is filled with, in a host's memory."""
+    """Input arrays of a call, in host memory."""
 
     def __init__(self, count: int, width: int) -> None:
         self.ids = np.zeros((count, width), np.int64)
         self.positions = np.zeros((count, width), np.int64)
         self.starts = np.zeros(count, np.int64)
-        """[count]: positions that stand before the new tokens."""
+        """[count]: positions before the new tokens."""
         self.lengths = np.zeros(count, np.int64)
         """[count]: starts + width."""
 
     def named(self) -> dict[str, npt.NDArray[np.int64]]:
-        """By the graphs' names."""
+        """The arrays by their input names in the graphs."""
         return {
             "input_ids": self.ids,
             "position_ids": self.positions,
@@ -52,46 +54,53 @@ class Inputs:
 
 
 class Frame(Protocol):
-    """Buffers for calls of one shape: the same slots, as wide."""
+    """Buffers for calls of one shape: the same slots and the same width."""
 
     @property
     def inputs(self) -> Inputs: ...
 
     def run(self, stage: int, select: npt.NDArray[np.int64]) -> Sequence[npt.NDArray[Any]]:
-        """Runs a segment, the first one over the inputs and the others over what the one before
-        has left, and then the head, an exit's or the last, for the selected of all count * width
-        tokens: argmax [N], top_ids and top_logits [N, TOP], logits [N, vocabulary]. Nothing
-        selected: nothing comes back. Raises `EngineError`."""
+        """Runs a segment, then its head (the final head, or the segment's exit head).
+
+        The first segment reads the inputs, a later one the hidden states of the segment before.
+        `select` [N] are flat indices into the call's count * width tokens. Returns the head's
+        outputs for them: argmax [N], top_ids and top_logits [N, TOP], logits [N, vocabulary]. With
+        N = 0 no head runs and the result is empty. Raises `EngineError`.
+        """
 
 
 class Runner(Protocol):
+    """A loaded model that runs one call through one segment."""
+
     @property
     def stages(self) -> Sequence[Stage]: ...
 
     @property
     def tensors(self) -> Sequence[CacheTensor]:
-        """What a slot consists of."""
+        """KV cache tensors of a slot."""
 
     @property
     def make_pool(self) -> MakePool: ...
 
     def frame(self, call: Call) -> Frame:
-        """New buffers for calls like this one."""
+        """Makes buffers for calls of this call's shape."""
 
 
 @dataclass(frozen=True)
 class Sizes:
+    """Sizes of an engine: `vocabulary` in ids, `context` and `capacities` in positions."""
+
     vocabulary: int
     context: int
     slots: int
     min_tokens: int
-    capacities: Sequence[int] = BUCKETS
+    capacities: Sequence[int] = CAPACITIES
     free: Callable[[], int] | None = None
-    """Free bytes where the caches lie; None: in the host's memory, of which anybody can ask."""
+    """Returns the free bytes of the memory that holds the caches; None for host memory."""
 
 
 class StagedEngine(SlotEngine):
-    """A target (segments, exit heads, head) or a draft (one segment)."""
+    """An engine for a target (segments, exit heads, head) or a draft (one segment)."""
 
     def __init__(self, runner: Runner, sizes: Sizes) -> None:
         super().__init__(SlotCache(runner.tensors, sizes.slots, sizes.capacities, runner.make_pool))
@@ -101,19 +110,19 @@ class StagedEngine(SlotEngine):
         self.free = sizes.free
         self._runner = runner
         self._frames: OrderedDict[tuple[int, ...], Frame] = OrderedDict()
-        """By capacity, generation and shape."""
+        """Frames by capacity, pool generation and call shape, least recently used first."""
         self._generations: dict[int, int] = {}
 
     def slot_bytes(self, positions: int) -> int:
         return super().slot_bytes(positions + self.min_tokens - 1)
 
-    def run(self, rows: Sequence[Row]) -> Iterator[Step]:
+    def run(self, rows: Sequence[Row]) -> Iterator[SegmentDone]:
         check_rows(self, rows)
-        calls = plan(rows, self._cache, self.min_tokens)
-        with self._cache.still():
+        calls = plan_calls(rows, self._cache, self.min_tokens)
+        with self._cache.pinned():
             yield from self._run(rows, calls)
 
-    def _run(self, rows: Sequence[Row], calls: Sequence[Call]) -> Iterator[Step]:
+    def _run(self, rows: Sequence[Row], calls: Sequence[Call]) -> Iterator[SegmentDone]:
         self._drop_stale()
         frames = [self._fill(call, rows) for call in calls]
         stages = self._runner.stages
@@ -121,15 +130,15 @@ class StagedEngine(SlotEngine):
             final = number == len(stages) - 1
             choices: list[Choices | None] = [None] * len(rows)
             for call, frame in zip(calls, frames, strict=True):
-                wanting = _wanting(call, rows, final, stage.exit)
-                _deal(frame.run(number, _select(call, rows, wanting)), rows, wanting, choices)
+                asking = _asking(call, rows, final) if final or stage.exit else []
+                _split(frame.run(number, _select(call, rows, asking)), rows, asking, choices)
             if final:
                 for row in rows:
                     self._cache.length[row.slot] = row.start + len(row.tokens)
-            yield Step(stage.end, final, choices)
+            yield SegmentDone(stage.end, final, choices)
 
     def _drop_stale(self) -> None:
-        """Lets go of frames that are bound to where a pool no longer lies."""
+        """Drops the frames that are bound to the old arrays of a pool that has moved."""
         current = self._cache.generations()
         if current != self._generations:
             self._generations = current
@@ -142,12 +151,13 @@ class StagedEngine(SlotEngine):
         frame = self._frames.get(key)
         if frame is None:
             frame = self._frames[key] = self._runner.frame(call)
-            if len(self._frames) > FRAMES:
+            if len(self._frames) > MAX_FRAMES:
                 self._frames.popitem(last=False)
         self._frames.move_to_end(key)
         return frame
 
     def _fill(self, call: Call, rows: Sequence[Row]) -> Frame:
+        """Returns the call's frame with its inputs filled; unused tokens are pads (id 0)."""
         frame = self._frame(call)
         inputs = frame.inputs
         inputs.ids.fill(0)
@@ -164,36 +174,36 @@ class StagedEngine(SlotEngine):
         return frame
 
 
-def _wanting(call: Call, rows: Sequence[Row], final: bool, exit: bool) -> list[tuple[int, int]]:
-    """(place in the call, row's number) of those who want choices of this head."""
+def _asking(call: Call, rows: Sequence[Row], final: bool) -> list[tuple[int, int]]:
+    """Returns (place in the call, index in the batch) of the rows that ask this head."""
     return [
         (place, number)
         for place, number in enumerate(call.members)
-        if number is not None and rows[number].wanted and (final or (exit and rows[number].hints))
+        if number is not None and rows[number].asks(final=final)
     ]
 
 
 def _select(
-    call: Call, rows: Sequence[Row], wanting: Sequence[tuple[int, int]]
+    call: Call, rows: Sequence[Row], asking: Sequence[tuple[int, int]]
 ) -> npt.NDArray[np.int64]:
-    """Flat indices, in `[count * width]`, of the tokens whose choices are wanted."""
+    """Returns flat indices, in `[count * width]`, of the tokens whose choices a head computes."""
     picked = [
-        place * call.width + len(rows[number].tokens) - rows[number].wanted + j
-        for place, number in wanting
-        for j in range(rows[number].wanted)
+        place * call.width + len(rows[number].tokens) - rows[number].choice_count + j
+        for place, number in asking
+        for j in range(rows[number].choice_count)
     ]
     return np.array(picked, np.int64)
 
 
-def _deal(
-    heads: Sequence[npt.NDArray[Any]],
+def _split(
+    outputs: Sequence[npt.NDArray[Any]],
     rows: Sequence[Row],
-    wanting: Sequence[tuple[int, int]],
+    asking: Sequence[tuple[int, int]],
     choices: list[Choices | None],
 ) -> None:
-    """Cuts a head's outputs into the rows that they belong to."""
+    """Splits a head's outputs, [N, …] each, into `choices` of the rows that they belong to."""
     done = 0
-    for _, number in wanting:
-        cut = slice(done, done + rows[number].wanted)
-        choices[number] = Choices(*(output[cut] for output in heads))
+    for _, number in asking:
+        cut = slice(done, done + rows[number].choice_count)
+        choices[number] = Choices(*(output[cut] for output in outputs))
         done = cut.stop

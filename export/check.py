@@ -210,7 +210,7 @@ def _run(engine: Engine, tokens: Sequence[int]) -> npt.NDArray[Any]:
     slot, parts, start = engine.open(), [], 0
     for length in cycle(CHUNKS):
         chunk = tokens[start : start + length]
-        [choices] = final_choices(engine, [Row(slot, start, chunk, wanted=len(chunk))])
+        [choices] = final_choices(engine, [Row(slot, start, chunk, choice_count=len(chunk))])
         assert choices is not None
         parts.append(choices.logits)
         start += len(chunk)

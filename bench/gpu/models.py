@@ -10,7 +10,15 @@ from torch import Tensor
 
 from bench.lab.random_checkpoint import MODELS
 from edgespec.architecture import Architecture
-from engines.torch_backend.model import GROUP, Dense, Layer, Linear, Model, Segment, pack
+from engines.torch_backend.model import (
+    GROUP_INPUTS,
+    Dense,
+    LayerWeights,
+    Linear,
+    Model,
+    SegmentWeights,
+    pack,
+)
 from export.sources.families import architecture_from_config
 
 SHAPES = MappingProxyType(
@@ -51,7 +59,7 @@ def random_model(shapes: Architecture, precision: str, device: torch.device) -> 
         if precision != "int4":
             return Dense(torch.empty(outputs, inputs, dtype=dtype, device=device).normal_(0, 0.02))
         values = torch.randint(-8, 8, (inputs, outputs), dtype=torch.int8, device=device)
-        scales = torch.full((inputs // GROUP, outputs), 0.005, device=device)
+        scales = torch.full((inputs // GROUP_INPUTS, outputs), 0.005, device=device)
         return pack(values, scales, None, device)
 
     def ones() -> Tensor:
@@ -59,7 +67,7 @@ def random_model(shapes: Architecture, precision: str, device: torch.device) -> 
 
     queries, keys = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
     layers = [
-        Layer(
+        LayerWeights(
             attention_norm=ones(),
             qkv=matrix(shapes.hidden, queries + 2 * keys),
             q_norm=None,
@@ -74,7 +82,7 @@ def random_model(shapes: Architecture, precision: str, device: torch.device) -> 
     table = torch.empty(2, shapes.vocabulary, shapes.hidden, dtype=dtype, device=device)
     embedding, head = table.normal_(0, 0.02)
     angles = torch.zeros(shapes.context, shapes.head_dim, dtype=dtype, device=device)
-    segments = [Segment(shapes.layers, layers)]
+    segments = [SegmentWeights(shapes.layers, layers)]
     return Model(
         shapes, dtype, embedding, angles.cos(), angles.sin(), segments, ones(), Dense(head)
     )

@@ -189,5 +189,5 @@ def _prefill(opened: Engine, model: Model, prompt: int, size: int) -> tuple[floa
 
     taken = seconds(whole, model.device)
     opened.close(slot)
-    parts = [work(model, 1, len(row.tokens), row.start, row.wanted) for row in rows]
+    parts = [work(model, 1, len(row.tokens), row.start, row.choice_count) for row in rows]
     return taken, Work(sum(p.bytes for p in parts), sum(p.operations for p in parts))

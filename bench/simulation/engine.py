@@ -10,10 +10,10 @@ import numpy as np
 from bench.simulation.script import Script
 from bench.simulation.times import Times
 from bench.simulation.virtual_time import Process
-from engines.base import Choices, Row, Step, check_rows
-from engines.batches import plan
+from engines.base import Choices, Row, SegmentDone, check_rows
 from engines.cache.pools import CacheTensor
 from engines.cache.slots import SlotCache, SlotEngine
+from engines.calls import plan_calls
 
 VOCABULARY = 1 << 20
 ID_BYTES = 8
@@ -54,10 +54,10 @@ class SimulatedEngine(SlotEngine):
     def limit(self, memory: int) -> None:
         super().limit(memory // POSITION_BYTES * ID_BYTES)
 
-    def run(self, rows: Sequence[Row]) -> Iterator[Step]:
+    def run(self, rows: Sequence[Row]) -> Iterator[SegmentDone]:
         assert self.process is not None
         check_rows(self, rows)
-        calls = plan(rows, self._cache, self.min_tokens)
+        calls = plan_calls(rows, self._cache, self.min_tokens)
         seconds = sum(self._times.step(call.width, call.count) for call in calls)
         if any(row.hints for row in rows):
             seconds += self._times.hint_ms / 1e3
@@ -65,20 +65,20 @@ class SimulatedEngine(SlotEngine):
         self.steps.append(TargetStep(self.process.world.now, seconds, widths))
         texts = [self._write(row) for row in rows]
         layers = self._times.layers
-        with self._cache.still():
+        with self._cache.pinned():
             for layer in range(1, layers + 1):
                 self.process.sleep(seconds / layers)
                 final = layer == layers
                 choices = [
-                    self._choices(row, text, layer) if row.wanted and (final or row.hints) else None
+                    self._choices(row, text, layer) if row.asks(final=final) else None
                     for row, text in zip(rows, texts, strict=True)
                 ]
-                yield Step(layer, final, choices)
+                yield SegmentDone(layer, final, choices)
 
     def _write(self, row: Row) -> list[int]:
         """Writes the row's tokens into its slot. Returns all ids of the slot."""
         end = row.start + len(row.tokens)
-        pool, index = self._cache.place(row.slot)
+        pool, index = self._cache.location(row.slot)
         ids = pool.arrays["ids"][index, 0, :, 0]
         ids[row.start : end] = row.tokens
         self._cache.length[row.slot] = end
@@ -87,12 +87,12 @@ class SimulatedEngine(SlotEngine):
 
     def _choices(self, row: Row, text: list[int], layer: int) -> Choices:
         end = self._script.place(text) + 1
-        places = range(end - row.wanted, end)
+        places = range(end - row.choice_count, end)
         if layer == self._times.layers:
             ids = [self._script.target(text, place) for place in places]
         else:
             right = self._times.exits[layer - 1]
             ids = [self._script.hint(text, place, layer, right) for place in places]
         chosen = np.array(ids)
-        none = np.zeros((row.wanted, 1), np.float32)
+        none = np.zeros((row.choice_count, 1), np.float32)
         return Choices(chosen, chosen[:, None], none, none)

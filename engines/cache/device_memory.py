@@ -1,7 +1,7 @@
-"""Arrays in the memory of a device, and pools of slots made of them.
+"""Arrays in a GPU's memory, and pools of slots that consist of them.
 
-A slot's positions `[start, end)` are a run of `(end - start) * head_dim` elements in each head, and
-the runs lie `capacity * head_dim` elements apart, which is what a two-dimensional copy takes.
+Positions `[start, end)` of a slot are one run of `(end - start) * head_dim` elements in each head.
+The runs are `capacity * head_dim` elements apart, so one two-dimensional copy moves them all.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from engines.cuda import Buffer, GpuDevice
 
 @dataclass(frozen=True, eq=False)
 class DeviceArray:
-    """Row-major and without gaps. Of bfloat16, which numpy lacks, only the size counts: `uint16`
-    stands for it."""
+    """A contiguous, row-major array. bfloat16, which numpy lacks, is stored as `uint16`."""
 
     memory: Buffer | None
-    """None for a view, which keeps nothing alive: whoever has the whole array does. So a pool that
-    moves gives its memory back at once, whatever was bound to it."""
+    """None for a view, which does not keep the memory alive: a pool that moves frees its memory at
+    once, even if old views of it are still bound somewhere."""
     address: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -35,7 +34,7 @@ class DeviceArray:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> DeviceArray:
-        """A view of the rows `[start, stop)` of the first axis."""
+        """Returns a view of the rows `[start, stop)` of the first axis."""
         start, stop, step = rows.indices(self.shape[0])
         assert step == 1
         address = self.address + start * self.nbytes // max(1, self.shape[0])
@@ -48,15 +47,15 @@ class DeviceArray:
 
 
 class DeviceStore:
-    """A `Store` (engines/cache/pools.py) over a device."""
+    """A `Store` (engines/cache/pools.py) in a GPU's memory."""
 
-    least = 1
+    min_slots = 1
 
     def __init__(self, device: GpuDevice) -> None:
         self._device = device
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
-        """Garbage. Raises `EngineError` where there is no room."""
+        """Returns an uninitialised array. Raises `EngineError` if the memory is full."""
         kind = np.dtype(dtype)
         memory = self._device.allocate(math.prod(shape) * kind.itemsize)
         return DeviceArray(memory, memory.address, shape, kind, self._device.place)
@@ -71,19 +70,21 @@ class DeviceStore:
     ) -> None:
         if start >= end:
             return
-        (to, to_pitch), (at, at_pitch) = _slot(target, index, start), _slot(source, place, start)
+        to_address, to_pitch = _position(target, index, start)
+        from_address, from_pitch = _position(source, place, start)
         _, heads, _, head_dim = target.shape
         width = (end - start) * head_dim * target.dtype.itemsize
-        self._device.copy(to, to_pitch, at, at_pitch, width, heads)
+        self._device.copy(to_address, to_pitch, from_address, from_pitch, width, heads)
 
 
-def _slot(array: DeviceArray, index: int, start: int) -> tuple[int, int]:
-    """Where position `start` of a slot lies, and the bytes from one head to the next."""
+def _position(array: DeviceArray, index: int, start: int) -> tuple[int, int]:
+    """Returns the address of a slot's position, and the bytes from one head to the next."""
     _, heads, capacity, head_dim = array.shape
-    position = head_dim * array.dtype.itemsize
-    return array.address + (index * heads * capacity + start) * position, capacity * position
+    position_bytes = head_dim * array.dtype.itemsize
+    address = array.address + (index * heads * capacity + start) * position_bytes
+    return address, capacity * position_bytes
 
 
 def device_pools(device: GpuDevice) -> MakePool:
-    """Pools whose slots lie in the memory of a device."""
+    """Returns the constructor of pools whose slots are in the GPU's memory."""
     return partial(GrowingPool, DeviceStore(device))

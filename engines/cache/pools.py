@@ -1,12 +1,12 @@
-"""Where keys and values lie: slots of one capacity, `[slots, kv_heads, capacity, head_dim]`.
+"""Pools: arrays `[slots, kv_heads, capacity, head_dim]` that hold slots of one capacity.
 
-Capacities are buckets, because attention costs time for the whole capacity in some runtimes (ONNX
-Runtime's on a CPU, one token over 256 cached positions: 161 µs at 2048, 40 µs at 512).
+There are several capacities, because the time of attention grows with the capacity in some runtimes
+(ONNX Runtime on a CPU, one token over 256 cached positions: 161 µs at 2048, 40 µs at 512).
 
-In a host's memory a pool maps the addresses of all slots that there may ever be, once: no address
-into it goes stale. Memory is only what was written; the pages of a slot that leaves are given back.
-They read as zeros, as they must: a masked position weighs 0, and 0 times the NaN of stray bits
-would be NaN. A GPU's memory cannot be promised twice, so there a pool grows and shrinks instead.
+In host memory a pool reserves the addresses of all its slots once, so no address changes. Only
+pages that were written take memory, and the pages of a slot that leaves are freed. Freed pages read
+as zeros. This is necessary: a masked position has weight 0, and 0 times a NaN from stray bits would
+be NaN. A GPU's memory cannot be reserved without taking it, so there a pool grows and shrinks.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import numpy.typing as npt
 
 from edgespec.errors import EngineError
 
-BUCKETS = (256, 512, 1024, 2048)
-"""Positions; beyond the last, multiples of it."""
-STEP_SLOTS = 4
-STEP_BYTES = 32 << 20
-"""A growing pool takes so many slots more at once, and of large ones no more than so many bytes; or
-a quarter of what it has, since what it has is copied."""
+CAPACITIES = (256, 512, 1024, 2048)
+"""Default capacities in positions; above the last, multiples of it."""
+GROWTH_SLOTS = 4
+"""Slots by which a growing pool grows, as far as they fit into `GROWTH_BYTES`."""
+GROWTH_BYTES = 32 << 20
+GROWTH_DIVISOR = 4
+"""A growing pool grows by at least its size divided by this, since growing copies all of it."""
 
 
-def bucket(positions: int, capacities: Sequence[int] = BUCKETS) -> int:
-    """The smallest capacity that holds `positions`."""
+def capacity_for(positions: int, capacities: Sequence[int] = CAPACITIES) -> int:
+    """Returns the smallest capacity that holds `positions`."""
     for capacity in capacities:
         if positions <= capacity:
             return capacity
@@ -40,7 +41,7 @@ def bucket(positions: int, capacities: Sequence[int] = BUCKETS) -> int:
 
 @dataclass(frozen=True)
 class CacheTensor:
-    """A cache input of the graph; for each slot `[heads, capacity, head_dim]`."""
+    """A cache input of the graph, `[heads, capacity, head_dim]` for each slot."""
 
     name: str
     heads: int
@@ -52,68 +53,69 @@ class CacheTensor:
 
 
 class Pool:
-    """Slots of one capacity."""
+    """Slots of one capacity, in arrays that a subclass provides."""
 
     def __init__(self, capacity: int, slots: int) -> None:
         self.capacity = capacity
         self.arrays: dict[str, Any] = {}
-        """By tensor, `[slots, heads, capacity, head_dim]`."""
+        """Arrays by tensor name, `[slots, heads, capacity, head_dim]`."""
         self.occupants: list[int] = []
-        """Slot ids, by index in the arrays."""
+        """Slot ids by index in the arrays."""
         self.generation = 0
-        """Goes up when the arrays lie elsewhere than before."""
+        """Increases when the arrays move to other addresses."""
         self._slots = slots
 
     @property
     def bytes(self) -> int:
-        """That are taken from everybody else, for slots or as spare room."""
+        """Bytes that the pool has taken, for slots and as spare capacity; 0 in host memory."""
         return 0
 
     @property
     def slot_bytes(self) -> int:
-        """That the pool takes for a slot more, if it must take them from everybody else."""
+        """Bytes that one more slot takes; 0 in host memory."""
         return 0
 
     @property
     def grows(self) -> bool:
-        """Whether the next slot takes more `bytes`."""
+        """True if the next slot needs more memory than the pool has taken."""
         return False
 
     def grow(self, free: int | None = None) -> None:
-        """Makes room for the next slot and some spare room, of which no more than fits into `free`
-        bytes. Raises `EngineError` where there is no memory; nothing is changed then."""
+        """Takes memory for the next slot, and for spare slots as far as they fit into `free` bytes.
+
+        Raises `EngineError`, without a change, if the memory is full.
+        """
 
     def take(self, slot: int) -> int:
-        """The index of a slot that comes, for which there is room. Raises `EngineError` when all
-        are taken."""
+        """Adds a slot and returns its index. Raises `EngineError` when all slots are taken."""
         if len(self.occupants) == self._slots:
             raise EngineError(f"all {self._slots} slots of {self.capacity} positions are taken")
         self.occupants.append(slot)
         return len(self.occupants) - 1
 
     def give_back(self, index: int) -> None:
-        """The memory of an index that nobody occupies, the last one, may be used otherwise."""
+        """Frees the memory of the last index, after its slot has left."""
 
     def trim(self) -> None:
-        """Gives back what can be given back of the spare room."""
+        """Frees the spare capacity as far as possible."""
 
     def copy(self, index: int, source: Pool, place: int, start: int, end: int) -> None:
-        """Copies positions `[start, end)` from index `place` of a pool to `index` of this one."""
+        """Copies positions `[start, end)` from index `place` of pool `source` to `index` here."""
         for name, array in self.arrays.items():
             array[index, :, start:end] = source.arrays[name][place, :, start:end]
 
 
 MakePool = Callable[[Sequence[CacheTensor], int, int], Pool]
-"""Tensors, capacity, and slots at most."""
+"""Makes a pool from tensors, a capacity and the largest number of slots."""
 
 
 class HostPool(Pool):
-    """In a host's memory. Raises `EngineError` where so many addresses cannot be had."""
+    """A pool in host memory. Raises `EngineError` if the addresses cannot be reserved."""
 
     def __init__(self, tensors: Sequence[CacheTensor], capacity: int, slots: int) -> None:
         super().__init__(capacity, slots)
         self._ranges: list[tuple[int, int]] = []
-        """Of each tensor, where it begins in the mapping, and the bytes of a slot."""
+        """For each tensor, its offset in the mapping and the bytes of a slot."""
         begin = 0
         for tensor in tensors:
             self._ranges.append((begin, tensor.bytes(capacity)))
@@ -125,7 +127,7 @@ class HostPool(Pool):
             self.arrays[tensor.name] = flat.reshape(slots, tensor.heads, capacity, tensor.head_dim)
 
     def give_back(self, index: int) -> None:
-        """The whole pages of an index that nobody occupies become free memory."""
+        """Frees the pages that lie entirely in an unoccupied index."""
         advise = getattr(self._memory, "madvise", None)
         if advise is None:
             return
@@ -141,13 +143,13 @@ def _page_up(size: int) -> int:
 
 
 def _mapping(size: int, slots: int, capacity: int) -> mmap.mmap:
-    """Zeroed memory that is taken page by page as it is written, where the system can do that."""
+    """Returns zeroed memory. Where the system allows it, a page takes memory when first written."""
     try:
         if not hasattr(mmap, "MAP_ANONYMOUS"):
             return mmap.mmap(-1, size)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         memory = mmap.mmap(-1, size, flags=flags)
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a slot is to cost what it holds, not 2 MB a tensor
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # a huge page would cost 2 MB for each tensor and slot
             memory.madvise(mmap.MADV_NOHUGEPAGE)
         return memory
     except (OSError, OverflowError, ValueError) as error:
@@ -157,24 +159,25 @@ def _mapping(size: int, slots: int, capacity: int) -> mmap.mmap:
 
 
 class Store(Protocol):
-    """Memory that is not promised before it is there, such as a GPU's."""
+    """Memory that is taken when it is allocated, such as a GPU's."""
 
     @property
-    def least(self) -> int:
-        """Slots that an array has at least, wanted or not."""
+    def min_slots(self) -> int:
+        """Smallest number of slots of an array."""
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
-        """Raises `EngineError` where there is no room."""
+        """Returns a zeroed array. Raises `EngineError` if the memory is full."""
 
     def copy(self, target: Any, index: int, source: Any, place: int, start: int, end: int) -> None:
-        """`target[index, :, start:end] = source[place, :, start:end]`; the two do not overlap."""
+        """Does `target[index, :, start:end] = source[place, :, start:end]`; no overlap allowed."""
 
 
 class GrowingPool(Pool):
-    """Arrays that are replaced, one after the other, when slots come or most of them have left.
+    """A pool whose arrays are replaced when slots are added or most of them have left.
 
-    So there is one tensor more than the pool has, for a while, and not a second pool. Where that
-    fails half-way some arrays are longer than others; what is seen of them is equally long.
+    The arrays are replaced one at a time, so resizing needs the memory of one additional tensor and
+    not of a second pool. If that fails half-way, some arrays are longer than others; `arrays` shows
+    the slots that all of them have.
     """
 
     def __init__(
@@ -183,16 +186,17 @@ class GrowingPool(Pool):
         super().__init__(capacity, slots)
         self._store, self._tensors = store, tensors
         self._size = 0
-        self._whole: dict[str, Any] = {}
-        """What `arrays` are views of."""
+        """Number of slots in `arrays`."""
+        self._stored: dict[str, Any] = {}
+        """Arrays by tensor name; `arrays` are views of them."""
 
     @property
     def bytes(self) -> int:
-        whole = self._whole
+        stored = self._stored
         return sum(
-            len(whole[tensor.name]) * tensor.bytes(self.capacity)
+            len(stored[tensor.name]) * tensor.bytes(self.capacity)
             for tensor in self._tensors
-            if tensor.name in whole
+            if tensor.name in stored
         )
 
     @property
@@ -205,53 +209,58 @@ class GrowingPool(Pool):
 
     def grow(self, free: int | None = None) -> None:
         taken = len(self.occupants)
-        step = self._step(taken)
+        growth = self._growth(taken)
         if free is not None:
-            step = max(1, min(step, free // self.slot_bytes))
+            growth = max(1, min(growth, free // self.slot_bytes))
         try:
-            self._resize(min(self._slots, taken + step))
+            self._resize(min(self._slots, taken + growth))
         except EngineError:
-            self._try(self._size)
+            self._try_shrink(self._size)
             raise
 
     def give_back(self, index: int) -> None:
         if index == 0 or index < self._size // 2:
-            self._try(index + self._step(index) if index else 0)
+            self._try_shrink(index + self._growth(index) if index else 0)
 
     def trim(self) -> None:
-        self._try(len(self.occupants))
+        self._try_shrink(len(self.occupants))
 
     def copy(self, index: int, source: Pool, place: int, start: int, end: int) -> None:
         for name, array in self.arrays.items():
             self._store.copy(array, index, source.arrays[name], place, start, end)
 
-    def _step(self, size: int) -> int:
-        return max(1, min(STEP_SLOTS, STEP_BYTES // self.slot_bytes), size // 4)
+    def _growth(self, size: int) -> int:
+        """Returns the number of slots that a pool of `size` slots grows by."""
+        growth = min(GROWTH_SLOTS, GROWTH_BYTES // self.slot_bytes)
+        return max(1, growth, size // GROWTH_DIVISOR)
 
-    def _try(self, size: int) -> None:
-        """Shrinks, or where there is no memory for that keeps what there is."""
+    def _try_shrink(self, size: int) -> None:
+        """Shrinks to `size` slots if there is memory for the copy."""
         with suppress(EngineError):
             self._resize(min(self._size, size))
 
     def _resize(self, size: int) -> None:
-        """The slots that stay keep their index. Raises `EngineError` where there is no room for a
-        tensor beside those that there are; what is there then still holds every occupant."""
-        size = max(size, self._store.least) if size else 0
-        if all(len(self._whole.get(tensor.name, ())) == size for tensor in self._tensors):
+        """Replaces the arrays by arrays of `size` slots; a slot keeps its index.
+
+        Raises `EngineError` if there is no memory for one more tensor; every occupant is then still
+        in the arrays.
+        """
+        size = max(size, self._store.min_slots) if size else 0
+        if all(len(self._stored.get(tensor.name, ())) == size for tensor in self._tensors):
             return
         self.generation += 1
-        self.arrays = {}  # views may keep alive what is replaced
+        self.arrays = {}  # a view may keep the memory of a replaced array alive
         try:
             if size:
                 for tensor in self._tensors:
                     self._replace(tensor, size)
             else:
-                self._whole = {}
+                self._stored = {}
         finally:
-            self._see()
+            self._update_views()
 
     def _replace(self, tensor: CacheTensor, size: int) -> None:
-        before = self._whole.get(tensor.name, ())
+        before = self._stored.get(tensor.name, ())
         if len(before) == size:
             return
         array = self._store.zeros(
@@ -259,10 +268,10 @@ class GrowingPool(Pool):
         )
         for index in range(min(len(self.occupants), self._size, size)):
             self._store.copy(array, index, before, index, 0, self.capacity)
-        self._whole[tensor.name] = array
+        self._stored[tensor.name] = array
 
-    def _see(self) -> None:
-        """The slots that all arrays have are those that there are."""
-        lengths = [len(self._whole.get(tensor.name, ())) for tensor in self._tensors]
+    def _update_views(self) -> None:
+        """Makes `arrays` show the slots that all stored arrays have."""
+        lengths = [len(self._stored.get(tensor.name, ())) for tensor in self._tensors]
         self._size = min(lengths, default=0)
-        self.arrays = {name: array[: self._size] for name, array in self._whole.items()}
+        self.arrays = {name: array[: self._size] for name, array in self._stored.items()}

@@ -1,9 +1,8 @@
 """The KV cache of a back end: fixed slots, written in place.
 
-Slots of one capacity live in one pool (`engines/cache/pools.py`), so that a run of neighbours is a
-batch without copying. A slot is copied only when it outgrows its bucket, when it is laid to rest
-among others that do not run, or to close the gap that another one left, which keeps a pool's slots
-neighbours.
+Slots of one capacity are in one pool (`engines/cache/pools.py`), so that neighbouring slots form a
+batch without a copy. A slot is copied in three cases: it outgrows its capacity, it moves to the
+pool of resting slots, or it fills the gap that another slot left in its pool.
 """
 
 from __future__ import annotations
@@ -13,49 +12,54 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from edgespec.errors import EngineError
-from engines.cache.pools import BUCKETS, CacheTensor, HostPool, MakePool, Pool, bucket
+from engines.cache.pools import CAPACITIES, CacheTensor, HostPool, MakePool, Pool, capacity_for
 
 
 class SlotCache:
-    """Which slot lies where, and how much of it is filled."""
+    """Location and cached length of every slot."""
 
     def __init__(
         self,
         tensors: Sequence[CacheTensor],
         slots: int,
-        capacities: Sequence[int] = BUCKETS,
+        capacities: Sequence[int] = CAPACITIES,
         make_pool: MakePool = HostPool,
     ) -> None:
         self.slots = slots
         self._capacities = capacities
         self._make_pool = make_pool
         self.length: dict[int, int] = {}
+        """Cached positions of each open slot."""
         self._tensors = tensors
         self._position_bytes = sum(tensor.bytes(1) for tensor in tensors)
-        self._memory = 0
-        self._still = False
+        self._memory_bytes = 0
+        """Limit of all pools together; 0 for no limit."""
+        self._pinned = False
         self._closing: list[int] = []
+        """Slots to close when the cache is no longer pinned."""
         self._resting: list[int] = []
+        """Slots to move to rest when the cache is no longer pinned."""
         self._pools: dict[tuple[int, bool], Pool] = {}
-        """By capacity, and whether it is for slots at rest."""
-        self._place: dict[int, tuple[Pool, int]] = {}
+        """Pools by capacity, and whether they hold resting slots."""
+        self._location: dict[int, tuple[Pool, int]] = {}
 
-    def limit(self, memory: int) -> None:
-        """From now on there are as many slots as fit into so many bytes, at least one of each
-        capacity. Before the first is reserved, since a pool is mapped once.
+    def limit(self, memory_bytes: int) -> None:
+        """Limits the slots to those that fit into `memory_bytes`, at least one of each capacity.
 
-        Pools that grow keep to it together, spare room included, as long as the slots do. Beyond it
-        are the slot that moves, until it has left its old place, and one tensor of the pool that
-        changes its size."""
+        Call it before the first slot is reserved. Growing pools stay below the limit together, with
+        their spare capacity. Two things may exceed it for a short time: the copy of a slot that
+        moves, and one tensor of a pool that is resized.
+        """
         assert not self._pools
-        self._memory = memory
-        self.slots = max(1, memory // self.slot_bytes(1))
+        self._memory_bytes = memory_bytes
+        self.slots = max(1, memory_bytes // self.slot_bytes(1))
 
     def slot_bytes(self, positions: int) -> int:
-        """Bytes of a slot that holds so many positions."""
-        return self._bucket(positions) * self._position_bytes
+        """Returns the bytes of a slot that holds `positions` positions."""
+        return self._capacity(positions) * self._position_bytes
 
     def open(self) -> int:
+        """Returns a new, empty slot. Raises `EngineError` when all slots are taken."""
         if len(self.length) - len(self._closing) >= self.slots:
             raise EngineError(f"all {self.slots} slots are taken")
         slot = next(number for number in itertools.count() if number not in self.length)
@@ -63,32 +67,33 @@ class SlotCache:
         return slot
 
     def close(self, slot: int) -> None:
-        """Gives a slot back, at once or, while the cache is held still, as soon as it is not.
-        Needs no memory."""
-        if self._still:
+        """Frees a slot: now, or after the current `pinned` block. Needs no memory."""
+        if self._pinned:
             self._closing.append(slot)
             return
         del self.length[slot]
-        if slot in self._place:
-            self._vacate(*self._place.pop(slot))
+        if slot in self._location:
+            self._vacate(*self._location.pop(slot))
 
     def rest(self, slot: int) -> None:
-        """Moves a slot out of the way of those that run, to the smallest bucket that holds it, at
-        once or as soon as may be. Where there is no memory for that it stays where it is."""
-        if self._still:
+        """Moves a slot to the pool of resting slots, with the smallest capacity that holds it.
+
+        Moves it now, or after the current `pinned` block. Leaves it in place if the memory is full.
+        """
+        if self._pinned:
             self._resting.append(slot)
-        elif slot in self._place:
+        elif slot in self._location:
             with suppress(EngineError):
-                self._move(slot, self._pool(self._bucket(self.length[slot]), resting=True))
+                self._move(slot, self._pool(self._capacity(self.length[slot]), resting=True))
 
     @contextmanager
-    def still(self) -> Iterator[None]:
-        """While the block runs no slot moves, since a batch in flight knows where its slots lie."""
-        self._still = True
+    def pinned(self) -> Iterator[None]:
+        """Delays moves of slots until the block ends, because a running batch uses locations."""
+        self._pinned = True
         try:
             yield
         finally:
-            self._still = False
+            self._pinned = False
             while self._closing:
                 self.close(self._closing.pop())
             while self._resting:
@@ -97,18 +102,21 @@ class SlotCache:
                     self.rest(slot)
 
     def generations(self) -> dict[int, int]:
-        """Of the pools of slots that run, by capacity."""
+        """Returns the generation of each pool of running slots, by capacity."""
         return {size: pool.generation for (size, rest), pool in self._pools.items() if not rest}
 
-    def place(self, slot: int) -> tuple[Pool, int]:
-        """The pool that holds a slot, and its index there. The slot must have been reserved."""
-        return self._place[slot]
+    def location(self, slot: int) -> tuple[Pool, int]:
+        """Returns the pool that holds a slot, and its index there. Call `reserve` before."""
+        return self._location[slot]
 
     def reserve(self, slot: int, positions: int) -> None:
-        """Makes room for `positions` among the slots that run, moving what is cached if need be."""
-        capacity = self._bucket(positions)
-        if slot in self._place:
-            pool = self._place[slot][0]
+        """Gives a slot capacity for `positions` in a pool of running slots, with a copy if needed.
+
+        Raises `EngineError` if the memory is full.
+        """
+        capacity = self._capacity(positions)
+        if slot in self._location:
+            pool = self._location[slot][0]
             capacity = max(capacity, pool.capacity)
             if pool is self._pools.get((capacity, False)):
                 return
@@ -117,7 +125,7 @@ class SlotCache:
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copies positions `[start, end)` between slots; `target` then holds `end` positions.
 
-        Raises `ValueError` where `target` holds fewer than `start` or `source` fewer than `end`.
+        Raises `ValueError` if `target` holds fewer than `start` or `source` fewer than `end`.
         """
         if not 0 <= start <= self.length[target] or not start <= end <= self.length[source]:
             raise ValueError(
@@ -127,22 +135,24 @@ class SlotCache:
         if source != target and start < end:
             self.length[target] = start
             self.reserve(target, end)
-            self._copy(self._place[source], self._place[target], end, start)
+            self._copy(self._location[source], self._location[target], end, start)
         self.length[target] = end
 
     def _pool(self, capacity: int, *, resting: bool) -> Pool:
         key = (capacity, resting)
         if key not in self._pools:
             slots = self.slots
-            if self._memory:
-                slots = max(1, min(slots, self._memory // self.slot_bytes(capacity)))
+            if self._memory_bytes:
+                slots = max(1, min(slots, self._memory_bytes // self.slot_bytes(capacity)))
             self._pools[key] = self._make_pool(self._tensors, capacity, slots)
         return self._pools[key]
 
     def _move(self, slot: int, pool: Pool) -> None:
-        """Puts a slot, with what it holds, into a pool. Raises `EngineError` where there is no room
-        for it; it is then where it was."""
-        before = self._place.get(slot)
+        """Moves a slot and its content into a pool.
+
+        Raises `EngineError` if the memory is full; the slot then stays at its old location.
+        """
+        before = self._location.get(slot)
         if before is not None and before[0] is pool:
             return
         if pool.grows:
@@ -154,36 +164,36 @@ class SlotCache:
             except EngineError:
                 pool.occupants.pop()
                 raise
-        self._place[slot] = (pool, index)
+        self._location[slot] = (pool, index)
         if before is not None:
             self._vacate(*before)
 
     def _grow(self, pool: Pool) -> None:
-        """Room for one slot more; the others' spare room goes first where there is not enough."""
+        """Makes a pool one slot larger, after trimming other pools' spare capacity if necessary."""
         others = [other for other in self._pools.values() if other is not pool]
         others.sort(key=lambda other: len(other.occupants) * other.slot_bytes - other.bytes)
-        if self._memory:
+        if self._memory_bytes:
             for other in others:
-                if self._free() < pool.slot_bytes:
+                if self._free_bytes() < pool.slot_bytes:
                     other.trim()
         try:
-            pool.grow(self._free() if self._memory else None)
+            pool.grow(self._free_bytes() if self._memory_bytes else None)
         except EngineError:
             for other in others:
                 other.trim()
             pool.grow(0)
 
-    def _free(self) -> int:
-        return self._memory - sum(pool.bytes for pool in self._pools.values())
+    def _free_bytes(self) -> int:
+        return self._memory_bytes - sum(pool.bytes for pool in self._pools.values())
 
     def _vacate(self, pool: Pool, index: int) -> None:
-        """A slot has left its pool; the pool's last one moves into the gap."""
+        """Closes the gap at `index`: the pool's last slot moves there."""
         last = pool.occupants.pop()
         end = len(pool.occupants)
         if end != index:
             pool.occupants[index] = last
-            self._place[last] = (pool, index)
-            held, self.length[last] = self.length[last], 0  # which is true if the copy fails
+            self._location[last] = (pool, index)
+            held, self.length[last] = self.length[last], 0  # the slot is empty if the copy fails
             self._copy((pool, end), (pool, index), held)
             self.length[last] = held
         pool.give_back(end)
@@ -193,12 +203,12 @@ class SlotCache:
     ) -> None:
         target[0].copy(target[1], *source, start, end)
 
-    def _bucket(self, positions: int) -> int:
-        return bucket(positions, self._capacities)
+    def _capacity(self, positions: int) -> int:
+        return capacity_for(positions, self._capacities)
 
 
 class SlotEngine:
-    """The part of an `Engine` that is about slots, for back ends over a `SlotCache`."""
+    """The slot methods of an `Engine`, over a `SlotCache`."""
 
     def __init__(self, cache: SlotCache) -> None:
         self._cache = cache
@@ -207,9 +217,9 @@ class SlotEngine:
     def slots(self) -> int:
         return self._cache.slots
 
-    def limit(self, memory: int) -> None:
-        """Bounds the slots in bytes. Before the first row."""
-        self._cache.limit(memory)
+    def limit(self, memory_bytes: int) -> None:
+        """Limits the memory of all slots. Call it before the first row."""
+        self._cache.limit(memory_bytes)
 
     def slot_bytes(self, positions: int) -> int:
         return self._cache.slot_bytes(positions)

@@ -17,11 +17,11 @@ from engines.machine import installed, profiles
 from engines.machine.energy.sensors import find
 from engines.machine.installed import Gpu
 from engines.machine.profiles import CPU, ONNX_RUNTIME, Profile, runs_graphs
-from engines.machine.recognise import Evidence, Finding, numbers, recognise
+from engines.machine.recognise import HardwareFacts, Recognition, numbers, recognise
 from engines.machine.system_files import (
     ROOT,
-    Memory,
     Processor,
+    SystemMemory,
     read_board,
     read_compatible,
     read_memory,
@@ -55,7 +55,7 @@ class Machine:
     cores: int = 0
     """Usable by this process."""
     processor: Processor = field(default_factory=Processor)
-    memory: Memory = field(default_factory=Memory)
+    memory: SystemMemory = field(default_factory=SystemMemory)
     onnxruntime: str = ""
     providers: tuple[str, ...] = ()
     tensorrt: Mapping[str, str] = field(default_factory=dict)
@@ -69,24 +69,24 @@ class Machine:
         return runs_graphs(self.onnxruntime)
 
     @property
-    def finding(self) -> Finding:
+    def recognition(self) -> Recognition:
         """The profile of this hardware."""
         boards = (self.board, *self.compatible) if self.board or self.compatible else ()
         cpu, features = self.processor.model, self.processor.features
-        seen = Evidence(boards, self.release, self.gpus, cpu, features, self.memory.total_mb)
+        seen = HardwareFacts(boards, self.release, self.gpus, cpu, features, self.memory.total_mb)
         return recognise(seen)
 
     @property
     def hardware(self) -> str:
         """The name of the profile of this hardware; empty where it is unknown or refused."""
-        return self.finding.profile
+        return self.recognition.profile
 
     @property
     def profile(self) -> tuple[str, str]:
         """The profile to export a draft for, and why; no name where the hardware is refused.
 
         That of the hardware, unless what is installed cannot run it and runs one of `instead`."""
-        found = self.finding
+        found = self.recognition
         if found.profile:
             lacks, others = self._lacks(found.profile), self._others(found.profile)
             if not lacks or not others:

@@ -20,7 +20,7 @@ _INTEGRATED = ("nvgpu", "Thor")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class HardwareFacts:
     boards: tuple[str, ...] = ()
     """The device tree's `model`, and the entries of its `compatible`."""
     release: str = ""
@@ -32,7 +32,7 @@ class Evidence:
     """0: unknown."""
 
 
-class Finding(NamedTuple):
+class Recognition(NamedTuple):
     profile: str
     """Empty where no hardware was recognised, or where it is refused."""
     reason: str
@@ -40,26 +40,26 @@ class Finding(NamedTuple):
     refused: bool = False
 
 
-def recognise(evidence: Evidence) -> Finding:
+def recognise(evidence: HardwareFacts) -> Recognition:
     for refused in profiles.refused().values():
         if _board(refused.signs, evidence):
-            return Finding("", refused.why, refused=True)
+            return Recognition("", refused.why, refused=True)
     known = [(name, profiles.profile(name).signs) for name in profiles.names()]
     of_board = [(name, signs) for name, signs in known if _board(signs, evidence)]
     for name, signs in of_board:
         if _within(evidence.release, signs.release):
             release = f" with Jetson Linux {evidence.release}" if any(signs.release) else ""
-            return Finding(name, f"this is a {evidence.boards[0]}{release}")
+            return Recognition(name, f"this is a {evidence.boards[0]}{release}")
     if of_board:
-        return Finding("", _near(of_board, evidence))
+        return Recognition("", _near(of_board, evidence))
     for name, signs in known:
         if signs.capability and (gpu := _gpu(signs, evidence.gpus)):
-            return Finding(name, f"there is a GPU ({gpu})")
+            return Recognition(name, f"there is a GPU ({gpu})")
     for name, signs in known:
         if signs.features and _cpu(signs, evidence):
             has = ", ".join(signs.features)
-            return Finding(name, f"the CPU ({evidence.cpu or 'of unknown name'}) has {has}")
-    return Finding("", "")
+            return Recognition(name, f"the CPU ({evidence.cpu or 'of unknown name'}) has {has}")
+    return Recognition("", "")
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -70,7 +70,7 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _board(signs: Signs, evidence: Evidence) -> bool:
+def _board(signs: Signs, evidence: HardwareFacts) -> bool:
     return any(sign in board for sign in signs.boards for board in evidence.boards)
 
 
@@ -82,7 +82,7 @@ def _within(release: str, bounds: tuple[str, str]) -> bool:
     return bool(known) and known >= numbers(first) and (not end or known < numbers(end))
 
 
-def _near(of_board: Sequence[tuple[str, Signs]], evidence: Evidence) -> str:
+def _near(of_board: Sequence[tuple[str, Signs]], evidence: HardwareFacts) -> str:
     """A board whose release none of its profiles is for."""
     ranges = [
         f"{name} from {signs.release[0]}"
@@ -98,7 +98,7 @@ def _near(of_board: Sequence[tuple[str, Signs]], evidence: Evidence) -> str:
     return f"a {board} needs Jetson Linux {', or '.join(ranges)}, and {have}"
 
 
-def _cpu(signs: Signs, evidence: Evidence) -> bool:
+def _cpu(signs: Signs, evidence: HardwareFacts) -> bool:
     enough = not evidence.memory_mb or evidence.memory_mb >= signs.memory_mb
     return enough and set(signs.features) <= set(evidence.features)
 

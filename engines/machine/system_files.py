@@ -50,7 +50,7 @@ class Processor:
 
 
 @dataclass(frozen=True)
-class Memory:
+class SystemMemory:
     total_mb: int = 0
     available_mb: int = 0
 
@@ -72,7 +72,7 @@ def read_processor(root: Path = ROOT) -> Processor:
     )
 
 
-def read_memory(root: Path = ROOT) -> Memory:
+def read_memory(root: Path = ROOT) -> SystemMemory:
     """From `/proc/meminfo`, whose kB are 1024 bytes."""
     sizes = {}
     for line in _lines(root / "proc/meminfo"):
@@ -80,7 +80,7 @@ def read_memory(root: Path = ROOT) -> Memory:
         amount = value.split()[:1]
         if amount and amount[0].isdigit():
             sizes[key] = int(amount[0]) // 1024
-    return Memory(sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0))
+    return SystemMemory(sizes.get("MemTotal", 0), sizes.get("MemAvailable", 0))
 
 
 def free_bytes(root: Path = ROOT) -> int:

@@ -26,9 +26,9 @@ import onnxruntime
 from edgespec.config import usable_cores
 from edgespec.errors import EngineError
 from edgespec.manifest import Bundle
-from engines.batches import Call
 from engines.cache.device_memory import DeviceStore, device_pools
 from engines.cache.pools import HostPool, MakePool
+from engines.calls import Call
 from engines.cuda import CudaDevice, GpuDevice, Runtime, count, free_memory
 from engines.machine import profiles
 from engines.machine.profiles import CPU, CUDA
@@ -48,7 +48,7 @@ __all__ = ["OrtSettings", "load_draft", "load_target"]
 log = logging.getLogger("edgespec.engines")
 
 
-class LoadedSegment(NamedTuple):
+class OrtSegment(NamedTuple):
     end: int
     """Layers done after it."""
     graph: Graph
@@ -62,7 +62,7 @@ class OrtRunner:
     """
 
     def __init__(
-        self, segments: Sequence[LoadedSegment], head: Graph | None, device: GpuDevice | None = None
+        self, segments: Sequence[OrtSegment], head: Graph | None, device: GpuDevice | None = None
     ) -> None:
         self.segments = segments
         self.head = head
@@ -185,7 +185,7 @@ def load_target(
         return Graph(path, settings, device, opset=target.opset, role="target")
 
     segments = [
-        LoadedSegment(part.end, graph(part.graph), graph(part.exit) if part.exit else None)
+        OrtSegment(part.end, graph(part.graph), graph(part.exit) if part.exit else None)
         for part in target.segments
     ]
     runner = OrtRunner(segments, graph(target.head), device)
@@ -219,7 +219,7 @@ def load_draft(
     bundle.check(f"draft/{profile}")
     device = device or open_device(settings)
     graph = Graph(bundle.path(draft.graph), settings, device, opset=draft.opset)
-    runner = OrtRunner([LoadedSegment(draft.architecture.layers, graph)], None, device)
+    runner = OrtRunner([OrtSegment(draft.architecture.layers, graph)], None, device)
     return _engine(runner, draft.architecture.vocabulary, bundle, settings, device)
 
 

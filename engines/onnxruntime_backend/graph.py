@@ -30,7 +30,7 @@ from edgespec.errors import EngineError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
 from engines.base import HEAD_OUTPUTS
 from engines.cache.device_memory import DeviceArray
-from engines.cache.pools import BUCKETS, CacheTensor
+from engines.cache.pools import CAPACITIES, CacheTensor
 from engines.cuda import GpuDevice
 from engines.machine.profiles import CPU, CUDA, ONNX_RUNTIME, runs_graphs
 from engines.onnxruntime_backend.freed import give_back_freed
@@ -83,7 +83,7 @@ class OrtSettings:
     arena: bool = True
     """ORT's memory arena: faster, and keeps its peak. Off on devices short of memory."""
     providers: tuple[str, ...] = (CPU,)
-    capacities: tuple[int, ...] = BUCKETS
+    capacities: tuple[int, ...] = CAPACITIES
     """Positions that a slot may hold."""
 
 

@@ -1,7 +1,7 @@
-"""An engine whose calls may not be as large as one likes, as TensorRT's and those of fixed shapes.
+"""An engine whose calls are limited in rows and tokens, as those of TensorRT engines are.
 
-A batch of too many rows becomes several calls. A row of too many tokens becomes several, one after
-the other; what it asked for is put together again, so nobody who calls notices.
+A call of too many rows becomes several calls. A row of too many tokens becomes several rows that
+run one after the other; their choices are joined, so the caller sees one row.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from engines.base import HEAD_OUTPUTS, Choices, Row, Step, check_rows
-from engines.batches import Call, plan
+from engines.base import HEAD_OUTPUTS, Choices, Row, SegmentDone, check_rows
+from engines.calls import Call, plan_calls
 from engines.staged import Runner, Sizes, StagedEngine
 
 MostRows = Callable[[int], int]
-"""Rows that a call may have, at least one, by the tokens of each."""
+"""Returns the largest number of rows of a call (at least 1), given the tokens of each row."""
 Earlier = list[dict[int, list[Choices]]]
-"""By row and layer, what the passes before the last have said."""
+"""For each row, choices of the earlier passes by layer."""
 
 
 class BoundedEngine(StagedEngine):
+    """A `StagedEngine` that keeps within the limits of its runner."""
+
     def __init__(self, runner: Runner, sizes: Sizes, most_tokens: int, most_rows: MostRows) -> None:
-        """`most_tokens`: of one row, at least `sizes.min_tokens`."""
+        """`most_tokens` is the limit for one row, at least `sizes.min_tokens`."""
         super().__init__(runner, sizes)
         self._most_tokens = most_tokens
         self._most_rows = most_rows
 
-    def run(self, rows: Sequence[Row]) -> Iterator[Step]:
+    def run(self, rows: Sequence[Row]) -> Iterator[SegmentDone]:
         check_rows(self, rows)
         earlier: Earlier = [{} for _ in rows]
         while any(len(row.tokens) > self._most_tokens for row in rows):
@@ -42,15 +44,14 @@ class BoundedEngine(StagedEngine):
         for step in self._pass(rows):
             yield replace(step, choices=_merged(step, earlier))
 
-    def _pass(self, rows: Sequence[Row]) -> Iterator[Step]:
-        calls = [
-            part for call in plan(rows, self._cache, self.min_tokens) for part in self._cut(call)
-        ]
-        with self._cache.still():
+    def _pass(self, rows: Sequence[Row]) -> Iterator[SegmentDone]:
+        planned = plan_calls(rows, self._cache, self.min_tokens)
+        calls = [part for call in planned for part in self._cut(call)]
+        with self._cache.pinned():
             yield from self._run(rows, calls)
 
     def _cut(self, call: Call) -> Iterator[Call]:
-        """Calls of as many rows as may be; idle slots at their ends are left out."""
+        """Cuts a call into calls within the limit, without idle slots at their ends."""
         most = self._most_rows(call.width)
         for first in range(0, call.count, most):
             members = call.members[first : first + most]
@@ -61,20 +62,21 @@ class BoundedEngine(StagedEngine):
 
 
 def _first(row: Row, most: int) -> Row:
-    """The beginning of a row, with the choices that it wants of it."""
-    tokens = row.tokens[:most]
-    return row._replace(tokens=tokens, wanted=row.wanted - _rest(row, most).wanted)
+    """Returns the first `most` tokens of a row, with the choices that it asks for there."""
+    later = _rest(row, most).choice_count
+    return row._replace(tokens=row.tokens[:most], choice_count=row.choice_count - later)
 
 
 def _rest(row: Row, most: int) -> Row:
+    """Returns a row without its first `most` tokens; unchanged if it has no more than that."""
     if len(row.tokens) <= most:
         return row
     tokens = row.tokens[most:]
-    return Row(row.slot, row.start + most, tokens, min(row.wanted, len(tokens)), row.hints)
+    return Row(row.slot, row.start + most, tokens, min(row.choice_count, len(tokens)), row.hints)
 
 
-def _merged(step: Step, earlier: Earlier) -> list[Choices | None]:
-    """The choices of a step, after those of the passes before."""
+def _merged(step: SegmentDone, earlier: Earlier) -> list[Choices | None]:
+    """Returns the choices of the last pass, joined with those of the earlier passes."""
     return [
         now and (_joined([*before[step.layer], now]) if step.layer in before else now)
         for now, before in zip(step.choices, earlier, strict=True)
@@ -82,5 +84,5 @@ def _merged(step: Step, earlier: Earlier) -> list[Choices | None]:
 
 
 def _joined(parts: Sequence[Choices]) -> Choices:
-    whole = (np.concatenate([getattr(part, name) for part in parts]) for name in HEAD_OUTPUTS)
-    return Choices(*whole)
+    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in HEAD_OUTPUTS)
+    return Choices(*joined)

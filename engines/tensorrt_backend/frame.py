@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from edgespec.errors import EngineError
 from engines.base import HEAD_OUTPUTS
-from engines.batches import Call
 from engines.cache.device_memory import DeviceArray, DeviceStore
+from engines.calls import Call
 from engines.cuda import GpuDevice
 from engines.staged import Inputs
 from engines.tensorrt_backend.engine import Dims, EngineContext, LoadedEngine, Port

@@ -13,9 +13,9 @@ from weakref import WeakSet
 import numpy as np
 
 from engines.base import HEAD_OUTPUTS
-from engines.batches import Call
 from engines.cache.device_memory import DeviceStore, device_pools
 from engines.cache.pools import CacheTensor, MakePool
+from engines.calls import Call
 from engines.cuda import GpuDevice
 from engines.staged import Stage
 from engines.tensorrt_backend.engine import EngineContext, LoadedEngine
@@ -25,7 +25,7 @@ RECORDED = 256
 """Graphs kept at most; a graph holds contexts, and TensorRT's own memory for them."""
 
 
-class LoadedSegment(NamedTuple):
+class TensorrtSegment(NamedTuple):
     end: int
     """Layers done after it."""
     engines: Mapping[int, LoadedEngine]
@@ -37,7 +37,7 @@ class TensorrtRunner:
     """Segments with their exit heads, and the head; None where the last engine has it inside."""
 
     def __init__(
-        self, segments: Sequence[LoadedSegment], head: LoadedEngine | None, device: GpuDevice
+        self, segments: Sequence[TensorrtSegment], head: LoadedEngine | None, device: GpuDevice
     ) -> None:
         self.segments, self.head, self.device = segments, head, device
         self.store = DeviceStore(device)

@@ -28,7 +28,7 @@ from engines.tensorrt_backend.api import (
 )
 from engines.tensorrt_backend.bounded import BoundedEngine
 from engines.tensorrt_backend.engine import LoadedEngine
-from engines.tensorrt_backend.runner import LoadedSegment, TensorrtRunner
+from engines.tensorrt_backend.runner import TensorrtRunner, TensorrtSegment
 from engines.tensorrt_backend.self_check import self_check
 
 log = logging.getLogger("edgespec.engines")
@@ -115,7 +115,7 @@ def open_draft(
     capacities = _capacities(bundle, [draft.graph], hardware)
     built = _built(trt, bundle, draft.graph, hardware, capacities)
     device = device or CudaDevice()
-    segment = LoadedSegment(draft.architecture.layers, _loaded(trt, bundle, built))
+    segment = TensorrtSegment(draft.architecture.layers, _loaded(trt, bundle, built))
     runner = TensorrtRunner([segment], None, device)
     sizes = Sizes(draft.architecture.vocabulary, bundle.manifest.context, slots, 1)
     instead = profiles.profile(hardware).instead
@@ -146,7 +146,7 @@ def open_target(
     device = device or CudaDevice()
     loaded = {graph: _loaded(trt, bundle, engines) for graph, engines in built.items()}
     segments = [
-        LoadedSegment(part.end, loaded[part.graph], loaded[part.exit][0] if part.exit else None)
+        TensorrtSegment(part.end, loaded[part.graph], loaded[part.exit][0] if part.exit else None)
         for part in target.segments
     ]
     runner = TensorrtRunner(segments, loaded[target.head][0], device)

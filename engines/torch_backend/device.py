@@ -65,11 +65,11 @@ class TorchStore:
     """A device's memory, for `GrowingPool`."""
 
     device: torch.device
-    least: int
+    min_slots: int
     """Slots that an array has at least, wanted or not."""
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
-        whole = (max(shape[0], self.least), *shape[1:])
+        whole = (max(shape[0], self.min_slots), *shape[1:])
         with torch_errors():
             return torch.zeros(whole, dtype=_TORCH[np.dtype(dtype)], device=self.device)
 

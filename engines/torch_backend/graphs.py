@@ -23,7 +23,7 @@ GRAPHS = 32
 Result = TypeVar("Result")
 
 
-class Replay(Generic[Result]):
+class GraphReplay(Generic[Result]):
     """Runs functions of static buffers. What a function returns is overwritten by the next use of
     any graph, so it is to be read at once."""
 
@@ -50,7 +50,7 @@ class Replay(Generic[Result]):
         return recorded[1]
 
 
-class Direct(Generic[Result]):
+class DirectCalls(Generic[Result]):
     """For a device without such graphs."""
 
     def run(self, _: Hashable, function: Callable[[], Result]) -> Result:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from edgespec.architecture import Architecture
 from engines.base import TOP
 
-GROUP = 32
+GROUP_INPUTS = 32
 """Consecutive inputs of an output that share a scale."""
 
 
@@ -68,7 +68,7 @@ class Int4:
         ops = torch.ops.aten
         cuda = x.device.type == "cuda"
         product = ops._weight_int4pack_mm if cuda else ops._weight_int4pack_mm_for_cpu
-        y: Tensor = product(x, self.packed, GROUP, self.scales)
+        y: Tensor = product(x, self.packed, GROUP_INPUTS, self.scales)
         return y if self.bias is None else y + self.bias
 
 
@@ -122,7 +122,7 @@ def swish(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerWeights:
     """Weights of a layer. Projections that read the same are one matrix."""
 
     attention_norm: Tensor
@@ -141,7 +141,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Exit:
+class ExitWeights:
     """Of an exit head: what stands between the hidden state and the head."""
 
     norm: Tensor
@@ -152,11 +152,11 @@ class Exit:
 
 
 @dataclass(frozen=True)
-class Segment:
+class SegmentWeights:
     end: int
     """Layers done after it."""
-    layers: Sequence[Layer]
-    exit: Exit | None = None
+    layers: Sequence[LayerWeights]
+    exit: ExitWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Model:
     cos: Tensor
     """[context, head_dim], as `Rotary` has them; `sin` too."""
     sin: Tensor
-    segments: Sequence[Segment]
+    segments: Sequence[SegmentWeights]
     norm: Tensor
     head: Linear
 
@@ -190,7 +190,7 @@ class Model:
         """`positions` [tokens]"""
         return Rotary(self.cos[positions][:, None], self.sin[positions][:, None])
 
-    def project(self, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def project(self, layer: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[tokens, hidden] -> queries, keys and values, [tokens, heads + 2 kv_heads, head_dim]."""
         shapes = self.architecture
         turned = shapes.heads + shapes.kv_heads
@@ -202,13 +202,13 @@ class Model:
             queries_keys = torch.cat((queries, keys), dim=1)
         return torch.cat((rotate(queries_keys, Rotary(cos, sin)), y[:, turned:]), dim=1)
 
-    def finish(self, layer: Layer, x: Tensor, attended: Tensor) -> Tensor:
+    def finish(self, layer: LayerWeights, x: Tensor, attended: Tensor) -> Tensor:
         """The rest of a layer: `attended` [tokens, heads * head_dim] -> [tokens, hidden]."""
         x = x + layer.out(attended)
         gate, up = layer.gate_up(self._normed(x, layer.feed_forward_norm)).chunk(2, dim=-1)
         return x + layer.down(swish(gate) * up)
 
-    def logits(self, exit: Exit | None, x: Tensor) -> Tensor:
+    def logits(self, exit: ExitWeights | None, x: Tensor) -> Tensor:
         """Hidden states [tokens, hidden], after the last layer or an exit's -> logits."""
         if exit is not None and exit.adapter_norm is not None:
             assert exit.down is not None and exit.up is not None

@@ -14,13 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from engines.batches import Call
-from engines.cache.pools import BUCKETS, CacheTensor, GrowingPool, MakePool
+from engines.cache.pools import CAPACITIES, CacheTensor, GrowingPool, MakePool
+from engines.calls import Call
 from engines.staged import Inputs, Stage
 from engines.torch_backend.device import NUMPY, TorchStore, fetched, threads, torch_errors
-from engines.torch_backend.graphs import Direct, Replay
+from engines.torch_backend.graphs import DirectCalls, GraphReplay
 from engines.torch_backend.model import Model, best
-from engines.torch_backend.shapes import Attention, FixedShapes, FreeShapes, Place, Shapes
+from engines.torch_backend.shapes import (
+    CachedAttention,
+    FixedShapes,
+    FreeShapes,
+    Place,
+    ShapePolicy,
+)
 
 FIXED: Mapping[str, FixedShapes] = MappingProxyType(
     {"cpu": FixedShapes(tokens=16, rows=1, queries=8), "cuda": FixedShapes(128, rows=4, queries=32)}
@@ -50,7 +56,7 @@ class TorchSettings:
     """Keep int4 as int4, with bf16; None: on CUDA."""
     shapes: FixedShapes | None = None
     """None: those of `FIXED` for the device."""
-    capacities: tuple[int, ...] = BUCKETS
+    capacities: tuple[int, ...] = CAPACITIES
 
 
 class TorchRunner:
@@ -76,7 +82,7 @@ class TorchRunner:
             return TorchFrame(self, call)
 
 
-def _shapes(device: torch.device, settings: TorchSettings) -> Shapes:
+def _shapes(device: torch.device, settings: TorchSettings) -> ShapePolicy:
     if not settings.exact:
         return FreeShapes()
     fixed = settings.shapes or FIXED[device.type]
@@ -106,7 +112,7 @@ class TorchFrame:
         self._hidden = torch.zeros(padded, size, dtype=model.dtype, device=device)
         self._span = 0
         graphs = runner.scratch is not None and self._tokens <= GRAPHED
-        self._replay = Replay[Any](runner.scratch) if graphs else Direct[Any]()
+        self._replay = GraphReplay[Any](runner.scratch) if graphs else DirectCalls[Any]()
 
     def run(self, stage: int, select: npt.NDArray[np.int64]) -> Sequence[npt.NDArray[Any]]:
         with torch.inference_mode(), threads(self._runner.settings.threads), torch_errors():
@@ -129,7 +135,7 @@ class TorchFrame:
         self._span = min(self._runner.shapes.span(longest), self._pool.capacity)
 
     def _compute(self, stage: int, wanted: int) -> Sequence[Tensor]:
-        """A segment, and a head for `wanted` tokens. Launches depend on `run`'s key alone."""
+        """A segment, and a head for `choice_count` tokens. Launches depend on `run`'s key alone."""
         model, shapes = self._runner.model, self._runner.shapes
         segment = model.segments[stage]
         x = self._hidden if stage else shapes.each(model.embed, self._ids)
@@ -150,7 +156,7 @@ class TorchFrame:
         picked = self._hidden[self._select[:wanted]]
         return best(shapes.each(partial(model.logits, exit), picked))
 
-    def _attend(self, layer: int, attention: Attention, qkv: Tensor) -> Tensor:
+    def _attend(self, layer: int, attention: CachedAttention, qkv: Tensor) -> Tensor:
         """Writes new keys and values and attends: [tokens, heads * head_dim]."""
         shapes = self._runner.model.architecture
         parts = [shapes.heads, shapes.kv_heads, shapes.kv_heads]

@@ -32,20 +32,20 @@ class Place(NamedTuple):
     """Where the tokens of a call lie in the cache."""
 
     first: int
-    """Of the pool's slots; the call has it and its neighbours."""
+    """Index of the call's first slot in the pool."""
     positions: Tensor
-    """[slots, width] int64: each token's own."""
+    """[slots, width] int64: position of each token."""
     span: int
-    """Positions to attend over: the call's longest slot, new tokens included, by `Shapes.span`."""
+    """Positions to attend over: those of the call's longest slot, rounded by `ShapePolicy.span`."""
 
 
-class Attention(Protocol):
+class CachedAttention(Protocol):
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """`queries` [slots, width, heads, head_dim] over the pool's keys and values, [pool's slots,
         kv_heads, capacity, head_dim] -> the queries' shape."""
 
 
-class Shapes(Protocol):
+class ShapePolicy(Protocol):
     @property
     def rows(self) -> int:
         """Slots that a pool must have room for at least."""
@@ -59,7 +59,7 @@ class Shapes(Protocol):
     def each(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """`function` of tensors whose first axis is `padded` tokens."""
 
-    def attention(self, place: Place, group: int) -> Attention:
+    def attention(self, place: Place, group: int) -> CachedAttention:
         """`group`: queries to a key."""
 
 
@@ -78,7 +78,7 @@ class FreeShapes:
     def each(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return function(*tensors)
 
-    def attention(self, place: Place, group: int) -> Attention:
+    def attention(self, place: Place, group: int) -> CachedAttention:
         return _Free(place, group)
 
 
@@ -135,7 +135,7 @@ class FixedShapes:
         pieces = zip(*(torch.split(tensor, self.tokens) for tensor in tensors), strict=True)
         return torch.cat([function(*piece) for piece in pieces])
 
-    def attention(self, place: Place, group: int) -> Attention:
+    def attention(self, place: Place, group: int) -> CachedAttention:
         return _Fixed(self, place, group)
 
 

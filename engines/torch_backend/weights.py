@@ -25,13 +25,13 @@ from edgespec.errors import BundleError
 from edgespec.manifest import Bundle
 from engines.external_data import numbers
 from engines.torch_backend.model import (
-    GROUP,
+    GROUP_INPUTS,
     Dense,
-    Exit,
-    Layer,
+    ExitWeights,
+    LayerWeights,
     Linear,
     Model,
-    Segment,
+    SegmentWeights,
     pack,
     packable,
 )
@@ -39,7 +39,7 @@ from engines.torch_backend.model import (
 log = logging.getLogger("edgespec.torch")
 
 
-class Blocks(NamedTuple):
+class PackedMatrix(NamedTuple):
     values: Tensor
     """[inputs, outputs] int8."""
     scales: Tensor
@@ -48,7 +48,7 @@ class Blocks(NamedTuple):
 
     def floats(self) -> Tensor:
         """float32 [inputs, outputs]: one product, rounded once, as `DequantizeLinear` has it."""
-        grouped = self.values.float().view(-1, GROUP, self.values.shape[1])
+        grouped = self.values.float().view(-1, GROUP_INPUTS, self.values.shape[1])
         return (grouped * self.scales[:, None]).view(self.values.shape)
 
 
@@ -78,12 +78,12 @@ class GraphFile:
         kept = array.dtype in (np.float32, np.float16, np.int8)
         return torch.from_numpy(np.array(array, array.dtype if kept else np.int8))
 
-    def matrix(self, name: str) -> Tensor | Blocks:
+    def matrix(self, name: str) -> Tensor | PackedMatrix:
         """[inputs, outputs]"""
         if f"{name}.values" not in self:
             return self.tensor(name)
         bits = 8 if self.kind(f"{name}.values") == ir.DataType.INT8 else 4
-        return Blocks(self.tensor(f"{name}.values"), self.tensor(f"{name}.scales"), bits)
+        return PackedMatrix(self.tensor(f"{name}.values"), self.tensor(f"{name}.scales"), bits)
 
     def _stored(self, name: str) -> ir.TensorProtocol:
         value = self._values.get(name)
@@ -126,9 +126,9 @@ class Reader:
         parts = [self._file.matrix(f"{name}.weight") for name in names]
         return self.joined(parts, self._bias(names, [_outputs(part) for part in parts]))
 
-    def joined(self, parts: Sequence[Tensor | Blocks], bias: Tensor | None = None) -> Linear:
+    def joined(self, parts: Sequence[Tensor | PackedMatrix], bias: Tensor | None = None) -> Linear:
         placing = self._placing
-        blocks = [part for part in parts if isinstance(part, Blocks) and part.bits == 4]
+        blocks = [part for part in parts if isinstance(part, PackedMatrix) and part.bits == 4]
         if placing.packs and len(blocks) == len(parts):
             values = torch.cat([part.values for part in blocks], dim=1)
             if packable(values, placing.dtype):
@@ -141,12 +141,12 @@ class Reader:
         cos, sin = (self._file.tensor(f"rotary.{kind}") for kind in ("cos", "sin"))
         return self._put(torch.cat((cos, cos), -1)), self._put(torch.cat((-sin, sin), -1))
 
-    def exit(self, layer: int) -> Exit:
+    def exit(self, layer: int) -> ExitWeights:
         norm, name = self.vector("model.norm.weight"), f"exit.{layer}"
         if f"{name}.norm.weight" not in self._file:
-            return Exit(norm)
+            return ExitWeights(norm)
         adapter = self.vector(f"{name}.norm.weight")
-        return Exit(norm, adapter, self.linear(f"{name}.down"), self.linear(f"{name}.up"))
+        return ExitWeights(norm, adapter, self.linear(f"{name}.down"), self.linear(f"{name}.up"))
 
     def head(self, shapes: Architecture, embedding: Tensor) -> Linear:
         """The output matrix; a tied one in floats is the embedding itself where types agree."""
@@ -169,15 +169,15 @@ class Reader:
         ]
         return self._put(torch.cat(parts))
 
-    def _floats(self, parts: Sequence[Tensor | Blocks]) -> Tensor:
-        inputs = parts[0].values.shape[0] if isinstance(parts[0], Blocks) else parts[0].shape[0]
+    def _floats(self, parts: Sequence[Tensor | PackedMatrix]) -> Tensor:
+        inputs = _matrix(parts[0]).shape[0]
         device, dtype = self._placing.device, self._placing.dtype
         whole = torch.empty(sum(map(_outputs, parts)), inputs, dtype=dtype, device=device)
         done = 0
         for part in parts:
             cut = whole[done : done + _outputs(part)]
             done += _outputs(part)
-            if isinstance(part, Blocks):
+            if isinstance(part, PackedMatrix):
                 cut.copy_(part.floats().to(device).t())
                 self.stored += part.values.numel() * part.bits // 8 + part.scales.nbytes
                 self.floats += cut.numel() * cut.itemsize
@@ -189,8 +189,12 @@ class Reader:
         return tensor.to(self._placing.device, self._placing.dtype)
 
 
-def _outputs(part: Tensor | Blocks) -> int:
-    return int((part.values if isinstance(part, Blocks) else part).shape[1])
+def _matrix(part: Tensor | PackedMatrix) -> Tensor:
+    return part.values if isinstance(part, PackedMatrix) else part
+
+
+def _outputs(part: Tensor | PackedMatrix) -> int:
+    return int(_matrix(part).shape[1])
 
 
 def read_target(bundle: Bundle, placing: Placing) -> Model:
@@ -212,7 +216,7 @@ def read_target(bundle: Bundle, placing: Placing) -> Model:
         body = reader(segment.graph)
         layers = [_layer(body, number, shapes) for number in range(segment.start, segment.end)]
         exit = reader(segment.exit).exit(segment.end) if segment.exit else None
-        segments.append(Segment(segment.end, layers, exit))
+        segments.append(SegmentWeights(segment.end, layers, exit))
         if not segment.start:
             embedding, (cos, sin) = body.table("model.embed_tokens.weight."), body.rotary()
         if segment.end == shapes.layers:
@@ -227,10 +231,10 @@ def read_target(bundle: Bundle, placing: Placing) -> Model:
     return Model(shapes, placing.dtype, embedding, cos, sin, segments, norm, head)
 
 
-def _layer(reader: Reader, number: int, shapes: Architecture) -> Layer:
+def _layer(reader: Reader, number: int, shapes: Architecture) -> LayerWeights:
     prefix = f"model.layers.{number}"
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-    return Layer(
+    return LayerWeights(
         attention_norm=reader.vector(f"{prefix}.input_layernorm.weight"),
         qkv=reader.linear(*(f"{attention}.{letter}_proj" for letter in "qkv")),
         q_norm=reader.vector(f"{attention}.q_norm.weight") if shapes.qk_norm else None,

@@ -84,7 +84,7 @@ def done(batch, now):
     for one, row in zip(batch.seats, batch.rows, strict=True):
         one.running, one.ready_since = False, now
         one.cached = row.start + len(row.tokens)
-        if row.wanted:
+        if row.choice_count:
             one.cached = one.length
             one.state.commit([7])
 
@@ -181,7 +181,7 @@ def test_a_prompts_chunk_takes_as_long_as_those_who_wait_can_bear(
     batch = picked([*others, prompt], speeds(chunks=chunks), **settings)
     assert (sessions(batch), batch.width) == ([1], width)
     assert batch.cached == prompt.cached
-    assert batch.rows[0].wanted == (prompt.cached + width == 4000)
+    assert batch.rows[0].choice_count == (prompt.cached + width == 4000)
 
 
 def test_a_long_prompt_and_the_others_take_turns():
@@ -368,7 +368,7 @@ def test_no_more_ids_than_may_be_verified_and_committed(ids, left, most, width, 
     others = [seat(2)] if shared else []
     batch = picked([one, *others], speeds((0.050, 0.001, 1e-5, 0.0)), max_draft=most)
     row = rows(batch)[1]
-    assert len(row.tokens) == row.wanted == width
+    assert len(row.tokens) == row.choice_count == width
     assert one.verifying == width - 1
 
 

@@ -17,10 +17,10 @@ GARBAGE = 0xFF
 class HostBuffer:
     def __init__(self, device, size):
         self.size = size
-        self._memory = np.full(size + 256, GARBAGE, np.uint8)
-        self.address = -(-self._memory.ctypes.data // 256) * 256
+        self._memory_bytes = np.full(size + 256, GARBAGE, np.uint8)
+        self.address = -(-self._memory_bytes.ctypes.data // 256) * 256
         device.live[self.address] = size
-        weakref.finalize(self, device.free, self.address, self._memory)
+        weakref.finalize(self, device.free, self.address, self._memory_bytes)
 
 
 class HostDevice:
@@ -51,7 +51,7 @@ class HostDevice:
         self.most = max(self.most, self._used)
         return HostBuffer(self, size)
 
-    def free(self, address, _memory):
+    def free(self, address, _memory_bytes):
         self.finish()
         self._used -= self.live.pop(address)
 

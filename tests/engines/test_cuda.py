@@ -222,14 +222,14 @@ def held(host, slots=20, dtype=np.float32, capacities=(64, 256)):
 
 def write(host, cache, slot, length, value):
     cache.reserve(slot, length)
-    pool, index = cache.place(slot)
+    pool, index = cache.location(slot)
     for array in pool.arrays.values():
         host.numbers(array)[index, :, :length] = value
     cache.length[slot] = length
 
 
 def holds(host, cache, slot, length, value):
-    pool, index = cache.place(slot)
+    pool, index = cache.location(slot)
     return all(
         (host.numbers(array)[index, :, :length] == value).all() for array in pool.arrays.values()
     )
@@ -246,7 +246,7 @@ def test_slots_in_a_devices_memory_keep_what_they_hold(dtype):
     cache.copy(slots[4], slots[5], 10, 30)
     assert all(holds(host, cache, slots[n], 30, n + 1) for n in (0, 1, 2, 3, 4, 6, 7, 8))
     assert holds(host, cache, slots[5], 10, 6)
-    pool, index = cache.place(slots[5])
+    pool, index = cache.location(slots[5])
     assert (host.numbers(pool.arrays["key"])[index, :, 10:30] == 5).all()
     for slot in slots[1:]:
         cache.close(slot)
@@ -261,7 +261,7 @@ def test_fresh_slots_are_zero_and_memory_comes_back():
     slots = [cache.open() for _ in range(20)]
     for slot in slots:
         cache.reserve(slot, 1)
-    pool, _ = cache.place(slots[0])
+    pool, _ = cache.location(slots[0])
     assert not any(host.numbers(array).any() for array in pool.arrays.values())
     full = sum(host.live.values())
     assert host.most < 2 * full, "tensors move one after the other"
@@ -276,7 +276,7 @@ def test_a_device_without_room_for_another_slot_says_so_and_goes_on():
     slots = [cache.open() for _ in range(9)]
     for number, slot in enumerate(slots[:4]):
         write(host, cache, slot, 30, number + 1)
-    pool, _ = cache.place(slots[0])
+    pool, _ = cache.location(slots[0])
     with pytest.raises(EngineError, match="--kv-memory"):
         cache.reserve(slots[4], 1)
     assert pool.occupants == slots[:4]

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from cli.main import main
 from engines.exact_price import STEPS, Price
-from engines.exactness import WAYS, Case, Finding, measure, report_cases
+from engines.exactness import WAYS, Case, ExactnessReport, measure, report_cases
 from engines.toy import ToyEngine
 
 
@@ -76,14 +76,14 @@ def test_a_back_end_that_pays_says_what(tiny_bundle):
 def test_the_report_has_both_and_the_prices():
     case = Case("one token at a time, 1 thread", True, 24, 0.0)
     off = Case("verify of 2 tokens, 1 thread", False, 24, 1e-6)
-    finding = Finding("torch", [case], [case, off], [Price("one token", 3.0, 2.0)])
+    finding = ExactnessReport("torch", [case], [case, off], [Price("one token", 3.0, 2.0)])
     report = finding.report()
     assert finding.exact
     assert (
         report.index("exact: every way") < report.index("torch-fast:") < report.index("not exact")
     )
     assert "1.50  one token (3.0 ms, not 2.0)" in report
-    assert not Finding("torch", [off], [], []).exact
+    assert not ExactnessReport("torch", [off], [], []).exact
 
 
 def test_a_back_end_that_there_is_not(tiny_bundle):

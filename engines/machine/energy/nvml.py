@@ -29,7 +29,7 @@ SLOWED: Mapping[int, str] = {
 """Reasons that are a lack of power or cooling; idling and settings of the clocks are not."""
 
 
-class Gpu(NamedTuple):
+class NvmlGpu(NamedTuple):
     name: str
     handle: ctypes.c_void_p
 
@@ -40,7 +40,7 @@ class Nvml:
     def __init__(self, library: Any) -> None:
         """Raises `OSError` where the driver refuses."""
         self._library = library
-        self.gpus: tuple[Gpu, ...] = ()
+        self.gpus: tuple[NvmlGpu, ...] = ()
         if code := self._call("nvmlInit_v2"):
             raise OSError(f"the NVIDIA driver refuses (NVML error {code})")
         count = ctypes.c_uint()
@@ -49,42 +49,42 @@ class Nvml:
             gpu for place in range(count.value) if (gpu := self._gpu(place)) is not None
         )
 
-    def _gpu(self, place: int) -> Gpu | None:
+    def _gpu(self, place: int) -> NvmlGpu | None:
         handle, name = ctypes.c_void_p(), ctypes.create_string_buffer(NAME_BYTES)
         index = ctypes.c_uint(place)
         if self._call("nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(handle)):
             return None
         self._call("nvmlDeviceGetName", handle, name, ctypes.c_uint(NAME_BYTES))
-        return Gpu(f"GPU {place} {name.value.decode(errors='replace')}".strip(), handle)
+        return NvmlGpu(f"GPU {place} {name.value.decode(errors='replace')}".strip(), handle)
 
     def _call(self, name: str, *arguments: object) -> int:
         """NVML's return code: 0 for success; that of an unknown function where it has none."""
         function = getattr(self._library, name, None)
         return 13 if function is None else int(function(*arguments))
 
-    def energy(self, gpu: Gpu) -> float | None:
+    def energy(self, gpu: NvmlGpu) -> float | None:
         """Joules since the driver was loaded."""
         return self._ask("nvmlDeviceGetTotalEnergyConsumption", gpu, ctypes.c_ulonglong(), 1e-3)
 
-    def power(self, gpu: Gpu) -> float | None:
+    def power(self, gpu: NvmlGpu) -> float | None:
         """Watts."""
         return self._ask("nvmlDeviceGetPowerUsage", gpu, ctypes.c_uint(), 1e-3)
 
-    def celsius(self, gpu: Gpu) -> float | None:
+    def celsius(self, gpu: NvmlGpu) -> float | None:
         value = ctypes.c_uint()
         code = self._call(
             "nvmlDeviceGetTemperature", gpu.handle, ctypes.c_int(0), ctypes.byref(value)
         )
         return None if code else float(value.value)
 
-    def slowed(self, gpu: Gpu) -> set[str] | None:
+    def slowed(self, gpu: NvmlGpu) -> set[str] | None:
         """Why its clocks are held down now; None where it does not tell."""
         name, value = "nvmlDeviceGetCurrentClocksThrottleReasons", ctypes.c_ulonglong()
         mask = self._ask(name, gpu, value, 1.0)
         return None if mask is None else {why for bit, why in SLOWED.items() if int(mask) & bit}
 
     def _ask(
-        self, name: str, gpu: Gpu, value: ctypes.c_uint | ctypes.c_ulonglong, scale: float
+        self, name: str, gpu: NvmlGpu, value: ctypes.c_uint | ctypes.c_ulonglong, scale: float
     ) -> float | None:
         code = self._call(name, gpu.handle, ctypes.byref(value))
         return None if code else value.value * scale
@@ -113,7 +113,7 @@ def find_nvml(nvml: Nvml | None) -> list[Found]:
     return found
 
 
-def _sensor(kind: Kind, gpus: Sequence[Gpu], ask: Callable[[Gpu], float | None]) -> Sensor:
+def _sensor(kind: Kind, gpus: Sequence[NvmlGpu], ask: Callable[[NvmlGpu], float | None]) -> Sensor:
     def read() -> dict[str, float]:
         values = {gpu.name: ask(gpu) for gpu in gpus}
         return {rail: value for rail, value in values.items() if value is not None}

@@ -20,7 +20,7 @@ TENSORS = [CacheTensor("key", 2, 3, np.float32), CacheTensor("value", 1, 3, np.f
 class HostStore:
     """numpy's memory, as if it were scarce."""
 
-    least = 1
+    min_slots = 1
 
     def __init__(self, fails=lambda number: False):
         self.fails = fails
@@ -44,8 +44,8 @@ def sound(cache):
     """Every slot has its place in every array of its pool, and no other has it."""
     places = set()
     for slot in cache.length:
-        if slot in cache._place:
-            pool, index = cache.place(slot)
+        if slot in cache._location:
+            pool, index = cache.location(slot)
             assert pool.occupants[index] == slot
             assert len({len(array) for array in pool.arrays.values()}) == 1
             assert index < len(pool.arrays["key"])
@@ -58,11 +58,11 @@ def test_a_growing_pool_keeps_what_its_slots_hold_and_gives_back_what_is_free():
     slots = [held.open() for _ in range(20)]
     for number, slot in enumerate(slots):
         write(held, slot, 30, number + 1)
-        pool, _ = held.place(slot)
+        pool, _ = held.location(slot)
         assert len(pool.occupants) <= len(pool.arrays["key"]) <= number + 4 + number // 4
     held.reserve(slots[3], 200)
     assert all(holds(held, slot, 30, number + 1) for number, slot in enumerate(slots))
-    assert held.place(slots[3])[0].capacity == 256
+    assert held.location(slots[3])[0].capacity == 256
     before = pool.generation
     for slot in slots[4:]:
         held.close(slot)
@@ -94,7 +94,7 @@ def live(store, values):
             cache.close(leaver := next(iter(kept)))
             del kept[leaver]
         if value % 5 == 0 and kept:
-            with cache.still():
+            with cache.pinned():
                 cache.rest(next(reversed(kept)))
         sound(cache)
         assert all(holds(cache, slot, 30, number) for slot, number in kept.items())
@@ -129,13 +129,13 @@ def test_a_slot_that_finds_no_resting_place_stays_and_a_batch_that_ran_is_no_fai
     slots = [cache.open() for _ in range(2)]
     for slot in slots:
         write(cache, slot, 30, slot + 1)
-    before = cache.place(slots[0])
+    before = cache.location(slots[0])
     store.fails = lambda number: True
     cache.rest(slots[0])
-    assert cache.place(slots[0]) == before
-    with cache.still():
+    assert cache.location(slots[0]) == before
+    with cache.pinned():
         cache.rest(slots[0])
-    assert cache.place(slots[0]) == before and holds(cache, slots[0], 30, 1)
+    assert cache.location(slots[0]) == before and holds(cache, slots[0], 30, 1)
 
 
 def test_a_pool_that_cannot_shrink_gives_the_slot_back_all_the_same():
@@ -145,7 +145,7 @@ def test_a_pool_that_cannot_shrink_gives_the_slot_back_all_the_same():
     for slot in slots:
         write(cache, slot, 30, slot + 1)
     store.fails = lambda number: True
-    with cache.still():
+    with cache.pinned():
         for slot in slots[10:]:
             cache.close(slot)
     for slot in slots[1:10]:
@@ -172,7 +172,7 @@ class Memory:
 
 
 class CountingStore:
-    least = 1
+    min_slots = 1
 
     def __init__(self):
         self.now = self.most = 0
@@ -268,7 +268,7 @@ def test_sessions_that_come_and_go_keep_to_a_limit_that_is_full():
 def test_memory_that_others_keep_as_spare_room_is_taken_before_a_slot_is_refused():
     cache = held_in(store := HostStore())
     write(cache, first := cache.open(), 30, 1)
-    pool, _ = cache.place(first)
+    pool, _ = cache.location(first)
     assert len(pool.arrays["key"]) == 4
     failures = itertools.count()
     store.fails = lambda number: len(pool.arrays.get("key", ())) > 1 and next(failures) < 1
@@ -309,7 +309,7 @@ def test_a_pool_moves_tensor_by_tensor():
     cache = SlotCache(BIG, 64, make_pool=partial(GrowingPool, store))
     for slot in [cache.open() for _ in range(64)]:
         reach(cache, slot, 200)
-    pool, _ = cache.place(0)
+    pool, _ = cache.location(0)
     assert len(pool.arrays["k.0"]) == 64
     assert store.most <= store.now * (1 + 1 / len(BIG))
 
@@ -320,7 +320,7 @@ def test_frames_go_with_the_place_that_they_are_bound_to():
     slots = [engine.open() for _ in range(12)]
     for slot in slots:
         read(engine, slot)
-    pool, _ = engine._cache.place(slots[0])
+    pool, _ = engine._cache.location(slots[0])
     assert pool.generation == 3 and len(runner.frames) == 4
     read(engine, slots[0])
     read(engine, *slots[:3])

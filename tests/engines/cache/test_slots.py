@@ -8,9 +8,9 @@ import pytest
 
 from edgespec.errors import EngineError
 from engines.base import Row
-from engines.batches import plan, width_class
-from engines.cache.pools import CacheTensor, bucket
+from engines.cache.pools import CacheTensor, capacity_for
 from engines.cache.slots import SlotCache
+from engines.calls import plan_calls, width_class
 
 
 def cache(slots=4):
@@ -21,14 +21,14 @@ def cache(slots=4):
 
 def write(store, slot, length, value):
     store.reserve(slot, length)
-    pool, index = store.place(slot)
+    pool, index = store.location(slot)
     for array in pool.arrays.values():
         array[index, :, :length] = value
     store.length[slot] = length
 
 
 def holds(store, slot, length, value):
-    pool, index = store.place(slot)
+    pool, index = store.location(slot)
     return store.length[slot] == length and all(
         (array[index, :, :length] == value).all() for array in pool.arrays.values()
     )
@@ -39,7 +39,7 @@ def holds(store, slot, length, value):
     [(1, 256), (256, 256), (257, 512), (2048, 2048), (2049, 4096), (4097, 6144)],
 )
 def test_buckets(positions, capacity):
-    assert bucket(positions) == capacity
+    assert capacity_for(positions) == capacity
 
 
 def test_growing_and_leaving_move_what_is_cached():
@@ -48,12 +48,12 @@ def test_growing_and_leaving_move_what_is_cached():
     for number, slot in enumerate(slots):
         write(store, slot, 100 + number, number + 1)
     store.reserve(slots[0], 300)
-    assert store.place(slots[0])[0].capacity == 512
+    assert store.location(slots[0])[0].capacity == 512
     assert all(holds(store, slot, 100 + number, number + 1) for number, slot in enumerate(slots))
-    assert sorted(store.place(slot)[1] for slot in slots[1:]) == [0, 1, 2]
+    assert sorted(store.location(slot)[1] for slot in slots[1:]) == [0, 1, 2]
     store.close(slots[3])
     store.close(slots[1])
-    assert store.place(slots[2])[1] == 0
+    assert store.location(slots[2])[1] == 0
     assert holds(store, slots[2], 102, 3)
     assert holds(store, slots[0], 100, 1)
 
@@ -73,13 +73,13 @@ def test_slots_closed_during_a_batch_move_nobody_until_it_is_over():
     first, second = store.open(), store.open()
     write(store, first, 10, 1)
     write(store, second, 20, 2)
-    with store.still():
+    with store.pinned():
         store.close(first)
-        assert store.place(second)[1] == 1
+        assert store.location(second)[1] == 1
         third = store.open()
         with pytest.raises(EngineError, match="all 2 slots"):
             store.open()
-    assert store.place(second)[1] == 0
+    assert store.location(second)[1] == 0
     assert holds(store, second, 20, 2)
     write(store, third, 5, 3)
     assert holds(store, second, 20, 2)
@@ -89,7 +89,7 @@ def test_fresh_memory_is_zero():
     store = cache()
     slot = store.open()
     store.reserve(slot, 1)
-    pool, index = store.place(slot)
+    pool, index = store.location(slot)
     assert all(not array[index].any() for array in pool.arrays.values())
 
 
@@ -113,34 +113,34 @@ def shapes(calls):
 def test_short_rows_share_a_call_and_single_tokens_are_padded():
     store, (a, b, c) = filled(3)
     rows = [Row(c, 10, [1] * 5), Row(a, 10, [1]), Row(b, 10, [1] * 3)]
-    assert shapes(plan(rows, store, 2)) == [(256, 0, (1, 2, 0), 5)]
-    assert shapes(plan([Row(b, 10, [1])], store, 2)) == [(256, 1, (0,), 2)]
+    assert shapes(plan_calls(rows, store, 2)) == [(256, 0, (1, 2, 0), 5)]
+    assert shapes(plan_calls([Row(b, 10, [1])], store, 2)) == [(256, 1, (0,), 2)]
 
 
 def test_few_idle_slots_are_carried_along_and_many_split_the_batch():
     store, slots = filled(5)
     rows = [Row(slots[0], 10, [1, 2]), Row(slots[2], 10, [1, 2])]
-    assert shapes(plan(rows, store, 2)) == [(256, 0, (0, None, 1), 2)]
+    assert shapes(plan_calls(rows, store, 2)) == [(256, 0, (0, None, 1), 2)]
     rows = [Row(slots[0], 10, [1, 2]), Row(slots[4], 10, [1, 2])]
-    assert shapes(plan(rows, store, 2)) == [(256, 0, (0,), 2), (256, 4, (1,), 2)]
+    assert shapes(plan_calls(rows, store, 2)) == [(256, 0, (0,), 2), (256, 4, (1,), 2)]
 
 
 def test_an_idle_slot_without_room_for_pads_is_not_carried_along():
     store, slots = filled(3)
     write(store, slots[1], 250, 1)
     rows = [Row(slots[0], 10, [1, 2]), Row(slots[2], 10, [1, 2])]
-    assert shapes(plan(rows, store, 2)) == [(256, 0, (0,), 2), (256, 2, (1,), 2)]
+    assert shapes(plan_calls(rows, store, 2)) == [(256, 0, (0,), 2), (256, 2, (1,), 2)]
 
 
 def test_prompt_chunks_run_apart_from_short_rows():
     store, (a, b) = filled(2)
     rows = [Row(a, 10, [1] * 60, 0), Row(b, 10, [1, 2])]
-    assert shapes(plan(rows, store, 2)) == [(256, 1, (1,), 2), (256, 0, (0,), 60)]
+    assert shapes(plan_calls(rows, store, 2)) == [(256, 1, (1,), 2), (256, 0, (0,), 60)]
 
 
 def numbered(store, slot, length, offset):
     store.reserve(slot, length)
-    pool, index = store.place(slot)
+    pool, index = store.location(slot)
     for array in pool.arrays.values():
         array[index, :, :length] = (offset + np.arange(length) % 100)[:, None]
     store.length[slot] = length
@@ -157,7 +157,7 @@ def test_a_branch_is_copied_where_it_differs(length):
     assert store.length == {source: length, target: length - 5, other: 7}
     for slot, bounds in ((source, [(0, length, 1000)]), (other, [(0, 7, 600)]),
                          (target, [(0, 20, 200), (20, length - 5, 1000)])):  # fmt: skip
-        pool, index = store.place(slot)
+        pool, index = store.location(slot)
         for array in pool.arrays.values():
             for start, end, offset in bounds:
                 expected = offset + np.arange(start, end) % 100
@@ -193,8 +193,8 @@ def test_a_row_without_room_for_pads_runs_at_its_own_width():
     store, (a, b) = filled(2)
     write(store, a, 256 - 5, 1)
     rows = [Row(a, 251, [1] * 5), Row(b, 10, [1] * 7)]
-    assert shapes(plan(rows, store, 2)) == [(256, 0, (0,), 5), (256, 1, (1,), 7)]
-    assert shapes(plan([Row(a, 251, [1] * 6)], store, 2)) == [(512, 0, (0,), 6)]
+    assert shapes(plan_calls(rows, store, 2)) == [(256, 0, (0,), 5), (256, 1, (1,), 7)]
+    assert shapes(plan_calls([Row(a, 251, [1] * 6)], store, 2)) == [(512, 0, (0,), 6)]
 
 
 def test_slots_at_rest_make_way_and_come_back():
@@ -205,11 +205,11 @@ def test_slots_at_rest_make_way_and_come_back():
     store.length[slots[1]] = 40
     store.rest(slots[1])
     store.rest(slots[0])
-    assert sorted(store.place(slot)[1] for slot in slots[2:]) == [0, 1]
-    assert store.place(slots[1])[0].capacity == 256, "what it holds fits there"
+    assert sorted(store.location(slot)[1] for slot in slots[2:]) == [0, 1]
+    assert store.location(slots[1])[0].capacity == 256, "what it holds fits there"
     assert holds(store, slots[0], 300, 1) and holds(store, slots[1], 40, 2)
     store.reserve(slots[0], 10)
-    assert store.place(slots[0])[0] is store.place(slots[2])[0]
+    assert store.location(slots[0])[0] is store.location(slots[2])[0]
     store.copy(slots[3], slots[1], 0, 20)
     assert holds(store, slots[1], 20, 4)
     assert all(holds(store, slots[n], 300, n + 1) for n in (0, 2, 3))
@@ -220,25 +220,25 @@ def test_a_slot_laid_to_rest_during_a_batch_moves_when_it_is_over():
     first, second, third = (store.open() for _ in range(3))
     for number, slot in enumerate((first, second, third)):
         write(store, slot, 10, number + 1)
-    pool, _ = store.place(first)
-    with store.still():
+    pool, _ = store.location(first)
+    with store.pinned():
         store.rest(first)
         store.rest(second)
         store.close(second)
-        assert store.place(first) == (pool, 0)
-    assert store.place(third) == (pool, 0)
-    assert store.place(first)[0] is not pool
+        assert store.location(first) == (pool, 0)
+    assert store.location(third) == (pool, 0)
+    assert store.location(first)[0] is not pool
     assert holds(store, first, 10, 1) and holds(store, third, 10, 3)
     assert second not in store.length
 
 
 def test_addresses_stay_when_others_come_and_grow():
     store, slots = filled(2)
-    before = {name: array.ctypes.data for name, array in store.place(slots[0])[0].arrays.items()}
+    before = {name: array.ctypes.data for name, array in store.location(slots[0])[0].arrays.items()}
     for _ in range(6):
         write(store, store.open(), 300, 1)
         write(store, slots[1], 300, 1)
-    after = {name: array.ctypes.data for name, array in store.place(slots[0])[0].arrays.items()}
+    after = {name: array.ctypes.data for name, array in store.location(slots[0])[0].arrays.items()}
     assert before == after
 
 
@@ -279,7 +279,7 @@ def test_memory_is_what_was_written_and_comes_back():
     assert resident() - before < 3.5 * size
     again = store.open()
     store.reserve(again, 1)
-    pool, index = store.place(again)
+    pool, index = store.location(again)
     assert not any(array[index].any() for array in pool.arrays.values())
     store.rest(slots[6])
     for slot in (again, *slots[6:]):

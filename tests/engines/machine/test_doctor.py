@@ -15,7 +15,7 @@ from cli.main import main
 from engines.machine import profiles
 from engines.machine.doctor import Machine, describe, report
 from engines.machine.installed import Gpu
-from engines.machine.system_files import Memory, Processor
+from engines.machine.system_files import Processor, SystemMemory
 
 CPU = "CPUExecutionProvider"
 ORIN = "nvidia,tegra234"
@@ -25,7 +25,7 @@ def test_nothing_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("PATH", str(tmp_path))
     machine = describe(tmp_path)
     assert machine.processor == Processor()
-    assert machine.memory == Memory()
+    assert machine.memory == SystemMemory()
     assert (machine.board, machine.compatible, machine.gpus) == ("", (), ())
     assert machine.profile == ("cpu-fp32", "nothing is known of the CPU, and fp32 runs on any")
     words = report(machine).split()
@@ -47,7 +47,7 @@ def test_hardware_that_nobody_knows_gets_a_generic_profile(
 ) -> None:
     machine = Machine(
         processor=Processor("Cortex-A78", features),
-        memory=Memory(memory_mb, memory_mb),
+        memory=SystemMemory(memory_mb, memory_mb),
         onnxruntime=onnxruntime,
     )
     assert machine.profile[0] == profile
@@ -99,7 +99,7 @@ def test_the_compat_graph_is_what_an_old_onnx_runtime_runs() -> None:
 
 
 PI_5 = Machine(board="Raspberry Pi 5 Model B Rev 1.0")
-X86 = Machine(processor=Processor("AMD EPYC", ("avx2",)), memory=Memory(8000, 7000))
+X86 = Machine(processor=Processor("AMD EPYC", ("avx2",)), memory=SystemMemory(8000, 7000))
 ORIN_6 = Machine(board="Jetson Orin Nano", compatible=(ORIN,), release="36.4.3")
 H200 = Machine(gpus=(Gpu("NVIDIA H200", capability="9.0"),))
 OLD, NEW = {"onnxruntime": "1.23.2"}, {"onnxruntime": "1.31.1"}
@@ -131,7 +131,7 @@ def test_what_is_recommended_is_what_runs(
     figures = machine.as_dict()
     assert (figures["hardware"], name, figures["profile"]) == (hardware, profile, profile)
     assert name not in machine.instead
-    own = machine.finding.reason
+    own = machine.recognition.reason
     assert reason == (f"{own}, but profile {hardware} needs {needs}" if needs else own)
 
 

@@ -9,7 +9,7 @@ import pytest
 from engines.machine import profiles
 from engines.machine.doctor import Machine, describe
 from engines.machine.installed import Gpu
-from engines.machine.recognise import Evidence, numbers, recognise
+from engines.machine.recognise import HardwareFacts, numbers, recognise
 
 A72 = ("0x41", "0xd08", "fp asimd evtstrm crc32 cpuid")
 A76 = ("0x41", "0xd0b", "fp asimd evtstrm aes fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp")
@@ -187,13 +187,13 @@ H200 = Gpu("NVIDIA H200", "143771 MiB", "570.86", "9.0")
 def test_machines_without_a_board(
     gpus: tuple[Gpu, ...], features: tuple[str, ...], memory_mb: int, profile: str
 ) -> None:
-    found = recognise(Evidence(gpus=gpus, features=features, memory_mb=memory_mb))
+    found = recognise(HardwareFacts(gpus=gpus, features=features, memory_mb=memory_mb))
     assert (found.profile, found.refused) == (profile, False)
     assert bool(found.reason) is bool(profile)
 
 
 def test_the_board_decides_before_gpu_and_cpu() -> None:
-    seen = Evidence(("Jetson", "nvidia,tegra234"), "36.4", (H200,), features=("avx2",))
+    seen = HardwareFacts(("Jetson", "nvidia,tegra234"), "36.4", (H200,), features=("avx2",))
     assert recognise(seen).profile == "jetson-orin"
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engines.machine.system_files import (
-    Memory,
     Processor,
+    SystemMemory,
     free_bytes,
     read_board,
     read_compatible,
@@ -72,13 +72,13 @@ def test_x86_with_vnni(x86: Path) -> None:
     processor, memory = read_processor(x86), read_memory(x86)
     assert processor.model == "Intel(R) Xeon(R) Gold 6338 CPU @ 2.00GHz"
     assert processor.features == ("avx2", "avx512f", "avx512_vnni")
-    assert memory == Memory(64000, 32000)
+    assert memory == SystemMemory(64000, 32000)
     assert (read_board(x86), read_compatible(x86)) == ("", ())
 
 
 def test_raspberry_pi_5(pi: Path) -> None:
     assert read_processor(pi) == Processor("Cortex-A76", ("asimd", "asimddp", "asimdhp"))
-    assert read_memory(pi) == Memory(8052, 7168)
+    assert read_memory(pi) == SystemMemory(8052, 7168)
     assert read_board(pi) == "Raspberry Pi 5 Model B Rev 1.0"
     assert read_compatible(pi) == ("raspberrypi,5-model-b", "brcm,bcm2712")
 
@@ -127,7 +127,7 @@ def test_jetson_linux(tmp_path: Path, release: str, packages: str, found: tuple[
 def test_files_of_another_form_are_unknown(tmp_path: Path) -> None:
     record(tmp_path, cpuinfo="no colon\n: : :\nflags\n", meminfo="MemTotal:\nMemTotal: much kB\n")
     assert read_processor(tmp_path).features == ()
-    assert read_memory(tmp_path) == Memory()
+    assert read_memory(tmp_path) == SystemMemory()
 
 
 def test_cores_that_differ_share_only_what_all_have(tmp_path: Path) -> None:

@@ -26,16 +26,16 @@ from edgespec.transport import DealerLink
 from engines.alone import write_alone
 from engines.base import Row, final_choices
 from engines.drafters.base import ModelDrafter, NgramDrafter
-from engines.exactness import LENGTH, WAYS, measure
+from engines.exactness import REFERENCE_TOKENS, WAYS, measure
 from engines.external_data import numbers
 from engines.machine.profiles import precisions
 from engines.onnxruntime_backend import engine as ort
 from engines.torch_backend.device import TorchStore
-from engines.torch_backend.graphs import Replay
-from engines.torch_backend.model import GROUP, pack, packable
+from engines.torch_backend.graphs import GraphReplay
+from engines.torch_backend.model import GROUP_INPUTS, pack, packable
 from engines.torch_backend.runner import FIXED, TorchSettings
 from engines.torch_backend.target import load_target
-from engines.torch_backend.weights import Blocks, GraphFile
+from engines.torch_backend.weights import GraphFile, PackedMatrix
 from export.bundle import ExportSettings, export
 from tests.export.test_graph import FAMILIES, make
 from tests.export.test_heads import write_heads
@@ -161,7 +161,7 @@ def test_fixed_shapes_are_exact(tmp_path, precision, settings, threads):
     """Every way, growing from bucket to bucket on the way."""
     bundle = exported(tmp_path, "llama, grouped", split=(2,), precisions=precisions(precision))
     cases = measure(lambda count: load_target(bundle, with_threads(settings, count)), threads)
-    assert len(cases) == len(threads) * len(WAYS) and LENGTH > 256
+    assert len(cases) == len(threads) * len(WAYS) and REFERENCE_TOKENS > 256
     assert [case.name for case in cases if not case.identical] == []
 
 
@@ -182,12 +182,12 @@ def test_integers_become_what_dequantize_linear_gives(tmp_path, precision, kind)
     bundle = exported(tmp_path, "llama", precisions=precisions(precision))
     name = "model.layers.1.mlp.down_proj.weight"
     blocks = GraphFile(bundle.path(bundle.manifest.target.segments[0].graph)).matrix(name)
-    assert isinstance(blocks, Blocks) and blocks.bits == int(precision[3:])
+    assert isinstance(blocks, PackedMatrix) and blocks.bits == int(precision[3:])
     model = onnx.load(bundle.path(bundle.manifest.target.segments[0].graph))
     stored = [one for one in model.graph.initializer if one.name.startswith(f"{name}.")]
     assert [one.data_type for one in stored] == [getattr(TensorProto, kind), TensorProto.FLOAT]
     node = helper.make_node(
-        "DequantizeLinear", [one.name for one in stored], ["y"], axis=0, block_size=GROUP
+        "DequantizeLinear", [one.name for one in stored], ["y"], axis=0, block_size=GROUP_INPUTS
     )
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, list(blocks.values.shape))
     graph = helper.make_graph([node], "one", [], [output], stored)
@@ -201,12 +201,12 @@ def test_packed_int4_stands_for_the_same_numbers(inputs):
     """Scales that bfloat16 holds, and one input at a time: the product is the matrix itself."""
     random = torch.Generator().manual_seed(0)
     values = torch.randint(-8, 8, (inputs, 64), generator=random, dtype=torch.int8)
-    scales = 2.0 ** torch.randint(-6, 1, (inputs // GROUP, 64), generator=random).float()
+    scales = 2.0 ** torch.randint(-6, 1, (inputs // GROUP_INPUTS, 64), generator=random).float()
     assert packable(values, torch.bfloat16) and not packable(values, torch.float16)
     bias = torch.ones(64, dtype=torch.bfloat16)
     packed = pack(values, scales, bias, CPU)
     found = packed(torch.eye(inputs, dtype=torch.bfloat16))
-    assert torch.equal(found.float(), Blocks(values, scales, 4).floats() + 1)
+    assert torch.equal(found.float(), PackedMatrix(values, scales, 4).floats() + 1)
     assert packed.nbytes < values.numel()
 
 
@@ -334,7 +334,7 @@ def test_the_second_use_of_a_shape_is_recorded_and_later_ones_replayed(monkeypat
     """The bookkeeping alone: what CUDA does with it is not proven here."""
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: contextlib.nullcontext())
-    replay, calls = Replay("scratch"), []
+    replay, calls = GraphReplay("scratch"), []
 
     def launch(key):
         return replay.run(key, lambda: calls.append(key) or key)

@@ -1,8 +1,9 @@
-"""Cutting a batch of rows into calls: which neighbouring slots run together, and how wide.
+"""Calls: the pieces of a batch that a model runs at once.
 
 A call runs the slots `[first, first + count)` of one pool over `width` tokens. Rows shorter than
-the call are padded on the right, and slots in between that are not in the batch are given pads at
-their end: both write garbage past a slot's length, which the next write covers. Pure; no arrays.
+`width` are padded on the right. Slots in between without a row in the batch get pads after their
+cached positions. Both write garbage past a slot's length, which the next write covers. Pure code,
+without arrays.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from engines.base import Row
 from engines.cache.pools import Pool
 from engines.cache.slots import SlotCache
 
-SHORT = 16
-"""Tokens; rows up to this (verifying, decoding) may share a call whatever their lengths."""
-GAP = 2
-"""Idle slots worth carrying along: one costs about a third of the weights' fixed cost of a call."""
+SHORT_ROW_TOKENS = 16
+"""Rows up to this length (verifying, decoding) may share a call whatever their lengths."""
+MAX_IDLE_SLOTS = 2
+"""Idle slots that a call of short rows may carry between two rows. An idle slot costs about a third
+of a call's fixed cost (reading the weights)."""
 
 
 def width_class(tokens: int) -> int:
-    """Rows of one class may share a call, padded to at most this width."""
-    width = SHORT
+    """Returns the width that a row's call is padded to at most; rows of one class may share one."""
+    width = SHORT_ROW_TOKENS
     while width < tokens:
         width *= 2
     return width
@@ -34,7 +36,7 @@ class Call:
     pool: Pool
     first: int
     members: tuple[int | None, ...]
-    """For each slot of the call, the row's number in the batch; None for a slot carried along."""
+    """For each slot of the call, its row's index in the batch; None for an idle slot."""
     width: int
 
     @property
@@ -42,22 +44,22 @@ class Call:
         return len(self.members)
 
 
-def plan(rows: Sequence[Row], cache: SlotCache, min_tokens: int) -> list[Call]:
-    """Reserves room for every row and returns the calls that run them all."""
+def plan_calls(rows: Sequence[Row], cache: SlotCache, min_tokens: int) -> list[Call]:
+    """Reserves capacity for every row and returns the calls that run all rows."""
     for row in rows:
         cache.reserve(row.slot, row.start + max(min_tokens, len(row.tokens)))
     groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for number, row in enumerate(rows):
-        pool, index = cache.place(row.slot)
+        pool, index = cache.location(row.slot)
         width = width_class(len(row.tokens))
-        if row.start + width > pool.capacity:  # no room for the pads of a longer row
+        if row.start + width > pool.capacity:  # pads of a longer row would not fit
             width = max(min_tokens, len(row.tokens))
         groups.setdefault((pool.capacity, width), []).append((index, number))
     calls = []
     for (_, width), members in sorted(groups.items()):
-        pool, _ = cache.place(rows[members[0][1]].slot)
-        gap = GAP if width == SHORT else 0
-        for run in _runs(sorted(members), pool, cache, width, gap):
+        pool, _ = cache.location(rows[members[0][1]].slot)
+        max_idle = MAX_IDLE_SLOTS if width == SHORT_ROW_TOKENS else 0
+        for run in _runs(sorted(members), pool, cache, width, max_idle):
             first, last = run[0][0], run[-1][0]
             numbers: list[int | None] = [None] * (last - first + 1)
             for index, number in run:
@@ -68,14 +70,18 @@ def plan(rows: Sequence[Row], cache: SlotCache, min_tokens: int) -> list[Call]:
 
 
 def _runs(
-    members: list[tuple[int, int]], pool: Pool, cache: SlotCache, width: int, gap: int
+    members: list[tuple[int, int]], pool: Pool, cache: SlotCache, width: int, max_idle: int
 ) -> list[list[tuple[int, int]]]:
-    """Splits (index, row number) pairs where too many idle slots, or one without room, lie."""
+    """Splits sorted (index, row number) pairs into runs of neighbours.
+
+    A run ends before more than `max_idle` idle slots, and before an idle slot that cannot hold
+    `width` more positions.
+    """
     runs = [[members[0]]]
     for before, here in pairwise(members):
         idle = [pool.occupants[index] for index in range(before[0] + 1, here[0])]
-        room = all(cache.length[slot] + width <= pool.capacity for slot in idle)
-        if len(idle) <= gap and room:
+        fits = all(cache.length[slot] + width <= pool.capacity for slot in idle)
+        if len(idle) <= max_idle and fits:
             runs[-1].append(here)
         else:
             runs.append([here])
