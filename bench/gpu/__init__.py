@@ -1,1 +1,1 @@
-"""`edgespec bench gpu`: steps against what a card allows."""
+"""`edgespec bench gpu`: step times compared with a lower bound for the card."""

@@ -1,5 +1,5 @@
-"""Models of a given shape with random weights, made on the device and never written anywhere:
-how fast a step is does not depend on what the weights say."""
+"""Models of a given shape with random weights, created on the device. A step's speed does not
+depend on the values of the weights."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ TYPES = MappingProxyType(
         "int4": torch.bfloat16,
     }
 )
-"""Of activations. int8 weights are turned to floats at load, so they are measured as these."""
+"""Type of the activations by precision. int8 weights become bf16 when they are loaded, so they are
+measured as bf16."""
 
 
 def random_model(shapes: Architecture, precision: str, device: torch.device) -> Model:
-    """In one segment. Raises torch's `RuntimeError` where memory does not suffice."""
+    """Model of one segment. Raises torch's `RuntimeError` if memory does not suffice."""
     dtype = TYPES[precision]
 
     def matrix(inputs: int, outputs: int) -> Linear:

@@ -1,69 +1,52 @@
-"""Times and ratios to the bound, by rows and by chunk. Needs matplotlib."""
+"""Plot of step times, and of their ratios to the bound, by rows and by chunk size."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from bench.gpu.figures import GpuFigures, Kind
+from bench.lab.plots import Lines, Series, write_plot
 
-from bench.lab.plots import save
-
-TITLES = {"verify": "verify of 5", "prefill": "prompt in chunks"}
-
-
-def plot_gpu(path: Path, figures: dict[str, Any]) -> None:
-    """The ending of `path` chooses the format.
-
-    Raises `EdgespecError` where it cannot be written.
-    """
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2)
-    for column, kind in enumerate(TITLES):
-        _times(panels[0][column], figures, kind)
-        _ratios(panels[1][column], figures, kind)
-    figure.suptitle(f"{figures['shapes']}, {figures['precision']}, on {figures['device']}")
-    save(figure, path)
+PANELS: tuple[tuple[Kind, str, str], ...] = (
+    ("verify", "verify of 5", "rows"),
+    ("prefill", "prompt in chunks", "tokens"),
+)
+"""Kind of step, title, and unit of the x axis."""
 
 
-def _lines(figures: dict[str, Any], kind: str) -> dict[str, list[dict[str, Any]]]:
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for step in figures["steps"]:
-        if step["kind"] == kind:
-            lines.setdefault(step["mode"], []).append(step)
-    return lines
+def plot_gpu(path: Path, figures: GpuFigures) -> None:
+    """The suffix of `path` selects the file format. Raises `EdgespecError` if the file cannot be
+    written."""
+    write_plot(
+        path,
+        [_times(figures, *panel) for panel in PANELS]
+        + [_ratios(figures, *panel) for panel in PANELS],
+        title=f"{figures.shapes}, {figures.precision}, on {figures.device}",
+        across=2,
+    )
 
 
-def _times(axes: Axes, figures: dict[str, Any], kind: str) -> None:
-    steps: list[dict[str, Any]] = []
-    for mode, steps in _lines(figures, kind).items():
-        sizes = [step["size"] for step in steps]
-        axes.plot(sizes, [step["ms"] for step in steps], marker="o", label=mode)
-    sizes, bounds = [s["size"] for s in steps], [s["bound_ms"] for s in steps]
-    axes.plot(sizes, bounds, color="grey", linestyle="--", label="bound")
-    axes.set(title=TITLES[kind], ylabel="ms", ylim=(0, None))
-    _doubling(axes, sizes)
-    axes.grid(alpha=0.3)
-    axes.legend()
+def _times(figures: GpuFigures, kind: Kind, title: str, unit: str) -> Lines:
+    bounds = {step.size: step.bound_ms for step in figures.steps if step.kind == kind}
+    series = [
+        Series(backend, [step.ms for step in steps], [step.size for step in steps])
+        for backend in figures.backends
+        if (steps := figures.steps_of(backend, kind))
+    ]
+    bound = Series("bound", list(bounds.values()), list(bounds), role="bound")
+    return Lines([*series, bound], title, unit, "ms", ticks=list(bounds), doubling=True)
 
 
-def _doubling(axes: Axes, sizes: list[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-
-
-def _ratios(axes: Axes, figures: dict[str, Any], kind: str) -> None:
-    sizes: list[int] = []
-    for mode, steps in _lines(figures, kind).items():
-        sizes = [step["size"] for step in steps]
-        axes.plot(sizes, [step["ratio"] for step in steps], marker="o", label=mode)
-    axes.axhline(1, color="grey", linestyle=":")
-    if kind == "verify":
-        axes.axhline(1.25, color="grey", linestyle="--", label="aim from 8 rows up")
-        axes.legend()
-    axes.set(xlabel="rows" if kind == "verify" else "tokens", ylabel="ratio", ylim=(0, None))
-    _doubling(axes, sizes)
-    axes.grid(alpha=0.3)
+def _ratios(figures: GpuFigures, kind: Kind, title: str, unit: str) -> Lines:
+    """Ratios to the bound, with dotted lines at 1 and at the aims."""
+    sizes = {step.size: step.aim for step in figures.steps if step.kind == kind}
+    series = [
+        Series(backend, [step.ratio for step in steps], [step.size for step in steps])
+        for backend in figures.backends
+        if (steps := figures.steps_of(backend, kind))
+    ]
+    aims = {aim for aim in sizes.values() if aim is not None}
+    return Lines(
+        series, title, unit, "ratio to the bound", ticks=list(sizes), doubling=True,
+        levels=[1, *sorted(aims)],
+    )  # fmt: skip

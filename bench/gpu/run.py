@@ -1,23 +1,24 @@
-"""`edgespec bench gpu`: steps of a target of given shape against what the card can do at best.
+"""`edgespec bench gpu`: steps of a target of given shape, compared with the card's lower bound.
 
-One token, verifying five in more and more rows, and a prompt in chunks, through the engine that
-serves devices: cutting into calls, padding, and fetching choices and logits are all in the times.
-In both modes of the torch back end, exact and fast (`engines/torch_backend/shapes.py`).
+Measured are one token, verifying five tokens of more and more rows, and a prompt in chunks. The
+steps run through the engine that serves devices, so the times include splitting a step into calls,
+padding, and fetching choices and logits. Back ends are `torch` (exact) and `torch-fast`
+(`engines/torch_backend/shapes.py`).
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
-from bench.gpu.bound import Card, CardSpeeds, Work, card, measured, seconds, work
+from bench.gpu.bound import Card, CardSpeeds, Work, known_card, measured_speeds, median_s, work
+from bench.gpu.figures import GpuFigures, Kind, MeasuredSpeeds, TimedStep
 from bench.gpu.models import SHAPES, random_model
 from bench.gpu.tables import gpu_tables
 from bench.lab.plots import check_plot_file
@@ -29,19 +30,24 @@ from engines.torch_backend.model import Model
 from engines.torch_backend.runner import TorchSettings
 from engines.torch_backend.target import engine
 
-PAST = 200
+PAST_TOKENS = 200
 """Cached positions of a row."""
-DRAFT = 5
-"""Tokens verified."""
-MODES = ("torch", "torch-fast")
-AIM_ONE, AIM_ROWS, AIMED_ROWS = 1.1, 1.25, 8
-"""Ratios to the bound: of one token, and of verifying from so many rows up."""
+DRAFT_TOKENS = 5
+"""Tokens of a row that are verified."""
+BACKENDS = ("torch", "torch-fast")
+ONE_TOKEN_AIM_RATIO = 1.1
+"""Largest ratio to the bound that the one-token step should have."""
+VERIFY_AIM_RATIO = 1.25
+"""Largest ratio to the bound that verifying `AIMED_ROWS` or more rows should have."""
+AIMED_ROWS = 8
 
 
 class Plan(NamedTuple):
     rows: Sequence[int]
+    """Row counts to verify."""
     chunks: Sequence[int]
-    prompt: int
+    """Chunk sizes of a prompt, in tokens."""
+    prompt_tokens: int
 
 
 PLANS = MappingProxyType(
@@ -57,40 +63,15 @@ class GpuSettings:
     shapes: str = "llama-2-7b"
     precision: str = "fp16"
     device: str = "cuda"
-    modes: tuple[str, ...] = MODES
-    most_rows: int = 64
-    """Fewer where the card's memory holds no more."""
+    backends: tuple[str, ...] = BACKENDS
+    max_rows: int = 64
+    """Most rows to verify; choose fewer if the memory of the card holds fewer."""
     plot: Path | None = None
 
 
-class TimedStep(NamedTuple):
-    mode: str
-    kind: str
-    """`one`, `verify` or `prefill`."""
-    size: int
-    """Rows, or tokens of a chunk."""
-    ms: float
-    bound_ms: float
-    """By the measured speeds."""
-    sheet_ms: float | None
-    """By the data sheet's."""
-    aim: float | None
-
-    @property
-    def ratio(self) -> float:
-        return self.ms / self.bound_ms
-
-    @property
-    def met(self) -> bool | None:
-        return None if self.aim is None else self.ratio <= self.aim
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**self._asdict(), "ratio": round(self.ratio, 3), "met": self.met}
-
-
 def run(settings: GpuSettings, *, as_json: bool) -> None:
-    """Measures, prints and plots. Raises `EngineError` where there is no such device, or where its
-    memory does not suffice."""
+    """Measures, prints and plots. Raises `EngineError` if there is no such device or its memory
+    does not suffice."""
     check_plot_file(settings.plot)
     figures = measure(settings)
     console = Console(width=max(Console().width, 100))
@@ -101,10 +82,10 @@ def run(settings: GpuSettings, *, as_json: bool) -> None:
 
         plot_gpu(settings.plot, figures)
     if as_json:
-        print(json.dumps(figures))
+        print(figures.as_json())
 
 
-def measure(settings: GpuSettings) -> dict[str, Any]:
+def measure(settings: GpuSettings) -> GpuFigures:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise EngineError(
             "torch finds no CUDA device here, so there is nothing to measure; "
@@ -113,81 +94,93 @@ def measure(settings: GpuSettings) -> dict[str, Any]:
     device = torch.device(settings.device)
     with torch_errors(), torch.inference_mode():
         model = random_model(SHAPES[settings.shapes], settings.precision, device)
-        speeds = measured(device, model.dtype)
+        speeds = measured_speeds(device, model.dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    sheet = card(name) if device.type == "cuda" else None
+    sheet = known_card(name) if device.type == "cuda" else None
     steps: list[TimedStep] = []
-    with progress("steps", len(settings.modes), unit="modes") as advance:
-        for mode in settings.modes:
-            steps += _steps(model, mode, settings, speeds, sheet)
-            advance(1, mode)
-    return {
-        "device": name,
-        "torch": torch.__version__,
-        "shapes": settings.shapes,
-        "precision": settings.precision,
-        "weights_mb": round(model.nbytes / 1e6, 1),
-        "measured": {"gb_s": speeds.bandwidth / 1e9, "tflops": speeds.arithmetic / 1e12},
-        "sheet": sheet._asdict() if sheet else None,
-        "steps": [step.as_dict() for step in steps],
-    }
+    with progress("steps", len(settings.backends), unit="back ends") as advance:
+        for backend in settings.backends:
+            steps += _Bench(model, backend, settings, speeds, sheet).steps()
+            advance(1, backend)
+    return GpuFigures(
+        device=name,
+        torch=str(torch.__version__),
+        shapes=settings.shapes,
+        precision=settings.precision,
+        weights_mb=round(model.nbytes / 1e6, 1),
+        measured=MeasuredSpeeds(speeds.bytes_per_s / 1e9, speeds.operations_per_s / 1e12),
+        sheet=sheet,
+        steps=steps,
+    )
 
 
-def _steps(
-    model: Model, mode: str, settings: GpuSettings, speeds: CardSpeeds, sheet: Card | None
-) -> list[TimedStep]:
-    plan = PLANS[settings.shapes]
-    rows = [count for count in plan.rows if count <= settings.most_rows]
-    chosen = TorchSettings(threads=0, slots=max(rows) + 1, exact=mode == "torch")
-    opened = engine(model, chosen, model.architecture.context)
-    aims = model.device.type == "cuda"
+class _Bench:
+    """Steps of one back end."""
 
-    def step(kind: str, size: int, taken: float, least: Work, aim: float | None) -> TimedStep:
-        by_sheet = None
-        if sheet is not None:
-            best = CardSpeeds(sheet.bandwidth_gb_s * 1e9, sheet.half_tflops * 1e12)
-            by_sheet = 1e3 * least.bound(best)
-        bound = 1e3 * least.bound(speeds)
-        return TimedStep(mode, kind, size, 1e3 * taken, bound, by_sheet, aim if aims else None)
+    def __init__(
+        self,
+        model: Model,
+        backend: str,
+        settings: GpuSettings,
+        speeds: CardSpeeds,
+        sheet: Card | None,
+    ) -> None:
+        self._model, self._backend, self._speeds = model, backend, speeds
+        self._sheet_speeds = CardSpeeds.of_sheet(sheet) if sheet else None
+        self._plan = PLANS[settings.shapes]
+        self._rows = [count for count in self._plan.rows if count <= settings.max_rows]
+        chosen = TorchSettings(threads=0, slots=max(self._rows) + 1, exact=backend == "torch")
+        self._engine: Engine = engine(model, chosen, model.architecture.context)
 
-    slots = [opened.open() for _ in range(max(rows))]
-    for slot in slots:
-        final_choices(opened, [Row(slot, 0, _ids(opened, PAST), 0)])
-    found = [
-        step("one", 1, _time(opened, model, slots[:1], 1), work(model, 1, 1, PAST, 1), AIM_ONE)
-    ]
-    for count in rows:
-        taken = _time(opened, model, slots[:count], DRAFT)
-        aim = AIM_ROWS if count >= AIMED_ROWS else None
-        found.append(step("verify", count, taken, work(model, count, DRAFT, PAST, DRAFT), aim))
-    for slot in slots:
-        opened.close(slot)
-    for size in plan.chunks:
-        found.append(step("prefill", size, *_prefill(opened, model, plan.prompt, size), None))
-    return found
+    def steps(self) -> Iterator[TimedStep]:
+        """One token, then verifying by rows, then a prompt by chunk size."""
+        slots = [self._engine.open() for _ in range(max(self._rows))]
+        for slot in slots:
+            final_choices(self._engine, [Row(slot, 0, self._ids(PAST_TOKENS), 0)])
+        least = work(self._model, 1, 1, PAST_TOKENS, 1)
+        yield self._step("one", 1, self._decode_s(slots[:1], 1), least, ONE_TOKEN_AIM_RATIO)
+        for rows in self._rows:
+            taken_s = self._decode_s(slots[:rows], DRAFT_TOKENS)
+            least = work(self._model, rows, DRAFT_TOKENS, PAST_TOKENS, DRAFT_TOKENS)
+            aim = VERIFY_AIM_RATIO if rows >= AIMED_ROWS else None
+            yield self._step("verify", rows, taken_s, least, aim)
+        for slot in slots:
+            self._engine.close(slot)
+        for chunk in self._plan.chunks:
+            yield self._step("prefill", chunk, *self._prefill(chunk), None)
 
+    def _step(
+        self, kind: Kind, size: int, taken_s: float, least: Work, aim: float | None
+    ) -> TimedStep:
+        return TimedStep(
+            backend=self._backend,
+            kind=kind,
+            size=size,
+            ms=1e3 * taken_s,
+            bound_ms=1e3 * least.bound_s(self._speeds),
+            sheet_ms=1e3 * least.bound_s(self._sheet_speeds) if self._sheet_speeds else None,
+            aim=aim if self._model.device.type == "cuda" else None,
+        )
 
-def _ids(opened: Engine, count: int) -> list[int]:
-    return [number % opened.vocabulary for number in range(count)]
+    def _ids(self, count: int) -> list[int]:
+        return [number % self._engine.vocabulary for number in range(count)]
 
+    def _decode_s(self, slots: Sequence[int], tokens: int) -> float:
+        """Seconds of a step that decodes or verifies `tokens` tokens of each slot."""
+        batch = [Row(slot, PAST_TOKENS, self._ids(tokens), tokens) for slot in slots]
+        return median_s(lambda: final_choices(self._engine, batch), self._model.device)
 
-def _time(opened: Engine, model: Model, slots: Sequence[int], tokens: int) -> float:
-    batch = [Row(slot, PAST, _ids(opened, tokens), tokens) for slot in slots]
-    return seconds(lambda: final_choices(opened, batch), model.device)
+    def _prefill(self, chunk: int) -> tuple[float, Work]:
+        """Seconds of a prompt in chunks of `chunk` tokens, and the sum of the chunks' work."""
+        tokens, slot = self._plan.prompt_tokens, self._engine.open()
+        ids, starts = self._ids(tokens), range(0, tokens, chunk)
+        rows = [Row(slot, at, ids[at : at + chunk], int(at == starts[-1])) for at in starts]
 
+        def read_prompt() -> None:
+            for row in rows:
+                final_choices(self._engine, [row])
 
-def _prefill(opened: Engine, model: Model, prompt: int, size: int) -> tuple[float, Work]:
-    """A whole prompt: its time, and the sum of what its chunks cannot do without."""
-    ids, slot = _ids(opened, prompt), opened.open()
-    starts = range(0, prompt, size)
-    last = starts[-1]
-    rows = [Row(slot, at, ids[at : at + size], int(at == last)) for at in starts]
-
-    def whole() -> None:
-        for row in rows:
-            final_choices(opened, [row])
-
-    taken = seconds(whole, model.device)
-    opened.close(slot)
-    parts = [work(model, 1, len(row.tokens), row.start, row.choice_count) for row in rows]
-    return taken, Work(sum(p.bytes for p in parts), sum(p.operations for p in parts))
+        taken_s = median_s(read_prompt, self._model.device)
+        self._engine.close(slot)
+        parts = [work(self._model, 1, len(row.tokens), row.start, row.choice_count) for row in rows]
+        return taken_s, Work(sum(p.bytes for p in parts), sum(p.operations for p in parts))

@@ -1,51 +1,47 @@
-"""Steps against the bound, as tables."""
+"""Tables of measured steps and their bounds."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.table import Table
 
-from bench.plan.tables import plain_table
+from bench.gpu.figures import GpuFigures
+from bench.lab.tables import MIN_WIDTH_COLUMNS, Column, table
 
-KINDS = {"one": "one token", "verify": "verify of 5", "prefill": "prompt in chunks"}
-SIZES = {"one": "row", "verify": "rows", "prefill": "tokens"}
+STEP_NAMES = {"one": "one token", "verify": "verify of 5", "prefill": "prompt in chunks"}
+SIZE_UNITS = {"one": "row", "verify": "rows", "prefill": "tokens"}
+COLUMNS = (
+    Column("step", lambda step: STEP_NAMES[step.kind], left=True),
+    Column("", lambda step: f"{step.size} {SIZE_UNITS[step.kind]}"),
+    Column("ms", "ms", ".2f"),
+    Column("bound\nms", "bound_ms", ".3f"),
+    Column("data sheet's\nms", "sheet_ms", ".3f"),
+    Column("ratio", "ratio", ".2f"),
+    Column("aim", "aim", "g"),
+    Column("", lambda step: {True: "met", False: "missed", None: ""}[step.met]),
+)
 
 
-def gpu_tables(figures: dict[str, Any]) -> list[Table]:
-    """One a mode."""
-    modes = dict.fromkeys(step["mode"] for step in figures["steps"])
-    return [_table(figures, mode) for mode in modes]
-
-
-def _table(figures: dict[str, Any], mode: str) -> Table:
-    table = plain_table(
-        f"{mode}: {figures['shapes']}, {figures['precision']}, on {figures['device']}",
-        _caption(figures),
-        60,
-    )
-    for header in ("step", "", "ms", "bound\nms", "data sheet's\nms", "ratio", "aim", ""):
-        table.add_column(header, justify="left" if header == "step" else "right", no_wrap=True)
-    for step in (one for one in figures["steps"] if one["mode"] == mode):
-        aim, sheet = step["aim"], step["sheet_ms"]
-        table.add_row(
-            KINDS[step["kind"]],
-            f"{step['size']} {SIZES[step['kind']]}",
-            f"{step['ms']:.2f}",
-            f"{step['bound_ms']:.3f}",
-            f"{sheet:.3f}" if sheet is not None else "–",
-            f"{step['ratio']:.2f}",
-            f"{aim:g}" if aim is not None else "–",
-            {True: "met", False: "missed", None: ""}[step["met"]],
+def gpu_tables(figures: GpuFigures) -> list[Table]:
+    """One table for each back end."""
+    on = f"{figures.shapes}, {figures.precision}, on {figures.device}"
+    return [
+        table(
+            f"{backend}: {on}",
+            COLUMNS,
+            figures.steps_of(backend),
+            caption=_caption(figures),
+            min_width=MIN_WIDTH_COLUMNS,
         )
-    return table
+        for backend in figures.backends
+    ]
 
 
-def _caption(figures: dict[str, Any]) -> str:
-    measured, sheet = figures["measured"], figures["sheet"]
-    said = f"measured here: {measured['gb_s']:.0f} GB/s, {measured['tflops']:.3g} TFLOP/s"
+def _caption(figures: GpuFigures) -> str:
+    measured, sheet = figures.measured, figures.sheet
+    parts = [f"measured here: {measured.gb_s:.0f} GB/s, {measured.tflops:.3g} TFLOP/s"]
     if sheet:
-        said += f"; data sheet: {sheet['bandwidth_gb_s']:g} GB/s, {sheet['half_tflops']:g} TFLOP/s"
-    if figures["precision"] == "int8":
-        said += "; torch multiplies no int8 blocks, so these are bfloat16 here"
-    return f"{said}; {figures['weights_mb']:g} MB of weights; ratio: to the measured bound"
+        parts.append(f"data sheet: {sheet.bandwidth_gb_s:g} GB/s, {sheet.half_tflops:g} TFLOP/s")
+    if figures.precision == "int8":
+        parts.append("torch multiplies no int8 blocks, so the weights are bf16 here")
+    parts += [f"{figures.weights_mb:g} MB of weights", "ratio: to the measured bound"]
+    return "; ".join(parts)

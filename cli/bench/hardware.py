@@ -21,7 +21,7 @@ BOARDS = ("rpi4", "rpi5")
 )
 @click.option(
     "--backend",
-    "modes",
+    "backends",
     type=click.Choice(["torch", "torch-fast"]),
     multiple=True,
     show_default="both",
@@ -43,7 +43,7 @@ BOARDS = ("rpi4", "rpi5")
 )
 @click.option(
     "--rows",
-    "most_rows",
+    "max_rows",
     type=DEVICES_COUNT,
     default=64,
     show_default=True,
@@ -53,9 +53,9 @@ BOARDS = ("rpi4", "rpi5")
 @json_option()
 def gpu(as_json: bool, **options: Any) -> None:
     """Steps of a target with random weights, compared with the limits of the GPU."""
-    from bench.gpu.run import MODES, GpuSettings, run
+    from bench.gpu.run import BACKENDS, GpuSettings, run
 
-    options["modes"] = tuple(dict.fromkeys(options["modes"])) or MODES
+    options["backends"] = tuple(dict.fromkeys(options["backends"])) or BACKENDS
     run(GpuSettings(**options), as_json=as_json)
 
 

@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from msgspec.structs import replace
 
-from bench.gpu.bound import CardSpeeds, Work, card, layer_weights, work
+from bench.gpu.bound import CardSpeeds, Work, known_card, layer_weights, work
+from bench.gpu.figures import TimedStep
 from bench.gpu.models import SHAPES, random_model
-from bench.gpu.run import PAST, TimedStep
+from bench.gpu.run import PAST_TOKENS
 from cli.main import main
 
 CPU = torch.device("cpu")
@@ -31,12 +33,12 @@ CPU = torch.device("cpu")
     ],
 )
 def test_cards_are_known_by_the_names_they_give_themselves(name, bandwidth):
-    found = card(name)
+    found = known_card(name)
     assert found is not None and found.bandwidth_gb_s == bandwidth and found.source
 
 
 def test_a_card_that_is_not_in_the_table():
-    assert card("NVIDIA GeForce GTX 1050") is None
+    assert known_card("NVIDIA GeForce GTX 1050") is None
 
 
 def test_the_least_work_of_a_7b_step():
@@ -45,32 +47,32 @@ def test_the_least_work_of_a_7b_step():
         model = random_model(SHAPES["llama-2-7b"], "fp16", torch.device("meta"))
     assert layer_weights(model) == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert model.nbytes == 2 * (layer_weights(model) + 32000 * 4096)
-    one = work(model, 1, 1, PAST, 1)
-    assert one.bytes == model.nbytes + (PAST + 1) * 2 * 32 * 4096 * 2
-    attention = 4 * 32 * 4096 * (PAST + 1)
+    one = work(model, 1, 1, PAST_TOKENS, 1)
+    assert one.bytes == model.nbytes + (PAST_TOKENS + 1) * 2 * 32 * 4096 * 2
+    attention = 4 * 32 * 4096 * (PAST_TOKENS + 1)
     assert one.operations == 2 * (layer_weights(model) + 32000 * 4096) + attention
     h200 = CardSpeeds(4.8e12, 989e12)
-    assert one.bound(h200) == pytest.approx(2.775e-3, rel=1e-3)
+    assert one.bound_s(h200) == pytest.approx(2.775e-3, rel=1e-3)
     prompt = work(model, 1, 512, 0, 0)
     assert prompt.bytes < one.bytes, "a chunk that is not the last reads no head"
-    assert prompt.bound(h200) == prompt.operations / h200.arithmetic
+    assert prompt.bound_s(h200) == prompt.operations / h200.operations_per_s
 
 
 def test_the_longer_of_reading_and_multiplying_is_the_bound():
-    speeds = CardSpeeds(bandwidth=100.0, arithmetic=1000.0)
-    assert Work(200.0, 100.0).bound(speeds) == 2.0
-    assert Work(200.0, 5000.0).bound(speeds) == 5.0
+    speeds = CardSpeeds(bytes_per_s=100.0, operations_per_s=1000.0)
+    assert Work(200.0, 100.0).bound_s(speeds) == 2.0
+    assert Work(200.0, 5000.0).bound_s(speeds) == 5.0
 
 
 def test_an_aim_is_met_or_missed():
     step = TimedStep("torch", "one", 1, 11.0, 10.0, None, 1.1)
     assert step.ratio == pytest.approx(1.1) and step.met
-    assert step._replace(ms=11.1).met is False and step._replace(aim=None).met is None
+    assert replace(step, ms=11.1).met is False and replace(step, aim=None).met is None
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int4"])
 def test_the_command_on_a_cpu(tmp_path, precision, monkeypatch):
-    monkeypatch.setattr("bench.gpu.bound.REPEATS", 2)
+    monkeypatch.setattr("bench.gpu.bound.REPEAT_COUNT", 2)
     options = ["--shapes", "tiny", "--device", "cpu", "--precision", precision, "--rows", "2"]
     plot = tmp_path / "gpu.png"
     result = CliRunner().invoke(main, ["bench", "gpu", *options, "--plot", str(plot), "--json"])
@@ -78,9 +80,9 @@ def test_the_command_on_a_cpu(tmp_path, precision, monkeypatch):
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures["device"] == "CPU" and figures["sheet"] is None
     assert min(figures["measured"].values()) > 0
-    steps = {(step["mode"], step["kind"], step["size"]): step for step in figures["steps"]}
+    steps = {(step["backend"], step["kind"], step["size"]): step for step in figures["steps"]}
     wanted = [("one", 1), ("verify", 1), ("verify", 2), ("prefill", 64), ("prefill", 128)]
-    assert list(steps) == [(mode, *one) for mode in ("torch", "torch-fast") for one in wanted]
+    assert list(steps) == [(backend, *one) for backend in ("torch", "torch-fast") for one in wanted]
     for step in steps.values():
         assert step["ms"] > 0 and step["bound_ms"] > 0
         assert step["ratio"] == pytest.approx(step["ms"] / step["bound_ms"], abs=1e-3)
