@@ -22,7 +22,8 @@ from bench.lab.builtin import builtin_bundle
 from bench.lab.energy import device_options, each_token, note
 from bench.lab.processes import cloud, cores, edge, pinned
 from bench.lab.toy_cloud import toy_cloud, toy_hello
-from edge_runtime.loop import EdgeLoop, greet
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import EdgeLoop
 from edgespec.config import CloudSettings, EdgeSettings, Request, Tactics
 from edgespec.energy_report import combined
 from edgespec.errors import UsageError
@@ -114,13 +115,12 @@ def overhead(steps: dict[str, Any]) -> dict[str, Any]:
         settings = EdgeSettings(
             connect=toy.endpoint, tactics=Tactics("none"), draft_length=DRAFT_LENGTH
         )
-        link, hello = DealerLink(toy.endpoint), toy_hello("bench")
-        loop = EdgeLoop(
-            link, ModelDrafter(_toy(), "toy"), hello, greet(link, hello, settings), [], settings
-        )
+        link = DealerLink(toy.endpoint)
+        identity = DeviceIdentity(toy_hello("bench"))
+        loop = EdgeLoop.connect(link, ModelDrafter(_toy(), "toy"), identity, settings)
         request = Request((1, 2, 3), TOY_TOKENS, Sampling())
         answer = loop.start(request)
-        for _ in loop.write(answer, request):
+        for _ in loop.write(answer):
             pass
         link.close()
     stats = answer.stats

@@ -1,19 +1,23 @@
-"""The device's side of one answer: pure state, told what came, saying what to draft and to send.
+"""One answer on the device: committed tokens, drafted tokens, and what the cloud knows of both.
 
-Nothing here waits, draws or reads a clock. A message that is stale, repeated or about another
-session changes nothing.
+Pure: no socket, no clock, no model. The loop passes in messages and times and sends what the
+methods return. A message that is stale, repeated or about another session changes nothing.
 """
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
-from edge_runtime.modes import Measurements
-from edge_runtime.policy import choose
+from edge_runtime.deferral import Deferral
+from edge_runtime.policy import Choice, DraftTimings, choices
 from edge_runtime.tree import DraftedPath, Hit, Tree
-from edgespec.config import EdgeSettings, Request, Tactics
-from edgespec.errors import LinkError, UsageError
+from edgespec.confidence import AcceptanceEstimate
+from edgespec.config import EdgeSettings, Request
+from edgespec.errors import EdgespecError, LinkError, UsageError
 from edgespec.protocol import (
     Close,
     Draft,
@@ -29,26 +33,87 @@ from edgespec.protocol import (
 from edgespec.sampling import agreeing
 from edgespec.session import Session
 from edgespec.telemetry import AnswerStats, HintCount
+from edgespec.text import TextStream
 from engines.drafters.base import Guess
 
-AHEAD = 24
-"""Ids that a path may have beyond the committed text."""
-HINT_RIGHT = 0.5
-"""How often an exit head is right where the bundle does not say."""
+Origin = Literal["device", "cloud-draft", "target"]
+"""What proposed a committed token: the device's draft, the cloud's draft, or the target itself."""
+
+
+class Piece(NamedTuple):
+    """One committed token."""
+
+    token: int
+    text: str
+    """Text of the answer that became final with this token; empty inside a character."""
+    origin: Origin
+    at: float
+    """Time at which the token was committed, by the loop's clock, in seconds."""
+
+
+class News(NamedTuple):
+    """What a verdict adds to the committed tokens."""
+
+    tokens: Sequence[int] = ()
+    accepted: int = 0
+    """Number of `tokens`, from the first on, that the device drafted."""
+    confirmed: int = 0
+    """Number of `tokens`, from the first on, that the device or the cloud drafted."""
+
+    def origin(self, place: int) -> Origin:
+        if place < self.accepted:
+            return "device"
+        return "cloud-draft" if place < self.confirmed else "target"
+
+
+@dataclass(frozen=True)
+class AnswerContext:
+    """What all answers of one loop share."""
+
+    settings: EdgeSettings
+    welcome: Welcome
+    estimate: AcceptanceEstimate
+    end_ids: Sequence[int] = ()
+    exit_agreements: Mapping[int, float] = field(default_factory=dict)
+    """Probability that an exit head names the target's token, by layer."""
+
+
+@dataclass
+class AnswerTiming:
+    """Times of one answer, by the loop's clock, in seconds. The loop writes them."""
+
+    began: float = 0.0
+    last_verdict: float = 0.0
+    """0: no verdict has come yet."""
+    unsent_since: float | None = None
+    """When the oldest drafted token that was not sent was drafted."""
+    silence: float = 0.0
+    """Time since the last message of this session while there was nothing to draft."""
+    idle: bool = True
+    """True if the last turn had nothing to draft for this answer."""
+    prompt_read: bool = False
+    """True once the drafter has read the prompt."""
+    bytes_up: int = 0
+    """Bytes of the link before this answer."""
+    bytes_down: int = 0
 
 
 class Answer:
-    """One session: its committed text, the tree drafted beyond it, and what the cloud knows."""
+    """One session: its committed tokens, the tree drafted beyond them, and what the cloud has."""
 
     def __init__(
-        self, session: int, request: Request, welcome: Welcome, end_ids: Sequence[int],
-        settings: EdgeSettings, terms: Terms, meter: Measurements, exits: Mapping[int, float],
-    ) -> None:  # fmt: skip
-        """`exits` tells, by layer, how often an exit head is right.
+        self,
+        session: int,
+        request: Request,
+        context: AnswerContext,
+        terms: Terms,
+        text: TextStream | None = None,
+    ) -> None:
+        """`text` turns tokens into text and finds stop strings; without it pieces have no text.
 
         Raises `UsageError` for a prompt that the target's context cannot hold.
         """
-        length = len(request.prompt)
+        welcome, length = context.welcome, len(request.prompt)
         if not length:
             raise UsageError("the prompt is empty; give at least one token of text")
         if length >= welcome.context:
@@ -57,46 +122,58 @@ class Answer:
                 f"{welcome.context}; shorten the prompt"
             )
         self.session_id = session
-        self.stats = AnswerStats(prompt_tokens=length)
+        self.request = request
         self.terms = terms
-        self._request = request
-        self._tactics: Tactics = settings.tactics
-        self._draft_length = min(settings.draft_length, welcome.max_draft)
-        self._ahead = min(AHEAD, welcome.max_draft)
-        self._meter = meter
-        self._exits = exits
-        self._hints: dict[int, list[int]] = {}
-        self._outstanding: Draft | None = None
-        """The last draft sent since the last verdict."""
-        self._asking = False
-        """Whether a `Resume` is on its way."""
+        self.stats = AnswerStats(prompt_tokens=length)
+        self.timing = AnswerTiming()
+        self.deferral = Deferral(context.settings.give_up, random.Random(session))
+        self.error: EdgespecError | None = None
+        """Why the answer cannot go on."""
+        self.unread: deque[Piece] = deque()
+        """Committed pieces that the reader has not taken."""
         self.state = Session(
             list(request.prompt),
             length,
             min(request.max_tokens, welcome.context - length),
-            frozenset(end_ids),
+            frozenset(context.end_ids),
         )
-        self.tree = Tree(self.state.tokens, meter.estimate)
+        self._policy = context.settings.drafting
+        self.tree = Tree(self.state.tokens, context.estimate, self._policy)
+        self._text = text
+        self._tactics = context.settings.tactics
+        self._draft_length = min(context.settings.draft_length, welcome.max_draft)
+        self._ahead = min(self._policy.ahead_tokens, welcome.max_draft)
+        self._exit_agreements = context.exit_agreements
+        self._hints: dict[int, list[int]] = {}
+        self._outstanding: Draft | None = None
+        """The last draft sent since the last verdict."""
+        self._resuming = False
+        """True while the reply to a Resume is awaited."""
 
     @property
     def done(self) -> bool:
         return bool(self.state.finish)
 
+    @property
+    def over(self) -> bool:
+        """True if no further token will be committed."""
+        return self.done or self.error is not None
+
     def open(self) -> Open:
-        """Starts the session, or starts it again from what is committed, here or elsewhere."""
+        """The message that starts the session, or starts it again from the committed tokens."""
         self._forget()
         return Open(
             session=self.session_id,
             prompt_length=self.state.prompt_length,
             max_tokens=self.state.max_tokens,
-            sampling=self._request.sampling,
+            sampling=self.request.sampling,
             end_ids=sorted(self.state.end_ids),
             terms=self.terms,
             tokens=list(self.state.tokens),
         )
 
     def serve(self, terms: Terms) -> Serve:
-        """Other terms from now on."""
+        """The message that changes the terms from now on. Drafted tokens are dropped."""
         self._forget()
         self.terms = terms
         return Serve(self.session_id, terms)
@@ -106,22 +183,20 @@ class Answer:
         self._outstanding = None
         self.tree.restart()
 
-    def steps(self) -> list[DraftedPath]:
-        """The paths that the draft should make longer now, in one step; none while nothing is
-        worth drafting, or in lock-step nothing is allowed."""
-        if not self.terms.drafting or self.done:
+    def choices(self, timings: DraftTimings) -> list[Choice]:
+        """The draft steps that this answer could use now. Empty if none is worth its time, or if
+        lockstep allows none."""
+        if not self.terms.drafting or self.over:
             return []
         # The last token that may be committed is the target's.
         most = min(self._ahead, self.state.remaining - 1)
         if not self._tactics.streaming:
-            return self._in_lockstep(min(most, self._draft_length))[:1]
-        pace = self._meter.pace
-        if self.terms.lockstep:  # a cloud that waits is never ahead
-            pace = replace(pace, round_trip=0.0)
-        chosen = choose(self.tree, pace, most=most, branches=self._tactics.branches)
-        return [path if place is None else self.tree.fork(path, place) for _, path, place in chosen]
+            return self._lockstep_choices(min(most, self._draft_length))[:1]
+        if self.terms.lockstep:  # the target waits, so it is never ahead of the device
+            timings = replace(timings, round_trip=0.0)
+        return choices(self.tree, timings, self._policy, most=most, branches=self._tactics.branches)
 
-    def _in_lockstep(self, most: int) -> list[DraftedPath]:
+    def _lockstep_choices(self, most: int) -> list[Choice]:
         main = self.tree.main
         if self._outstanding is None:
             paths = [main]
@@ -130,27 +205,37 @@ class Answer:
             most += len(main.ahead) + 1
         else:
             paths = []
-        return [path for path in paths if not path.stuck and len(path.ahead) < most]
+        return [
+            Choice(path.chance, path) for path in paths if not path.stuck and len(path.ahead) < most
+        ]
+
+    def path_of(self, choice: Choice) -> DraftedPath:
+        """The path that a step extends; it is forked first where the choice says so."""
+        if choice.place is None:
+            return choice.path
+        return self.tree.fork(choice.path, choice.place)
 
     def grow(self, paths: Sequence[DraftedPath], guesses: Sequence[Guess | None]) -> None:
         for path, guess in zip(paths, guesses, strict=True):
             self.tree.grow(path, guess)
 
     def pending(self, *, idle: bool) -> int:
-        """Drafted ids that the cloud could be sent. `idle`: there is nothing more to draft."""
-        if not self.terms.drafting or self.done:
+        """Number of drafted tokens that could be sent. `idle`: there is nothing more to draft.
+
+        At least 1 where the target waits for a draft and has to be sent an empty one.
+        """
+        if not self.terms.drafting or self.over:
             return 0
         end = len(self.state.tokens)
         paths = self.tree.unsent()
-        if not self._tactics.streaming:  # a round at a time, when it is full
+        if not self._tactics.streaming:  # a whole round at a time
             free = idle and self._outstanding is None
             paths = [path for path in paths if free and path is self.tree.main]
         unsent = sum(end + len(path.ahead) - path.sent for path in paths)
-        # A cloud that waits must be asked, if need be with an empty draft.
         return unsent or int(idle and self.terms.lockstep and self._outstanding is None)
 
     def packets(self) -> list[Draft]:
-        """Everything drafted that the cloud lacks; in lock-step a round, which may be empty."""
+        """The drafted tokens that the cloud lacks; in lockstep one round, which may be empty."""
         paths = self.tree.unsent() if self._tactics.streaming else []
         packets = [self.tree.packet(self.session_id, path) for path in paths or [self.tree.main]]
         self._outstanding = packets[-1]
@@ -162,33 +247,62 @@ class Answer:
             return
         self._hints[hint.layer] = hint.tokens
         if self.terms.hints and self._tactics.pre_draft != "none":
-            right = self._exits.get(hint.layer, HINT_RIGHT)
+            right = self._exit_agreements.get(hint.layer, self._policy.hint_agreement)
             self.tree.hinted(hint.round, hint.base, hint.tokens, right)
 
-    def on_verdict(self, verdict: Verdict) -> tuple[int, list[int]]:
-        """Accepted length and tokens that the verdict adds; (0, []) for one that adds nothing.
-
-        The caller commits them one by one, since a stop string may end the answer among them, and
-        then calls `settle`.
-        """
+    def on_verdict(self, verdict: Verdict) -> News:
+        """What a verdict adds, without committing it; no tokens if it adds nothing."""
         base = len(self.state.tokens)
         if self.done or verdict.session != self.session_id or verdict.base > base:
-            return 0, []
-        self._asking = False
-        fresh = verdict.tokens[base - verdict.base :]
+            return News()
+        self._resuming = False
+        skipped = base - verdict.base
+        fresh = verdict.tokens[skipped:]
         if not fresh:
-            return 0, []
-        accepted = max(0, verdict.accepted - (base - verdict.base))
-        if verdict.base == base:
+            return News()
+        accepted = max(0, verdict.accepted - skipped)
+        if not skipped:
             self._count_hints(verdict)
         self.stats.rounds += 1
         self.stats.verified += verdict.verified
         self.stats.confirmed += verdict.confirmed
         self.stats.accepted += accepted
-        return accepted, fresh
+        return News(fresh, accepted, max(accepted, verdict.confirmed - skipped))
+
+    def commit(self, news: News, now: float) -> list[Piece]:
+        """Commits tokens one by one, since a stop string may end the answer among them.
+
+        Call `settle` afterwards. Returns the pieces, which are also added to `unread`.
+        """
+        pieces = []
+        for place, token in enumerate(news.tokens):
+            self.state.commit([token])
+            pieces.append(Piece(token, self._final_text(token), news.origin(place), now))
+            if self.done:
+                break
+        if not self.stats.tokens:
+            self.stats.first_token_seconds = now - self.timing.began
+        self.stats.tokens += len(pieces)
+        self.unread += pieces
+        return pieces
+
+    def _final_text(self, token: int) -> str:
+        """The text that a committed token makes final. A stop string in it ends the answer."""
+        if self._text is None:
+            return ""
+        text = self._text.push(token)
+        if self._text.stopped:
+            self.state.finish = "stop"
+        elif self.done:
+            text += self._text.flush()
+        return text
+
+    def flush_text(self) -> str:
+        """Text that was held back because it might begin a stop string. Call it at the end."""
+        return self._text.flush() if self._text else ""
 
     def settle(self) -> Hit | None:
-        """After tokens were committed: what they leave of the tree. None: not drafting."""
+        """Cuts the tree after tokens were committed; returns what is left. None: not drafting."""
         drafting = self.terms.drafting and not self.done
         self._hints.clear()
         self._outstanding = None
@@ -199,11 +313,11 @@ class Answer:
         return hit
 
     def missed(self, verdict: Verdict) -> bool:
-        """Whether the verdict stands on tokens that never arrived here."""
+        """True if the verdict begins after tokens that have not arrived."""
         return verdict.session == self.session_id and verdict.base > len(self.state.tokens)
 
     def deferred(self, error: Error) -> bool:
-        """Whether the cloud asks to open this session again later: it is full, or shuts down."""
+        """True if the cloud asks to open this session later, because it is full or shuts down."""
         if error.session != self.session_id or error.code not in ("busy", "drained"):
             return False
         if error.retryable:
@@ -211,9 +325,9 @@ class Answer:
         return error.retryable
 
     def on_error(self, error: Error) -> Open | None:
-        """What to send after an error; nothing if it is about a session that is over.
+        """The message to send after an error; None if the error is about another session.
 
-        Raises `LinkError` where sending something would not help.
+        Raises `LinkError` if nothing that could be sent would help.
         """
         if error.session not in (0, self.session_id):
             return None
@@ -225,17 +339,18 @@ class Answer:
         )
 
     def resume(self, *, silence: bool = False) -> Resume | None:
-        """Asks for what was committed since: after silence, or once where a verdict is missing."""
-        if self._asking and not silence:
+        """Asks for the tokens committed since the last verdict. None if that was asked already;
+        after silence it is asked again, since the first request may be lost."""
+        if self._resuming and not silence:
             return None
-        self._asking = True
+        self._resuming = True
         self.stats.resumed += 1
         return Resume(self.session_id, len(self.state.tokens))
 
     def stands(self, verdict: Verdict) -> None:
-        """A verdict brought nothing new: a reply to `resume`, or to an `open` of a session that the
-        cloud still has. A cloud that waits has then not understood what was sent: it was lost, or
-        went on from something that was. So drafting begins anew."""
+        """Handles a verdict that adds nothing: a reply to `resume`, or to an `open` of a session
+        that the cloud still has. In lockstep it means that the last draft was lost, or built on a
+        draft that was lost, so drafting starts again."""
         here = verdict.session == self.session_id and verdict.base == len(self.state.tokens)
         if here and self.terms.lockstep:
             self._forget()

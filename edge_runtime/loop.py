@@ -1,27 +1,29 @@
-"""The device's loop: take what has come, draft one step, send. It waits only with nothing to do."""
+"""The device's loop: make one draft step, send what is due, handle what has come.
+
+One loop writes any number of answers over one link with one drafter. It waits only when no answer
+has anything to draft. It has no thread: call `turn`, or `write`, which calls `turn` for one answer.
+"""
 
 from __future__ import annotations
 
-import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from edge_runtime.answer import Answer
-from edge_runtime.deferral import Deferral
+from edge_runtime.answer import Answer, AnswerContext, Piece
+from edge_runtime.handshake import Clock, DeviceIdentity, Tell, greet, round_trip
 from edge_runtime.modes import Modes
+from edge_runtime.policy import Choice, best_together
+from edge_runtime.tree import DraftedPath
 from edgespec.config import NO_DRAFTER, EdgeSettings, Request
-from edgespec.errors import LinkError
-from edgespec.manifest import Bundle
+from edgespec.errors import EdgespecError, LinkError
 from edgespec.protocol import (
-    LONGEST_NAME,
-    VERSION,
     Admitted,
     AnyMessage,
     Draft,
     Error,
-    Hello,
     Hint,
     Ping,
     Pong,
@@ -33,333 +35,401 @@ from edgespec.trace import Trace, What
 from edgespec.transport import Link
 from engines.drafters.base import Drafter
 
-Clock = Callable[[], float]
-PACK_SECONDS, PACK_IDS = 0.002, 16
-"""Drafted ids wait for company so long, and are sent at once when they are so many."""
-PACK_SHARE = 1 / 8
-"""Of the target's step they wait at least where many share it: then packets cost, and a step is far
-away."""
-PING_SECONDS = 1.0
-"""How often the round trip is measured, and the cloud told that somebody is there."""
-STALL = 1.0
-"""Seconds of silence that the report names."""
+PING_INTERVAL_S = 1.0
+"""Time between two measurements of the round trip, which also tell the cloud that the device is
+there."""
+STALL_S = 1.0
+"""Shortest silence of the link that is reported."""
 
 
-class Piece(NamedTuple):
-    """One committed token."""
+@dataclass(frozen=True)
+class Observer:
+    """What a loop reports to: all of it is optional."""
 
-    token: int
-    text: str
-    """What of the answer's text became final with it."""
-    accepted: bool
-    """Drafted here and accepted, as against written by the target."""
+    explain: Tell | None = None
+    """Receives every change of mode, and the reason."""
+    report: Tell | None = None
+    """Receives why an answer does not go on."""
+    trace: Trace | None = None
 
-
-def greet(
-    link: Link, hello: Hello, settings: EdgeSettings, clock: Clock = time.monotonic
-) -> Welcome:
-    """Says hello until the cloud answers. Raises `LinkError` if it refuses or stays silent."""
-    end = clock() + settings.connect_timeout
-    link.send(hello)
-    while (left := end - clock()) > 0:
-        for message in link.receive(left):
-            if isinstance(message, Welcome):
-                return message
-            if isinstance(message, Error):
-                raise LinkError(
-                    f"the cloud at {settings.connect} refused: {message.message}",
-                    code=message.code,
-                    retryable=message.retryable,
-                )
-    raise LinkError(
-        f"nobody answered at {settings.connect} within {settings.connect_timeout:g} s; "
-        "is 'edgespec cloud-run' running there, and with the same keys?",
-        retryable=True,
-    )
-
-
-def round_trip(link: Link, settings: EdgeSettings, clock: Clock = time.monotonic) -> float:
-    """Seconds of a ping, while nobody has anything else to do; at most the patience."""
-    began = clock()
-    link.send(Ping(0))
-    while 0 <= clock() - began < settings.patience:
-        if any(isinstance(m, Pong) for m in link.receive(settings.patience)):
-            break
-    return max(0.0, clock() - began)
-
-
-def hello_for(bundle: Bundle, device: str, drafter: str = "", hardware: str = "") -> Hello:
-    """Names are cut to what the protocol allows."""
-    manifest = bundle.manifest
-    who = (name[:LONGEST_NAME] for name in (device, drafter, hardware))
-    return Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, *who)
-
-
-def exit_agreements(bundle: Bundle) -> dict[int, float]:
-    """How often each exit head is right, by layer, where it has been measured."""
-    segments = bundle.manifest.target.segments
-    return {s.end: s.calibration.agreement for s in segments if s.exit and s.calibration}
+    def waiting(self, endpoint: str) -> Callable[[], None] | None:
+        """A function that reports that nothing comes; None if nobody listens."""
+        report = self.report
+        return report and (lambda: report(f"waiting for the cloud at {endpoint} …"))
 
 
 class EdgeLoop:
-    """Writes answers over one link with one drafter."""
+    """Answers over one link with one drafter. Use `connect` to make one."""
 
     def __init__(
         self,
         link: Link,
         drafter: Drafter,
-        hello: Hello,
+        identity: DeviceIdentity,
         welcome: Welcome,
-        end_ids: list[int],
         settings: EdgeSettings,
-        *,
-        exits: Mapping[int, float] | None = None,
-        explain: Callable[[str], None] | None = None,
-        report: Callable[[str], None] | None = None,
-        trace: Trace | None = None,
+        observer: Observer = Observer(),
         clock: Clock = time.monotonic,
     ) -> None:
-        """`exits`: how often each exit head is right, by layer. `explain` is told every change of
-        mode, and why; `report`, why an answer waits."""
-        self._link = link
-        self._drafter = drafter
-        self._hello = hello
         self.welcome = welcome
-        self._end_ids = end_ids
-        self._settings = settings
-        self._exits = exits or {}
-        self._explain = explain
-        self._report = report
-        self._trace = trace
-        self._clock = clock
-        self._pings: dict[int, float] = {}
         self.modes = Modes(
             settings, welcome, drafts=drafter.name != NO_DRAFTER, batch=drafter.batch
         )
-        self.modes.meter.tripped(round_trip(link, settings, clock))
-        self.modes.begin()
+        self._link = link
+        self._drafter = drafter
+        self._hello = identity.hello
+        self._context = AnswerContext(
+            settings,
+            welcome,
+            self.modes.measurements.estimate,
+            identity.end_ids,
+            identity.exit_agreements,
+        )
+        self._settings = settings
+        self._observer = observer
+        self._clock = clock
+        self._answers: dict[int, Answer] = {}
+        """Open answers by session id."""
+        self._pings: dict[int, float] = {}
+        """When the last Ping was sent, by its number."""
+        self._pinged = self._listened = clock()
+        self._silence = 0.0
+        """Seconds that the link has been silent."""
+        self._told = False
+        """True once the current silence was reported."""
 
-    def start(self, request: Request) -> Answer:
-        """The state of a new answer. Raises `UsageError` where the prompt does not fit."""
-        return Answer(
-            secrets.randbits(62), request, self.welcome, self._end_ids, self._settings,
-            self.modes.terms, self.modes.meter, self._exits,
-        )  # fmt: skip
+    @classmethod
+    def connect(
+        cls,
+        link: Link,
+        drafter: Drafter,
+        identity: DeviceIdentity,
+        settings: EdgeSettings,
+        observer: Observer = Observer(),
+        clock: Clock = time.monotonic,
+    ) -> EdgeLoop:
+        """A loop over a new link: greets the cloud and measures the round trip.
 
-    def write(
-        self, answer: Answer, request: Request, text: TextStream | None = None
-    ) -> Iterator[Piece]:
-        """Yields tokens as they are committed, until the answer is done; then tells the cloud.
-
-        Raises `LinkError` when the cloud refuses for good, or is silent, full or shut down for
-        `give_up` seconds.
+        Raises `LinkError` if the cloud refuses or does not reply.
         """
-        began = self._clock()
-        self._silent, self._last_verdict = 0.0, 0.0
-        self._unsent_since: float | None = None
-        self._read = False
-        self._deferral = Deferral(self._settings.give_up, random.Random(answer.session_id))
-        up, down = self._link.bytes_up, self._link.bytes_down
-        stats = answer.stats
-        self._drafter.reset()
-        self._say(f"{self.modes.name}: {self.modes.reason}")
-        self._ping()  # before the prompt keeps the cloud busy
-        self._link.send(answer.open())
-        try:
-            while not answer.done:
-                busy = not self._deferral.waiting and self._draft(answer, request)
-                for piece in self._listen(answer, text, busy=busy):
-                    stats.tokens += 1
-                    if stats.tokens == 1:
-                        stats.first_token_seconds = self._clock() - began
-                    yield piece
-        finally:
-            self._link.send(answer.close())
-            stats.seconds = self._clock() - began
-            stats.bytes_up += self._link.bytes_up - up
-            stats.bytes_down += self._link.bytes_down - down
-            stats.finish = answer.state.finish
-            stats.token_ids = answer.state.answer
-            stats.mode = self.modes.name
-            self._say(f"{self.modes.name}: at the end; {self.modes.figures}")
-
-    def _draft(self, answer: Answer, request: Request) -> bool:
-        """One step of the draft, and what is due to be sent; whether there may be another step."""
-        began = self._clock()
-        paths = answer.steps()
-        if paths:
-            texts = [answer.tree.text(path) for path in paths]
-            answer.grow(paths, self._drafter.guess(texts, request.sampling))
-            now = self._clock()
-            answer.stats.drafting_seconds += now - began
-            if self._read:  # the first step reads the prompt
-                self.modes.meter.drafted(now - began, len(paths))
-            self._read = True
-            for path in paths if self._trace else ():
-                self._note("draft", answer, began, now, round=path.round, base=len(path.ahead))
-        pending = answer.pending(idle=not paths)
-        if pending:
-            since = self._unsent_since = self._unsent_since or began
-            if not paths or pending >= PACK_IDS or self._clock() - since >= self._pack:
-                self._unsent_since = None
-                for packet in answer.packets():
-                    self._send(answer, packet)
-        return bool(paths)
+        waiting = observer.waiting(settings.connect)
+        welcome = greet(link, identity.hello, settings, clock, waiting)
+        loop = cls(link, drafter, identity, welcome, settings, observer, clock)
+        loop.modes.measurements.add_trip(round_trip(link, settings, clock))
+        loop.modes.begin()
+        return loop
 
     @property
-    def _pack(self) -> float:
-        """Seconds that drafted ids wait for company."""
-        shared = PACK_SHARE * self.modes.meter.step if self.modes.shared else 0.0
-        return max(PACK_SECONDS, shared)
+    def running(self) -> Sequence[Answer]:
+        """Answers that are open, those that are over but not closed included."""
+        return list(self._answers.values())
+
+    def start(self, request: Request, text: TextStream | None = None) -> Answer:
+        """A new answer, not yet opened. Raises `UsageError` if the prompt does not fit."""
+        session = secrets.randbits(62)
+        return Answer(session, request, self._context, self.modes.terms, text)
+
+    def write(self, answer: Answer) -> Iterator[Piece]:
+        """Opens an answer, yields its pieces as they are committed, and closes it.
+
+        Raises `LinkError` if the cloud refuses for good, or is silent, full or shut down for
+        `settings.give_up` seconds.
+        """
+        self.open(answer)
+        try:
+            while True:
+                while answer.unread:
+                    yield answer.unread.popleft()
+                if answer.over:
+                    break
+                self.turn()
+            if answer.error:
+                raise answer.error
+        finally:
+            self.close(answer)
+
+    def open(self, answer: Answer) -> None:
+        """Sends the answer's session to the cloud; turns go on with it until `close`."""
+        timing = answer.timing
+        timing.began = self._clock()
+        timing.bytes_up, timing.bytes_down = self._link.bytes_up, self._link.bytes_down
+        answer.terms = self.modes.terms
+        if not self._answers:
+            self._drafter.reset()
+            self._silence, self._listened = 0.0, timing.began
+        self._answers[answer.session_id] = answer
+        self._explain(f"{self.modes.name}: {self.modes.reason}")
+        self._ping()  # before the prompt keeps the cloud busy
+        self._link.send(answer.open())
+
+    def close(self, answer: Answer) -> None:
+        """Ends an answer here and at the cloud, and completes its figures."""
+        self._answers.pop(answer.session_id, None)
+        self._link.send(answer.close())
+        stats, timing = answer.stats, answer.timing
+        stats.seconds = self._clock() - timing.began
+        stats.bytes_up += self._link.bytes_up - timing.bytes_up
+        stats.bytes_down += self._link.bytes_down - timing.bytes_down
+        stats.finish = answer.state.finish
+        stats.token_ids = answer.state.answer
+        stats.mode = self.modes.name
+        self._explain(f"{self.modes.name}: at the end; {self.modes.figures}")
+
+    def turn(self) -> None:
+        """One draft step over all answers that can use it, then the messages that have come.
+
+        Waits for messages, `settings.patience` seconds at most, if there was nothing to draft.
+        Committed pieces are in `Answer.unread`; an answer that cannot go on has an `error`.
+        """
+        busy = self._draft()
+        before = self._clock()
+        timeout = 0.0 if busy else self._timeout(before)
+        messages = self._link.receive(timeout)
+        now = self._clock()
+        waited = min(max(now - before, 0.0), self._settings.patience)  # the clock may jump
+        if not busy:
+            self._count_wait(before, now, waited)
+        self._count_silence(messages, waited)
+        self._ask_again(messages, now, timeout)
+        ping_s = min(self._settings.patience, PING_INTERVAL_S)
+        if not 0 <= now - self._pinged < ping_s:
+            self._ping()
+        for message in messages:
+            self._handle(message)
+        for answer in self.running:
+            if answer.deferral.waiting and not answer.deferral.left(self._clock()):
+                self._try_again(answer)
+        if messages and self.modes.reconsider():
+            self._change_mode(now)
+
+    # Drafting
+
+    def _draft(self) -> bool:
+        """Makes one draft step and sends what is due. True if there may be another step."""
+        began = self._clock()
+        timings = self.modes.measurements.timings
+        offers = {
+            answer: answer.choices(timings)
+            for answer in self._answers.values()
+            if not answer.deferral.waiting
+        }
+        step = best_together(
+            ((answer, choice) for answer, choices in offers.items() for choice in choices),
+            timings.together,
+            lambda offer: offer[1].worth,
+        )
+        if step:
+            self._step(step, began)
+        for answer, choices in offers.items():
+            answer.timing.idle = not choices
+            self._send_due(answer, began)
+        return bool(step)
+
+    def _step(self, step: Sequence[tuple[Answer, Choice]], began: float) -> None:
+        paths = [(answer, answer.path_of(choice)) for answer, choice in step]
+        self._guess(paths)
+        now = self._clock()
+        answers = list(dict.fromkeys(answer for answer, _ in step))
+        for answer in self._answers.values():
+            answer.stats.drafting_seconds += now - began
+        # A step in which the drafter reads a prompt says nothing about the steps after it.
+        if all(answer.timing.prompt_read for answer in answers):
+            self.modes.measurements.add_draft_step(now - began, len(step))
+        for answer in answers:
+            answer.timing.prompt_read = True
+        for answer, path in paths if self._observer.trace else ():
+            self._note("draft", answer, began, now, round=path.round, base=len(path.ahead))
+
+    def _guess(self, paths: Sequence[tuple[Answer, DraftedPath]]) -> None:
+        for answer in dict.fromkeys(answer for answer, _ in paths):
+            own = [path for other, path in paths if other is answer]
+            texts = [answer.tree.tokens(path) for path in own]
+            answer.grow(own, self._drafter.guess(texts, answer.request.sampling))
+
+    def _send_due(self, answer: Answer, began: float) -> None:
+        """Sends drafted tokens that are enough for a packet, or have waited long enough."""
+        idle, policy = answer.timing.idle, self._settings.drafting
+        pending = answer.pending(idle=idle)
+        if not pending:
+            return
+        since = answer.timing.unsent_since = answer.timing.unsent_since or began
+        if idle or pending >= policy.pack_tokens or self._clock() - since >= self._pack_s:
+            answer.timing.unsent_since = None
+            for packet in answer.packets():
+                self._send(answer, packet)
+
+    @property
+    def _pack_s(self) -> float:
+        """Seconds that drafted tokens wait for more to share their packet."""
+        policy = self._settings.drafting
+        step = self.modes.measurements.step if self.modes.shared else 0.0
+        return max(policy.pack_s, policy.shared_pack_step_share * step)
 
     def _send(self, answer: Answer, packet: Draft) -> None:
         self._link.send(packet)
         now = self._clock()
-        if self._trace:
-            self._note(
-                "send", answer, now, now, round=packet.round, base=packet.base,
-                tokens=len(packet.tokens),
-            )  # fmt: skip
+        self._note(
+            "send", answer, now, now, round=packet.round, base=packet.base,
+            tokens=len(packet.tokens),
+        )  # fmt: skip
 
-    def _listen(self, answer: Answer, text: TextStream | None, *, busy: bool) -> Iterator[Piece]:
-        """Takes what has come; with nothing to draft, waits for it."""
-        before = self._clock()
-        wait = patience = self._settings.patience
-        if self._deferral.waiting:
-            wait = min(patience, self._deferral.left(before))
-        messages = self._link.receive(0.0 if busy else wait)
-        now = self._clock()
-        waited = min(max(now - before, 0.0), patience)  # whatever the clock does
-        if not busy:
+    # Waiting
+
+    def _timeout(self, now: float) -> float:
+        """Seconds to wait for messages: until an answer has to ask, or to be opened, again."""
+        patience = self._settings.patience
+        ends = [patience]
+        for answer in self._answers.values():
+            deferral = answer.deferral
+            left = deferral.left(now) if deferral.waiting else patience - answer.timing.silence
+            ends.append(left)
+        if self._observer.report and not self._told:
+            ends.append(STALL_S - self._silence)
+        return max(0.0, min(ends))
+
+    def _count_wait(self, before: float, now: float, waited: float) -> None:
+        for answer in self._answers.values():
             answer.stats.waiting_seconds += waited
-            if self._trace:
-                self._note("wait", answer, before, now)
+            self._note("wait", answer, before, now)
+
+    def _count_silence(self, messages: Sequence[AnyMessage], waited: float) -> None:
+        """Measures how long the link has been silent, and ends all answers where that is too
+        long. Answers that wait for their next try do not count."""
+        waiting = [a for a in self._answers.values() if not a.deferral.waiting and not a.over]
         if messages:
-            if self._silent + waited >= STALL:
-                answer.stats.stalls.append(self._silent + waited)
-            self._silent = 0.0
-        elif not self._deferral.waiting:
-            self._silent += waited
-            self._check_silence(answer, busy=busy)
-        if now - self._pinged >= min(patience, PING_SECONDS) or now < self._pinged:
-            self._ping()
-        for message in messages:
-            yield from self._take(answer, message, text)
-        if self._deferral.waiting and not self._deferral.left(self._clock()):
-            self._try_again(answer)
-        if messages and self.modes.reconsider():
-            self._say(f"{self.modes.name}: {self.modes.reason}")
-            self._link.send(answer.serve(self.modes.terms))
-            if self._trace:
-                self._note("mode", answer, now, now, note=self.modes.name)
-
-    def _check_silence(self, answer: Answer, *, busy: bool) -> None:
-        if self._silent >= self._settings.give_up:
-            raise LinkError(
-                f"{self._settings.connect} has been silent for {self._silent:.0f} s; "
-                f"the answer stands at {len(answer.state.answer)} tokens",
-                retryable=True,
-            )
-        if not busy and (resume := answer.resume(silence=True)) is not None:
-            self._link.send(resume)
-
-    def _take(
-        self, answer: Answer, message: AnyMessage, text: TextStream | None
-    ) -> Iterator[Piece]:
-        if isinstance(message, Pong):
-            left = self._pings.pop(message.nonce, None)
-            if left is not None:
-                self.modes.meter.tripped(self._clock() - left)
-                self.modes.mean_batch_rows = message.mean_batch_rows
-        elif isinstance(message, Hint):
-            answer.on_hint(message)
-        elif isinstance(message, Admitted) and message.session == answer.session_id:
-            self._deferral.served()
-            if message.wait_ms:
-                self._tell(
-                    f"the cloud is busy; the answer starts in about {message.wait_ms / 1e3:.1f} s"
+            if self._silence + waited >= STALL_S:
+                for answer in self._answers.values():
+                    answer.stats.stalls.append(self._silence + waited)
+            self._silence, self._told = 0.0, False
+            return
+        if not waiting:
+            return
+        self._silence += waited
+        if self._silence >= self._settings.give_up:
+            for answer in waiting:
+                answer.error = LinkError(
+                    f"{self._settings.connect} has been silent for {self._silence:.0f} s; "
+                    f"the answer stands at {len(answer.state.answer)} tokens",
+                    retryable=True,
                 )
+        elif self._silence >= STALL_S and not self._told:
+            self._told = True
+            self._report(f"waiting for the cloud at {self._settings.connect} …")
+
+    def _ask_again(self, messages: Sequence[AnyMessage], now: float, timeout: float) -> None:
+        """Sends a Resume for each answer that has nothing to draft and has had no message for
+        `settings.patience` seconds."""
+        elapsed = timeout
+        if messages or not timeout:
+            elapsed = min(max(now - self._listened, 0.0), self._settings.patience)
+        self._listened = now
+        heard = {getattr(message, "session", 0) for message in messages}
+        for answer in self._answers.values():
+            timing = answer.timing
+            if answer.session_id in heard or not timing.idle or answer.deferral.waiting:
+                timing.silence = 0.0
+                continue
+            timing.silence += elapsed
+            if timing.silence >= self._settings.patience and not answer.over:
+                timing.silence = 0.0
+                if resume := answer.resume(silence=True):
+                    self._link.send(resume)
+
+    def _ping(self) -> None:
+        number = secrets.randbits(62)
+        self._pinged = self._clock()
+        self._pings = {number: self._pinged}
+        self._link.send(Ping(number))
+
+    def _try_again(self, answer: Answer) -> None:
+        """Opens a session from its committed tokens. Another cloud may listen there by now, so
+        the device introduces itself again."""
+        answer.deferral.tried()
+        answer.stats.resumed += 1
+        self._link.send(self._hello)
+        self._link.send(answer.open())
+
+    # Messages
+
+    def _handle(self, message: AnyMessage) -> None:
+        if isinstance(message, Pong):
+            sent = self._pings.pop(message.nonce, None)
+            if sent is not None:
+                self.modes.measurements.add_trip(self._clock() - sent)
+                self.modes.mean_batch_rows = message.mean_batch_rows
+            return
+        session = getattr(message, "session", 0)
+        for answer in self.running:
+            if session in (0, answer.session_id) and not answer.over:
+                self._handle_for(answer, message)
+
+    def _handle_for(self, answer: Answer, message: AnyMessage) -> None:
+        if isinstance(message, Hint):
+            answer.on_hint(message)
+        elif isinstance(message, Admitted):
+            answer.deferral.served()
+            if message.wait_ms:
+                wait_s = message.wait_ms / 1e3
+                self._report(f"the cloud is busy; the answer starts in about {wait_s:.1f} s")
         elif isinstance(message, Error):
-            self._refused(answer, message)
+            try:
+                self._refused(answer, message)
+            except EdgespecError as error:
+                answer.error = error
         elif isinstance(message, Verdict) and answer.missed(message):
             if (resume := answer.resume()) is not None:
                 self._link.send(resume)
         elif isinstance(message, Verdict):
-            yield from self._verdict(answer, message, text)
+            self._on_verdict(answer, message)
 
     def _refused(self, answer: Answer, error: Error) -> None:
         if answer.deferred(error):
-            wait = self._deferral.put_off(error, self._clock())
-            self._tell(f"{error.message}; asking again in {wait:.1f} s")
-        elif self._deferral.waiting and error.code == "session":
-            pass  # about what was sent before
+            wait_s = answer.deferral.put_off(error, self._clock())
+            self._report(f"{error.message}; asking again in {wait_s:.1f} s")
+        elif answer.deferral.waiting and error.code == "session":
+            pass  # a reply to what was sent before
         elif (opening := answer.on_error(error)) is not None:
             if error.code == "hello":  # another server, or the same one started anew
                 self._link.send(self._hello)
             self._link.send(opening)
 
-    def _try_again(self, answer: Answer) -> None:
-        """Opens from what is committed; another cloud may listen there by now."""
-        self._deferral.tried()
-        answer.stats.resumed += 1
-        self._link.send(self._hello)
-        self._link.send(answer.open())
-
-    def _verdict(
-        self, answer: Answer, verdict: Verdict, text: TextStream | None
-    ) -> Iterator[Piece]:
-        accepted, tokens = answer.on_verdict(verdict)
-        if verdict.session == answer.session_id:
-            self._deferral.served()
-        if not tokens:
+    def _on_verdict(self, answer: Answer, verdict: Verdict) -> None:
+        news = answer.on_verdict(verdict)
+        answer.deferral.served()
+        if not news.tokens:
             answer.stands(verdict)
             return
-        pieces = []
-        for number, token in enumerate(tokens):
-            answer.state.commit([token])
-            pieces.append(Piece(token, _words(answer, token, text), number < accepted))
-            if answer.done:
-                break
-        hit = answer.settle()
         now = self._clock()
-        since = now - self._last_verdict if self._last_verdict else 0.0
+        pieces = answer.commit(news, now)
+        hit = answer.settle()
+        timing = answer.timing
+        since = now - timing.last_verdict if timing.last_verdict else 0.0
+        timing.last_verdict = now
         self.modes.verdict(verdict, len(pieces), since)
         if since and (not verdict.round or self.modes.shared):
-            self.modes.meter.stepped(since, max(1, len(tokens) - accepted))
-        self._last_verdict = now
-        if self._trace:
-            self._note(
-                "receive", answer, now, now, round=verdict.round, base=verdict.base,
-                tokens=len(tokens), note=hit or "",
-            )  # fmt: skip
-        yield from pieces
+            own = len(news.tokens) - news.accepted
+            self.modes.measurements.add_target_step(since, max(1, own))
+        self._note(
+            "receive", answer, now, now, round=verdict.round, base=verdict.base,
+            tokens=len(news.tokens), note=hit or "",
+        )  # fmt: skip
 
-    def _ping(self) -> None:
-        nonce = secrets.randbits(62)
-        self._pinged = self._clock()
-        self._pings = {nonce: self._pinged}
-        self._link.send(Ping(nonce))
+    def _change_mode(self, now: float) -> None:
+        self._explain(f"{self.modes.name}: {self.modes.reason}")
+        for answer in self._answers.values():
+            self._link.send(answer.serve(self.modes.terms))
+            self._note("mode", answer, now, now, note=self.modes.name)
 
-    def _say(self, sentence: str) -> None:
-        if self._explain:
-            self._explain(sentence)
+    # Reports
 
-    def _tell(self, sentence: str) -> None:
-        if self._report:
-            self._report(sentence)
+    def _explain(self, sentence: str) -> None:
+        if self._observer.explain:
+            self._observer.explain(sentence)
+
+    def _report(self, sentence: str) -> None:
+        if self._observer.report:
+            self._observer.report(sentence)
 
     def _note(self, what: What, answer: Answer, start: float, end: float, **about: Any) -> None:
-        assert self._trace is not None
-        self._trace.add(what, start, end, session=answer.session_id, **about)
-
-
-def _words(answer: Answer, token: int, text: TextStream | None) -> str:
-    """The text that a committed token makes final; a stop string in it ends the answer."""
-    if text is None:
-        return ""
-    words = text.push(token)
-    if text.stopped:
-        answer.state.finish = "stop"
-    elif answer.done:
-        words += text.flush()
-    return words
+        if self._observer.trace:
+            self._observer.trace.add(what, start, end, session=answer.session_id, **about)

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.text import Text
 
+from edge_runtime.answer import Piece
 from edge_runtime.drafters import open_drafter
-from edge_runtime.loop import EdgeLoop, Piece, exit_agreements, greet, hello_for
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import EdgeLoop, Observer
 from edgespec.config import NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
@@ -68,25 +70,18 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     trace = Trace(settings.trace, "device") if settings.trace else None
     link = DealerLink(settings.connect, settings.server_key)
     try:
-        hello = hello_for(bundle, socket.gethostname(), drafter.name, brief())
-        welcome = greet(link, hello, settings)
-        if settings.mode == "cloud-draft" and not welcome.draft_ms:
+        identity = DeviceIdentity.of(bundle, socket.gethostname(), drafter.name, brief())
+        observer = Observer(
+            _explain if text.explain else None,
+            _report if text.explain or sys.stderr.isatty() else None,
+            trace,
+        )
+        loop = EdgeLoop.connect(link, drafter, identity, settings, observer)
+        if settings.mode == "cloud-draft" and not loop.welcome.draft_ms:
             raise UsageError(
                 f"the cloud at {settings.connect} has no draft beside its target; start it with "
                 "'edgespec cloud-run --draft PROFILE', or choose another --mode"
             )
-        loop = EdgeLoop(
-            link,
-            drafter,
-            hello,
-            welcome,
-            bundle.manifest.text.end_ids,
-            settings,
-            exits=exit_agreements(bundle),
-            explain=_explain if text.explain else None,
-            report=_report if text.explain or sys.stderr.isatty() else None,
-            trace=trace,
-        )
         for prompt, heard in prompts:
             heard.append(_answer(loop, codec, prompt, text, sensors))
     finally:
@@ -166,9 +161,9 @@ def _answer(
     with ExitStack() as measured:
         if meter:
             measured.enter_context(meter)
-        answer = loop.start(request)
+        answer = loop.start(request, stream)
         try:
-            for piece in loop.write(answer, request, stream):
+            for piece in loop.write(answer):
                 said.append(piece.text)
                 _show(piece, console)
         except KeyboardInterrupt:
@@ -191,5 +186,5 @@ def _show(piece: Piece, console: Console | None) -> None:
         sys.stdout.write(piece.text)
         sys.stdout.flush()
     else:
-        colour = ACCEPTED if piece.accepted else WRITTEN
+        colour = ACCEPTED if piece.origin == "device" else WRITTEN
         console.print(Text(piece.text, style=colour), end="", soft_wrap=True)

@@ -1,8 +1,9 @@
-"""What the device has drafted beyond the committed text: a tree of ids, held as its paths.
+"""The tokens drafted beyond the committed ones: a tree, held as its paths.
 
-The main path is what the draft would write by itself. A branch leaves it where the target may name
-another token, holds that token and what would follow it. Verdicts cut the tree: paths that the
-committed text contradicts go, and one that it names becomes the main path.
+The main path is what the draft would write by itself. A branch leaves it where the target may
+choose another token, and holds that token and the tokens that would follow it. Verdicts cut the
+tree: paths that contradict the committed tokens are removed, and a branch that agrees with them may
+become the main path.
 """
 
 from __future__ import annotations
@@ -13,61 +14,69 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgespec.confidence import AcceptanceEstimate
+from edgespec.policies import DraftPolicy
 from edgespec.protocol import Draft
 from engines.drafters.base import Guess
 
-KEPT = 12
-"""Paths at most; the least likely branch goes first."""
 Hit = Literal["full", "branch", "hint", "miss"]
-"""What a verdict found here: the main path goes on; a branch, opened by the draft's own doubts or
-by an exit's hint, goes on; nothing does."""
+"""What a verdict leaves of the tree: the main path; a branch that a runner-up of the draft opened;
+a branch that the hint of an exit head opened; nothing."""
 
 
 @dataclass(eq=False)
 class DraftedPath:
-    """Ids beyond the committed text, and what is known about each."""
+    """Tokens beyond the committed ones, and what is known about each of them."""
 
     round: int
     parent: int
-    """The round that it branches off, 0 for the committed text."""
+    """Round that this path branches off; 0: the committed tokens."""
     base: int
-    """Where its own first id stands."""
+    """Position of the first token that it does not share with its parent."""
     via: Hit = "full"
-    """What a verdict that goes on along it is called."""
+    """What a verdict that agrees with this path counts as."""
     ahead: list[int] = field(default_factory=list)
+    """The tokens, from the first uncommitted position on."""
     confidences: list[float] = field(default_factory=list)
-    """Probability of each id if those before it are right."""
+    """Probability of each token, given that those before it are right."""
     raw_confidences: list[float] = field(default_factory=list)
-    """What the draft itself said of that."""
+    """The same probabilities as the draft stated them, before the acceptance estimate."""
     runners_up: list[list[tuple[int, float]]] = field(default_factory=list)
-    """For each id the runners-up that are left to try and their probabilities, likeliest first."""
+    """For each position the runners-up that are left to try and their probabilities, most probable
+    first."""
     stuck: bool = False
-    """The draft has no guess at what follows."""
+    """True if the draft cannot extend the path."""
     sent: int = 0
-    """Position up to which the cloud has its ids."""
+    """Position up to which the cloud has the tokens."""
 
     def __post_init__(self) -> None:
         self.sent = self.base
 
     @property
     def chance(self) -> float:
-        """Probability that all of it is right."""
+        """Probability that all tokens of the path are right."""
         return math.prod(self.confidences)
 
 
 class Tree:
-    """`committed` is the session's own list, which grows."""
+    """All drafted paths of one session."""
 
-    def __init__(self, committed: Sequence[int], estimate: AcceptanceEstimate) -> None:
-        """`estimate` learns from what the tree held, and says what its probabilities are worth."""
+    def __init__(
+        self,
+        committed: Sequence[int],
+        estimate: AcceptanceEstimate,
+        policy: DraftPolicy = DraftPolicy(),
+    ) -> None:
+        """`committed` is the session's own list, which grows. `estimate` corrects the draft's
+        probabilities, and learns from the verdicts."""
         self._committed = committed
         self._estimate = estimate
+        self._kept = policy.kept_paths
         self._length = len(committed)
         self._rounds = 0
         self.restart()
 
     def restart(self) -> None:
-        """Forgets all drafts: what the cloud still has of them is unknown."""
+        """Drops all drafts. Use it when it is unknown which of them the cloud has."""
         self.main = self._root()
         self.paths = [self.main]
 
@@ -75,16 +84,18 @@ class Tree:
         self._rounds += 1
         return DraftedPath(self._rounds, 0, len(self._committed))
 
-    def text(self, path: DraftedPath) -> list[int]:
+    def tokens(self, path: DraftedPath) -> list[int]:
+        """The committed tokens and those of the path."""
         return [*self._committed, *path.ahead]
 
     def grow(self, path: DraftedPath, guess: Guess | None) -> None:
+        """Appends a guess to a path; without one the path is stuck."""
         if guess is None:
             path.stuck = True
             return
         path.ahead.append(guess.token)
         confidence = self._estimate.probability(guess.confidence)
-        # What the trust takes from the first guess it gives to the others, and the reverse.
+        # The probability taken from the first guess goes to its runners-up, and the reverse.
         share = (1 - confidence) / max(1 - guess.confidence, 1e-9)
         path.confidences.append(confidence)
         path.raw_confidences.append(guess.confidence)
@@ -93,14 +104,15 @@ class Tree:
         )
 
     def fork(self, path: DraftedPath, place: int) -> DraftedPath:
-        """A path that names the runner-up at `place` of `path`; it is not tried again there."""
+        """A new path with the best runner-up at `place` of `path`, which is then used up."""
         token, confidence = path.runners_up[place].pop(0)
         return self.open(path, place, token, confidence, "branch")
 
     def open(
         self, path: DraftedPath, place: int, token: int, confidence: float, via: Hit
     ) -> DraftedPath:
-        """A path that shares `place` ids with `path` and then names `token`."""
+        """A new path that shares `place` tokens with `path` and goes on with `token`. Drops the
+        least probable branch if there are too many."""
         self._rounds += 1
         new = DraftedPath(
             self._rounds,
@@ -113,7 +125,7 @@ class Tree:
             [[] for _ in range(place + 1)],
         )
         self.paths.append(new)
-        if len(self.paths) > KEPT:
+        if len(self.paths) > self._kept:
             branches = [p for p in self.paths if p is not self.main and p is not new]
             self.paths.remove(min(branches, key=lambda p: p.chance))
         return new
@@ -121,8 +133,9 @@ class Tree:
     def hinted(
         self, number: int, base: int, tokens: Sequence[int], confidence: float
     ) -> DraftedPath | None:
-        """An exit head names the ids from `base` on, along round `number`; each is right with
-        probability `confidence`. Returns the path that it adds, None if the tree has it already."""
+        """Applies an exit head's `tokens` from position `base` on, along round `number`. Each is
+        right with probability `confidence`. Returns the path that this adds; None if there is one
+        already."""
         path = next((p for p in self.paths if p.round == number), None)
         if path is None or base != self._length:
             return None
@@ -146,7 +159,7 @@ class Tree:
         return self.open(path, place, token, confidence, "hint")
 
     def commit(self) -> Hit:
-        """Cuts the tree to what the committed text, which has grown, leaves of it."""
+        """Cuts the tree after tokens were committed."""
         fresh = list(self._committed[self._length :])
         self._length = len(self._committed)
         count = len(fresh)
@@ -155,35 +168,35 @@ class Tree:
         for path in alive:
             for column in (path.ahead, path.confidences, path.raw_confidences, path.runners_up):
                 del column[:count]
-            if path.sent == path.base:  # the cloud has never heard of it: it may start from here
+            if path.sent == path.base:  # the cloud has nothing of it, so it may start from here
                 path.parent, path.base, path.sent = 0, self._length, self._length
-        going_on = [p for p in alive if p.ahead]
-        if self.main in alive and (self.main.ahead or not going_on):
+        continuing = [p for p in alive if p.ahead]
+        if self.main in alive and (self.main.ahead or not continuing):
             self.paths = alive
             return "full" if self.main.ahead else "miss"
-        if not going_on:
+        if not continuing:
             self.restart()
             return "miss"
-        self.main = max(going_on, key=lambda p: p.chance)
+        self.main = max(continuing, key=lambda p: p.chance)
         hit, self.main.via = self.main.via, "full"
         self.paths = alive
         return hit
 
     def _learn(self, fresh: Sequence[int]) -> None:
-        for drafted, said, token in zip(
+        for drafted, confidence, token in zip(
             self.main.ahead, self.main.raw_confidences, fresh, strict=False
         ):
-            self._estimate.learn(said, right=drafted == token)
+            self._estimate.learn(confidence, right=drafted == token)
             if drafted != token:
                 return
 
     def unsent(self) -> list[DraftedPath]:
-        """Paths with ids that the cloud does not have, parents before their branches."""
+        """Paths with tokens that the cloud does not have, parents before their branches."""
         end = self._length
         return sorted((p for p in self.paths if p.sent < end + len(p.ahead)), key=lambda p: p.round)
 
     def packet(self, session: int, path: DraftedPath) -> Draft:
-        """What the cloud lacks of a path; it counts as sent."""
+        """The message with the tokens of a path that the cloud lacks. They count as sent."""
         start, end = path.sent, self._length + len(path.ahead)
         known = self._committed[start : self._length]
         place = max(0, start - self._length)

@@ -13,7 +13,8 @@ import pytest
 from cloud_runtime.costs import Speeds, StepCosts
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
-from edge_runtime.loop import EdgeLoop, greet
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import EdgeLoop
 from edgespec.config import CloudSettings, EdgeSettings, Request
 from edgespec.loopback import LoopbackHub
 from edgespec.manifest import Bundle
@@ -91,23 +92,19 @@ class House:
     def device(self, drafter, **settings):
         link = self.hub.connect()
         edge = EdgeSettings(**settings)
-        welcome = greet(link, HELLO, edge)
-        return EdgeLoop(link, drafter, HELLO, welcome, list(self.end_ids), edge)
+        return EdgeLoop.connect(link, drafter, DeviceIdentity(HELLO, self.end_ids), edge)
 
     def answer(self, drafter, request: Request, *, text=None, **options):
         loop = self.device(drafter, **options)
-        answer = loop.start(request)
-        answer.text = "".join(piece.text for piece in loop.write(answer, request, text))
+        answer = loop.start(request, text)
+        answer.text = "".join(piece.text for piece in loop.write(answer))
         return answer
 
     @staticmethod
     def together(loops, requests):
         """The answers of several devices that write at once, a token each in turn."""
         answers = [loop.start(request) for loop, request in zip(loops, requests, strict=True)]
-        running = [
-            loop.write(answer, request)
-            for loop, answer, request in zip(loops, answers, requests, strict=True)
-        ]
+        running = [loop.write(answer) for loop, answer in zip(loops, answers, strict=True)]
         while running:
             running = [pieces for pieces in running if next(pieces, None) is not None]
         return answers

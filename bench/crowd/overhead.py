@@ -19,7 +19,7 @@ from bench.lab.methods import EDGESPEC
 from bench.lab.processes import resident_mb
 from cloud_runtime.scheduler import Batch
 from cloud_runtime.service import Identity, Service
-from edge_runtime.loop import hello_for
+from edge_runtime.handshake import DeviceIdentity
 from edgespec.config import CloudSettings
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
@@ -165,7 +165,7 @@ class Idler:
 def idlers(bundle: Bundle, endpoint: str, count: int, length: int = 0) -> Iterator[None]:
     """So many connections with an open session each, in which nothing happens. The prompts are
     alike, or of `length` tokens and different."""
-    hello, chance = hello_for(bundle, "idle"), random.Random(length)
+    hello, chance = DeviceIdentity.of(bundle, "idle").hello, random.Random(length)
     words = bundle.manifest.target.architecture.vocabulary
     same = [chance.randrange(3, words) for _ in range(12)]
     with ExitStack() as stack:

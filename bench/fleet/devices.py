@@ -15,7 +15,8 @@ from bench.fleet.profile import Kind
 from bench.lab.methods import Method
 from bench.lab.recording import Recording
 from bench.link.run import Useless
-from edge_runtime.loop import EdgeLoop, greet
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import EdgeLoop
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError
 from edgespec.protocol import Hello
@@ -165,12 +166,10 @@ class FleetDevice:
         cell = self.cell
         settings = replace(cell.settings, target_rate=self.promised)
         replay = Replay(cell.recording, len(self.kind.batch))
-        loop = EdgeLoop(
+        loop = EdgeLoop.connect(
             link,
             self._drafter(replay, link),
-            cell.hello,
-            greet(link, cell.hello, settings),
-            cell.end_ids,
+            DeviceIdentity(cell.hello, cell.end_ids),
             settings,
         )
         while True:
@@ -200,7 +199,7 @@ class FleetDevice:
         written.stats = answer.stats
         self.written.append(written)
         try:
-            for _ in loop.write(answer, request):
+            for _ in loop.write(answer):
                 written.times.append(time.monotonic())
         except LinkError as error:
             if not error.retryable:

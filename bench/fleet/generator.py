@@ -23,7 +23,7 @@ from bench.lab.plots import require_matplotlib
 from bench.lab.processes import cloud_process, cpu_seconds, resident_mb
 from bench.lab.recording import Recording
 from edge_runtime.drafters import open_drafter
-from edge_runtime.loop import hello_for
+from edge_runtime.handshake import DeviceIdentity
 from edgespec.config import EdgeSettings, Mode
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
@@ -200,7 +200,7 @@ class Generator:
                 tactics=method.tactics,
                 draft_length=self.settings.draft_length,
             ),
-            hello_for(self.bundle, "bench"),
+            DeviceIdentity.of(self.bundle, "bench").hello,
             self.bundle.manifest.text.end_ids,
             self.recording,
             context,

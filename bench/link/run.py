@@ -32,7 +32,8 @@ from bench.lab.prompts import first_of_each, read_prompts
 from bench.link.emulator import EmulatedLink, LinkShape, accuracy, emulated_link
 from bench.link.tables import link_table
 from edge_runtime.drafters import open_drafter
-from edge_runtime.loop import EdgeLoop, exit_agreements, greet, hello_for
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import EdgeLoop, Observer
 from edgespec.config import EdgeSettings, Request
 from edgespec.energy_report import Energy, combined
 from edgespec.errors import EdgespecError, UsageError
@@ -191,7 +192,6 @@ class LinkedDevice:
         self._trace = trace
         self._dealer = DealerLink(link.endpoint)
         self._drafter = open_drafter(bundle, "", 1)
-        self._exits = exit_agreements(bundle)
         self._loops: dict[str, EdgeLoop] = {}
 
     def at(self, shape: LinkShape, methods: dict[str, Method]) -> dict[str, EdgeLoop]:
@@ -204,17 +204,13 @@ class LinkedDevice:
         settings = EdgeSettings(
             mode=method.mode, tactics=method.tactics, draft_length=self._settings.draft_length
         )
-        hello = hello_for(self._bundle, "bench")
         drafter: Drafter = self._drafter if method.drafts_on_device else NoDrafter()
-        return EdgeLoop(
+        return EdgeLoop.connect(
             self._dealer,
             Useless(drafter) if method.useless else drafter,
-            hello,
-            greet(self._dealer, hello, settings),
-            self._bundle.manifest.text.end_ids,
+            DeviceIdentity.of(self._bundle, "bench"),
             settings,
-            exits=self._exits,
-            trace=self._trace,
+            Observer(trace=self._trace),
         )
 
     def times(self) -> dict[str, Any]:
@@ -222,14 +218,14 @@ class LinkedDevice:
         loop = (
             self._loops[EDGESPEC] if EDGESPEC in self._loops else next(iter(self._loops.values()))
         )
-        welcome, pace = loop.welcome, loop.modes.meter.pace
+        welcome, timings = loop.welcome, loop.modes.measurements.timings
         return {
             "target_ms": welcome.step_ms,
             "token_ms": welcome.token_ms,
             "cloud_draft_ms": welcome.draft_ms,
             "hint_ms": welcome.hint_ms,
-            "draft_ms": 1e3 * pace.draft,
-            "batch": list(pace.together),
+            "draft_ms": 1e3 * timings.draft,
+            "batch": list(timings.together),
         }
 
     def close(self) -> None:
@@ -241,7 +237,7 @@ def answer(loop: EdgeLoop, request: Request) -> tuple[AnswerStats, list[float]]:
     """One answer, and the seconds between its tokens."""
     gc.collect()
     written = loop.start(request)
-    times = [time.monotonic() for _ in loop.write(written, request)]
+    times = [time.monotonic() for _ in loop.write(written)]
     return written.stats, [b - a for a, b in pairwise(times)]
 
 
@@ -269,7 +265,7 @@ def _measure(
                     if meter:
                         cell.energy.append(meter.energy(stats.tokens))
                     cell.busy += time.process_time() - before
-                    cell.drafts += loops[name].modes.meter.drafts.get(1, ())
+                    cell.drafts += loops[name].modes.measurements.draft_steps(1)
                     cell.answers.append(stats)
                     cell.gaps += gaps
                     texts.add(tuple(stats.token_ids))

@@ -20,7 +20,8 @@ from cloud_runtime.costs import Speeds
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
 from cloud_runtime.warmup import measure
-from edge_runtime.loop import EdgeLoop, greet
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import EdgeLoop, Observer
 from edgespec.config import NO_DRAFTER, CloudSettings, EdgeSettings, Request
 from edgespec.errors import EdgespecError
 from edgespec.protocol import VERSION, Hello
@@ -194,19 +195,18 @@ class _Fleet:
         drafter = device.drafter(self._script, process)
         link = self._hub.link(process, device.rtt_ms)
         hello = Hello(VERSION, "t", "k", "simulated")
-        welcome = greet(link, hello, device.settings, self._clock)
-        loop = EdgeLoop(
-            link, drafter, hello, welcome, [END], device.settings,
-            exits=dict(enumerate(self._times.exits, 1)), explain=explain, clock=self._clock,
-        )  # fmt: skip
+        identity = DeviceIdentity(hello, [END], dict(enumerate(self._times.exits, 1)))
+        loop = EdgeLoop.connect(
+            link, drafter, identity, device.settings, Observer(explain), self._clock
+        )
         for question in questions:
             process.sleep(question.wait)
             answer = loop.start(question.request)
             simulated = SimulatedAnswer(self.world.now, answer.stats)
             stats.answers.append(simulated)
             try:
-                for _ in loop.write(answer, question.request):
-                    simulated.times.append(self.world.now)
+                for piece in loop.write(answer):
+                    simulated.times.append(piece.at)
                 simulated.done = True
             finally:
                 self._check(question, answer.state.answer, done=simulated.done)

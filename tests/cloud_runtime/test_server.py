@@ -26,7 +26,7 @@ def test_the_sessions_of_a_failed_batch_end_and_the_cloud_goes_on(house):
     home = house(Failing())
     request = Request((1, 2), 20)
     loop = home.device(NoDrafter())
-    pieces = loop.write(loop.start(request), request)
+    pieces = loop.write(loop.start(request))
     next(pieces)
     home.engine.fail = True
     with pytest.raises(LinkError, match="no memory"):
@@ -42,7 +42,7 @@ def test_sessions_whose_draft_beside_the_target_fails_go_on_without(house, caplo
     request = Request((1, 2), 60)
     loop = home.device(NoDrafter())
     answer = loop.start(request)
-    pieces = loop.write(answer, request)
+    pieces = loop.write(answer)
     for _ in range(12):
         next(pieces)
     drafted = home.service.tally.cloud_draft_steps

@@ -3,8 +3,10 @@
 import msgspec
 import pytest
 
-from edge_runtime.answer import Answer
-from edge_runtime.modes import Measurements
+from edge_runtime.answer import Answer, AnswerContext, News
+from edge_runtime.measurements import Measurements
+from edge_runtime.policy import best_together
+from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError, UsageError
 from edgespec.protocol import VERSION, Close, Error, Hint, Resume, Terms, Verdict, Welcome
@@ -18,9 +20,15 @@ PROMPT = (1, 2, 3)
 def begin(terms=None, tactics=STREAM, prompt=PROMPT, most=20, exits=(), **settings):
     terms = terms or Terms(decoding=tactics.streaming)
     edge = EdgeSettings(tactics=tactics, **settings)
-    return Answer(
-        9, Request(prompt, most), WELCOME, [0], edge, terms, Measurements(0.03), dict(exits)
-    )
+    context = AnswerContext(edge, WELCOME, AcceptanceEstimate(), [0], dict(exits))
+    return Answer(9, Request(prompt, most), context, terms)
+
+
+def steps(answer, measured=None):
+    """The paths of the next draft step, as the loop takes them."""
+    timings = (measured or Measurements(0.03)).timings
+    best = best_together(answer.choices(timings), timings.together, lambda choice: choice.worth)
+    return [answer.path_of(choice) for choice in best]
 
 
 def draft(answer, *tokens):
@@ -37,10 +45,10 @@ def verdict(base, *tokens, round_=0, verified=0, accepted=0, **more):
 
 def hear(answer, message):
     """Commits what a verdict brings, as the loop does."""
-    accepted, tokens = answer.on_verdict(message)
-    answer.state.commit(tokens)
-    hit = answer.settle() if tokens else None
-    return accepted, tokens, hit
+    news = answer.on_verdict(message)
+    answer.commit(news, 0.0)
+    hit = answer.settle() if news.tokens else None
+    return news.accepted, list(news.tokens), hit
 
 
 @pytest.mark.parametrize(
@@ -73,9 +81,10 @@ def test_a_verdict_brings_its_tokens_and_what_of_them_was_drafted_here():
 def test_a_slow_draft_is_of_use_to_a_cloud_that_waits_alone(decoding, drafts):
     """Far away, and slower than the target: it would never get ahead of one that goes on."""
     answer = begin(Terms(decoding=decoding))
-    answer._meter.tripped(0.5)
-    answer._meter.drafted(0.3, 1)
-    assert bool(answer.steps()) == drafts
+    measured = Measurements(0.03)
+    measured.add_trip(0.5)
+    measured.add_draft_step(0.3, 1)
+    assert bool(steps(answer, measured)) == drafts
 
 
 @pytest.mark.parametrize(
@@ -93,7 +102,7 @@ def test_what_is_stale_repeated_or_anothers_changes_nothing(message):
     draft(answer, 20, 21, 22)
     hear(answer, verdict(3, 20, 21, round_=1, accepted=1))
     before = answer.stats.as_json()
-    assert answer.on_verdict(message) == (0, [])
+    assert answer.on_verdict(message) == News()
     assert answer.state.tokens == [1, 2, 3, 20, 21]
     assert answer.tree.main.ahead == [22]
     assert answer.stats.as_json() == before
@@ -122,31 +131,31 @@ def test_a_missing_verdict_is_asked_for_once():
 def test_in_lockstep_a_draft_goes_out_and_is_waited_for():
     answer = begin(tactics=LOCKSTEP, draft_length=2)
     main = answer.tree.main
-    assert answer.steps() == [main]
+    assert steps(answer) == [main]
     assert answer.pending(idle=False) == 0
     answer.grow([main], [Guess(20, 0.9)])
-    assert answer.steps() == [main]
+    assert steps(answer) == [main]
     answer.grow([main], [Guess(21, 0.9)])
-    assert answer.steps() == [], "two are enough"
+    assert steps(answer) == [], "two are enough"
     assert answer.pending(idle=True)
     (packet,) = answer.packets()
     assert packet.tokens == [20, 21]
-    assert answer.steps() == [] and not answer.pending(idle=True)
+    assert steps(answer) == [] and not answer.pending(idle=True)
     for other in (verdict(2), verdict(4), msgspec.structs.replace(verdict(3), session=8)):
         answer.stands(other)
-        assert answer.steps() == [], "it says nothing of this draft"
+        assert steps(answer) == [], "it says nothing of this draft"
     # Nothing new came: it must have been lost. A new round, for the same place.
     answer.stands(verdict(3))
     again = draft(answer, 20)[0]
     assert (again.parent, again.base, again.tokens) == (0, 3, [20]) and again.round > packet.round
     hear(answer, verdict(3, 20, 21, 22))
-    assert answer.steps() == [answer.tree.main]
+    assert steps(answer) == [answer.tree.main]
 
 
 def test_in_lockstep_an_empty_draft_asks_for_a_token():
     answer = begin(tactics=LOCKSTEP)
     answer.grow([answer.tree.main], [None])
-    assert answer.steps() == [] and answer.pending(idle=True) == 1
+    assert steps(answer) == [] and answer.pending(idle=True) == 1
     (packet,) = answer.packets()
     assert (packet.base, packet.tokens) == (3, [])
     assert not answer.pending(idle=True)
@@ -177,23 +186,23 @@ def test_a_stream_to_a_cloud_that_goes_on_keeps_its_tree():
 def test_what_streams_is_sent_once_and_nothing_after_the_end():
     answer = begin(most=4)
     path = answer.tree.main
-    assert answer.steps() == [path]
+    assert steps(answer) == [path]
     answer.grow([path], [Guess(20, 0.9)])
     assert answer.pending(idle=False) == 1
     answer.packets()
     assert answer.pending(idle=False) == 0
     for token in (21, 22):
-        answer.grow(answer.steps(), [Guess(token, 0.9)])
-    assert answer.steps() == [], "the last of four tokens is the target's"
+        answer.grow(steps(answer), [Guess(token, 0.9)])
+    assert steps(answer) == [], "the last of four tokens is the target's"
     hear(answer, verdict(3, 20, 21, 22, 23))
     assert answer.done
-    assert answer.pending(idle=True) == 0 and answer.steps() == []
-    assert answer.on_verdict(verdict(7, 24)) == (0, [])
+    assert answer.pending(idle=True) == 0 and steps(answer) == []
+    assert answer.on_verdict(verdict(7, 24)) == News()
 
 
 def test_nobody_drafts_who_is_told_not_to():
     answer = begin(Terms(drafting=False))
-    assert answer.steps() == [] and answer.pending(idle=True) == 0
+    assert steps(answer) == [] and answer.pending(idle=True) == 0
     assert hear(answer, verdict(3, 20)) == (0, [20], None)
     assert answer.stats.hits == {}
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from edge_runtime.deferral import LATEST, SOONEST, SPREAD, Deferral
+from edge_runtime.deferral import LONGEST_WAIT_S, SHORTEST_WAIT_S, SPREAD_RATIO, Deferral
 from edgespec.errors import LinkError
 from edgespec.protocol import Error
 
@@ -13,11 +13,13 @@ def busy(retry_ms):
     return Error("busy", "full", 1, True, retry_ms)
 
 
-@pytest.mark.parametrize(("asked", "meant"), [(0.0, SOONEST), (2000.0, 2.0), (1e8, LATEST)])
+@pytest.mark.parametrize(
+    ("asked", "meant"), [(0.0, SHORTEST_WAIT_S), (2000.0, 2.0), (1e8, LONGEST_WAIT_S)]
+)
 def test_the_time_is_bounded_and_spread(asked, meant):
     waits = [Deferral(60.0, random.Random(seed)).put_off(busy(asked), 0.0) for seed in range(200)]
-    assert meant * (1 - SPREAD) <= min(waits) < meant * 0.7
-    assert meant * 1.3 < max(waits) <= meant * (1 + SPREAD)
+    assert meant * (1 - SPREAD_RATIO) <= min(waits) < meant * 0.7
+    assert meant * 1.3 < max(waits) <= meant * (1 + SPREAD_RATIO)
 
 
 def test_it_is_put_off_again_until_it_has_gone_on_for_too_long():

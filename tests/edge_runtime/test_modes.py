@@ -2,9 +2,18 @@
 
 import pytest
 
-from edge_runtime.modes import HOPE, LONGEST_PAUSE, LOOK, OFF, ON, PAUSE, TRIAL, Measurements, Modes
+from edge_runtime.measurements import Measurements
+from edge_runtime.modes import Modes
 from edgespec.config import EdgeSettings, Tactics
+from edgespec.policies import ModePolicy
 from edgespec.protocol import VERSION, Terms, Verdict, Welcome
+
+POLICY = ModePolicy()
+TRIAL, PAUSE, LONGEST_PAUSE = (
+    POLICY.trial_tokens, POLICY.pause_tokens, POLICY.longest_pause_tokens,
+)  # fmt: skip
+LOOK, HOPE = POLICY.first_look_tokens, POLICY.hoped_acceptance
+ON, OFF = POLICY.start_overtaking_probability, POLICY.stop_overtaking_probability
 
 
 def welcome(*, draft_ms=0.0, hint_ms=0.0, exits=(1, 2)):
@@ -15,13 +24,13 @@ def modes(*, drafts=True, cloud=None, **settings):
     made = Modes(EdgeSettings(**settings), cloud or welcome(), drafts=drafts)
     link(made, 0.005)
     for _ in range(20):
-        made.meter.drafted(0.010, 1)
+        made.measurements.add_draft_step(0.010, 1)
     return made
 
 
 def link(made, round_trip):
     for _ in range(8):
-        made.meter.tripped(round_trip)
+        made.measurements.add_trip(round_trip)
 
 
 def hear(made, tokens, accepted, *, teach=True):
@@ -29,7 +38,7 @@ def hear(made, tokens, accepted, *, teach=True):
     changed."""
     made.verdict(Verdict(1, 1, 0, accepted, accepted, accepted, [7] * tokens), tokens)
     if teach:
-        made.meter.estimate.learn(0.5, right=accepted > 0)
+        made.measurements.estimate.learn(0.5, right=accepted > 0)
     return made.reconsider()
 
 
@@ -77,7 +86,7 @@ def test_a_useless_draft_stops_after_a_trial_and_tries_again_after_a_pause_that_
 def test_a_long_round_trip_stops_it_and_a_short_one_brings_it_back():
     made = modes()
     link(made, 0.5)  # 25 tokens of the cloud's own, at 20 ms gained each
-    assert until_it_changes(made, 1, teach=False) == made.trial > TRIAL
+    assert until_it_changes(made, 1, teach=False) == made.trial_tokens > TRIAL
     assert not made.terms.drafting
     assert "overtakes the cloud with probability 0.0" in made.reason
     assert "round trip 500.0 ms, target step 30.0 ms, draft step 10.0 ms" in made.reason
@@ -91,8 +100,8 @@ def test_a_long_round_trip_stops_it_and_a_short_one_brings_it_back():
 def test_a_draft_that_is_right_and_always_late_stops_unless_it_is_likely_to_overtake():
     made = modes()
     link(made, 0.1)  # a lead of 5: 0.8 ** 6 = 0.26
-    assert until_it_changes(made, 0, teach=False) == made.trial
-    assert f"of the last {made.trial} tokens 0% were the device's" in made.reason
+    assert until_it_changes(made, 0, teach=False) == made.trial_tokens
+    assert f"of the last {made.trial_tokens} tokens 0% were the device's" in made.reason
     made = modes()
     link(made, 0.08)  # a lead of 4: 0.8 ** 5 = 0.33
     for _ in range(5 * TRIAL):
@@ -110,7 +119,7 @@ def test_what_is_slower_with_the_device_stops_and_is_compared_with_what_it_is_wi
                 return tokens
         return most
 
-    assert write(20.0) == made.trial
+    assert write(20.0) == made.trial_tokens
     assert "20.0 tokens/s with it, 33.3 without" in made.reason
     # While it rests a loaded cloud gives 15: so 20 was good, and the next try lasts.
     assert write(15.0) == PAUSE
@@ -139,9 +148,9 @@ def test_between_the_two_bounds_nothing_changes():
     lead = next(n / 10 for n in range(1000) if HOPE ** (1 + n / 10) < (ON + OFF) / 2)
     made = modes()
     for number in range(1000):
-        made.meter.estimate.learn(HOPE, right=number % 10 < 10 * HOPE)
+        made.measurements.estimate.learn(HOPE, right=number % 10 < 10 * HOPE)
     link(made, 0.020 * lead)
-    made.meter.estimate.forget()
+    made.measurements.estimate.forget()
     for _ in range(3 * TRIAL):
         assert not hear(made, 1, 1, teach=False)
     assert made.terms.drafting
@@ -224,21 +233,21 @@ def test_terms(settings, cloud, drafts, terms, name):
 
 def test_figures_name_what_was_measured():
     made = modes(cloud=BESIDE)
-    made.meter.tripped(0.0123)
+    made.measurements.add_trip(0.0123)
     figures = made.figures
     assert "round trip 5.0 ms" in figures, "the shortest"
     assert "target step 30.0 ms" in figures and "draft step 10.0 ms" in figures
-    assert "beside it 4.0 ms" in figures and "agreement 0." in figures
+    assert "cloud draft step 4.0 ms" in figures and "acceptance rate 0." in figures
 
 
 def test_a_clock_that_jumps_is_no_measurement():
     meter = Measurements(step=0.030)
     for seconds in (-3600.0, 3600.0):
-        meter.tripped(seconds)
-        meter.drafted(seconds, 1)
-        meter.stepped(seconds, 1)
-    pace = meter.pace
-    assert (pace.round_trip, pace.step, pace.draft) == (0.0, 0.030, 0.0)
+        meter.add_trip(seconds)
+        meter.add_draft_step(seconds, 1)
+        meter.add_target_step(seconds, 1)
+    timings = meter.timings
+    assert (timings.round_trip, timings.step, timings.draft) == (0.0, 0.030, 0.0)
     for _ in range(60):
-        meter.stepped(0.100, 2)
-    assert meter.pace.step == pytest.approx(0.050, rel=0.01)
+        meter.add_target_step(0.100, 2)
+    assert meter.timings.step == pytest.approx(0.050, rel=0.01)

@@ -2,9 +2,15 @@
 
 import pytest
 
-from edge_runtime.policy import FAR, FLOOR, DraftTimings, choose
+from edge_runtime.policy import (
+    LONGEST_LEAD_TOKENS,
+    DraftTimings,
+    best_together,
+    choices,
+)
 from edge_runtime.tree import Tree
 from edgespec.confidence import AcceptanceEstimate
+from edgespec.policies import DraftPolicy
 from engines.drafters.base import Guess
 
 ALIKE = (1.0, 1.0, 1.0, 1.0)
@@ -31,10 +37,9 @@ def tree(*guesses):
 
 
 def steps(made, at, *, most=8, branches=True):
-    return [
-        (round(worth, 6), path.round, place)
-        for worth, path, place in choose(made, at, most=most, branches=branches)
-    ]
+    found = choices(made, at, DraftPolicy(), most=most, branches=branches)
+    best = best_together(found, at.together, lambda choice: choice.worth)
+    return [(round(worth, 6), path.round, place) for worth, path, place in best]
 
 
 @pytest.mark.parametrize(
@@ -43,8 +48,8 @@ def steps(made, at, *, most=8, branches=True):
         (0.0, 0.030, 0.010, 0.0),
         (0.040, 0.030, 0.010, 2.0),
         (0.100, 0.030, 0.0, 10 / 3),
-        (0.040, 0.010, 0.010, FAR),
-        (0.040, 0.010, 0.030, FAR),
+        (0.040, 0.010, 0.010, LONGEST_LEAD_TOKENS),
+        (0.040, 0.010, 0.030, LONGEST_LEAD_TOKENS),
         (0.0, 0.010, 0.030, 0.0),
     ],
 )
@@ -91,7 +96,7 @@ DOUBT = (Guess(20, 0.9, ((30, 0.08),)), Guess(21, 0.4, ((31, 0.5),)))
         (DOUBT, pace(together=ALIKE), {"most": 1}, []),
         (DOUBT, pace(together=ALIKE), {"most": 0}, []),
         # Below the floor.
-        ((Guess(20, FLOOR - 0.001),), pace(), {}, []),
+        ((Guess(20, DraftPolicy().worth_floor - 0.001),), pace(), {}, []),
         ((), pace(0.5, lead=10), {}, []),
         ((), pace(0.5, lead=9), {}, [(0.001953, 1, None)]),
         ((), pace(0.9, lead=6), {}, [(0.531441, 1, None)]),

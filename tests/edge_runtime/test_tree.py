@@ -4,9 +4,10 @@ import random
 
 import pytest
 
-from cloud_runtime.paths import Paths
-from edge_runtime.tree import KEPT, Tree
+from cloud_runtime.paths import CandidatePaths
+from edge_runtime.tree import Tree
 from edgespec.confidence import AcceptanceEstimate
+from edgespec.policies import DraftPolicy
 from edgespec.protocol import Draft
 from engines.drafters.base import Guess
 
@@ -49,7 +50,7 @@ TWO = (Guess(20, 0.9, ((30, 0.08),)), Guess(21, 0.5, ((31, 0.4),)))
 
 def test_a_path_grows_by_guesses():
     tree = grown(*TWO)
-    assert tree.text(tree.main) == [10, 11, 12, 20, 21]
+    assert tree.tokens(tree.main) == [10, 11, 12, 20, 21]
     assert tree.main.chance == pytest.approx(0.45)
     assert tree.main.runners_up == [[(30, *approx(0.08))], [(31, *approx(0.4))]]
     tree.grow(tree.main, None)
@@ -74,7 +75,7 @@ def test_the_tree_weighs_with_trust_and_tells_the_cloud_what_the_draft_said():
 def test_a_fork_names_each_runner_up_once():
     tree = grown(TWO[0], Guess(21, 0.5, ((31, 0.4), (32, 0.05))))
     branch = tree.fork(tree.main, 1)
-    assert tree.text(branch) == [10, 11, 12, 20, 31]
+    assert tree.tokens(branch) == [10, 11, 12, 20, 31]
     assert (branch.parent, branch.base) == (tree.main.round, 4)
     assert branch.chance == pytest.approx(0.9 * 0.4)
     assert tree.main.runners_up == [[(30, *approx(0.08))], [(32, *approx(0.05))]]
@@ -103,7 +104,7 @@ def test_a_verdict_cuts_the_tree(committed, hit, main):
     assert commit(tree, *committed) == hit
     assert tree.main.ahead == main
     assert tree.main in tree.paths
-    assert tree.text(tree.main)[:3] == list(PROMPT)
+    assert tree.tokens(tree.main)[:3] == list(PROMPT)
     if hit == "branch":
         assert (tree.paths, tree.main.via) == ([branch], "full")
 
@@ -133,12 +134,12 @@ def test_hints_raise_and_lower_and_open_paths():
 
 def test_there_are_never_too_many_paths_and_the_main_one_stays():
     tree = grown(Guess(20, 0.01, ((30, 0.01),)))
-    for token in range(3 * KEPT):
+    for token in range(3 * DraftPolicy().kept_paths):
         tree.open(tree.main, 0, 40 + token, 0.5 + token / 100, "hint")
-    assert len(tree.paths) == KEPT
+    assert len(tree.paths) == DraftPolicy().kept_paths
     assert tree.main in tree.paths
     least = min(path.ahead[0] for path in tree.paths if path is not tree.main)
-    assert least == 40 + 3 * KEPT - (KEPT - 1), "the least likely went"
+    assert least == 41 + 2 * DraftPolicy().kept_paths, "the least likely went"
 
 
 def test_packets_tell_parents_before_branches_and_nothing_twice():
@@ -203,7 +204,7 @@ class Walk:
         self.loss = loss
         self.tree = Tree(list(PROMPT), Believed())
         self.committed = list(PROMPT)
-        self.cloud = Paths(self.committed)
+        self.cloud = CandidatePaths(self.committed)
         self.had = set()
         """Every text that the device held, and all its beginnings."""
         self.under_way = []
@@ -211,7 +212,7 @@ class Walk:
 
     def remember(self):
         for path in self.tree.paths:
-            text = tuple(self.tree.text(path))
+            text = tuple(self.tree.tokens(path))
             self.had |= {text[:end] for end in range(len(text) + 1)}
 
     def step(self):
@@ -296,7 +297,7 @@ def test_without_loss_the_cloud_knows_every_path_that_was_sent(block):
                     if not path.dead
                 }
                 for path in walk.tree.paths:
-                    text = tuple(walk.tree.text(path)[: path.sent])
+                    text = tuple(walk.tree.tokens(path)[: path.sent])
                     alive = text[: len(walk.committed)] == tuple(walk.committed)
                     told = path.sent > path.base and len(text) > len(walk.committed)
                     if alive and told:

@@ -21,7 +21,8 @@ from click.testing import CliRunner
 
 from bench.link.emulator import LinkShape, emulated_link
 from cli.main import main
-from edge_runtime.loop import EdgeLoop, greet, hello_for
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import EdgeLoop, Observer
 from edgespec.config import Backend, EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError
 from edgespec.protocol import Hello, Verdict, pack, unpack
@@ -244,7 +245,7 @@ def test_it_says_which_mode_and_why(tmp_path, tiny_bundle, served, alone):
     assert done.returncode == 0, done.stderr
     first, *_, last = [line for line in done.stderr.splitlines() if line.startswith("[mode ")]
     assert first.startswith("[mode edge: ")
-    for figure in ("round trip", "target step", "draft step", "agreement"):
+    for figure in ("round trip", "target step", "draft step", "acceptance rate"):
         assert figure in last
     done = edge(tiny_bundle, served.endpoint, *options, "--mode", "cloud")
     assert "mode cloud: asked for" in done.stderr
@@ -344,7 +345,7 @@ def test_sigterm_finishes_what_is_in_flight(tiny_bundle, alone):
         prompt = tuple(ids(tiny_bundle, "the quick"))
         request = Request(prompt, 120)
         answer = loop.start(request)
-        pieces = loop.write(answer, request)
+        pieces = loop.write(answer)
         next(pieces)
         process.send_signal(signal.SIGTERM)
         for _ in pieces:
@@ -355,17 +356,15 @@ def test_sigterm_finishes_what_is_in_flight(tiny_bundle, alone):
 
 
 @contextmanager
-def device(bundle, endpoint, *, drafter=None, clock=time.monotonic, **settings):
+def device(bundle, endpoint, *, drafter=None, report=None, clock=time.monotonic, **settings):
     """In lock-step if nothing else is said, so that the cloud is never ahead of the test."""
     lockstep = {"patience": 0.3, "tactics": Tactics("none"), "draft_length": 1}
     edge = EdgeSettings(connect=endpoint, **{**lockstep, **settings})
     link = DealerLink(endpoint)
     try:
-        hello = hello_for(bundle, "test")
-        welcome = greet(link, hello, edge)
-        ends = bundle.manifest.text.end_ids
-        drafter = drafter or NgramDrafter()
-        yield EdgeLoop(link, drafter, hello, welcome, ends, edge, clock=clock)
+        identity = DeviceIdentity.of(bundle, "test")
+        observer = Observer(report=report)
+        yield EdgeLoop.connect(link, drafter or NgramDrafter(), identity, edge, observer, clock)
     finally:
         link.close()
 
@@ -377,7 +376,7 @@ def test_a_killed_cloud_that_returns_goes_on_with_the_answer(tiny_bundle, alone)
         with cloud(tiny_bundle) as process:
             loop = stack.enter_context(device(tiny_bundle, process.endpoint))
             answer = loop.start(request)
-            pieces = loop.write(answer, request)
+            pieces = loop.write(answer)
             for _ in range(10):
                 next(pieces)
             os.kill(process.pid, signal.SIGKILL)
@@ -395,7 +394,7 @@ def test_a_cloud_that_stays_away_ends_the_answer_with_a_sentence(tiny_bundle):
         with cloud(tiny_bundle) as process:
             loop = stack.enter_context(device(tiny_bundle, process.endpoint, give_up=3.0))
             answer = loop.start(request)
-            pieces = loop.write(answer, request)
+            pieces = loop.write(answer)
             next(pieces)
         with pytest.raises(LinkError, match="has been silent for") as caught:
             list(pieces)
@@ -441,7 +440,7 @@ def test_a_connection_that_is_cut_costs_time_only(tiny_bundle, served, alone, pr
     ):
         link.shape(SLOW)
         answer = loop.start(request)
-        for number, _ in enumerate(loop.write(answer, request)):
+        for number, _ in enumerate(loop.write(answer)):
             if number in (20, 70):
                 link.cut()
     assert answer.stats.token_ids == alone(prompt, 150, request.sampling)
@@ -463,7 +462,7 @@ def test_a_clock_that_jumps_by_hours_is_no_error(tiny_bundle, served, alone):
     options = {"tactics": Tactics(), "clock": clock, "patience": 5.0, "give_up": 60.0}
     with device(tiny_bundle, served.endpoint, **options) as loop:
         answer = loop.start(request)
-        for _ in loop.write(answer, request):
+        for _ in loop.write(answer):
             pass
     assert answer.stats.token_ids == alone(prompt, 100)
     assert answer.stats.waiting_seconds >= 0
@@ -494,7 +493,7 @@ def test_a_cloud_that_answers_out_of_order_changes_nothing(tiny_bundle, served, 
     with device(tiny_bundle, served.endpoint, **options) as loop:
         Shuffled(loop._link, random.Random(4))
         answer = loop.start(request)
-        for _ in loop.write(answer, request):
+        for _ in loop.write(answer):
             pass
     assert answer.stats.token_ids == alone(prompt, 100, request.sampling)
     assert answer.stats.resumed > 0, "nothing was ever out of order"
@@ -509,7 +508,7 @@ def test_garbage_on_the_socket_is_answered_or_dropped_and_harms_nobody(tiny_bund
         device(tiny_bundle, process.endpoint) as loop,
     ):
         answer = loop.start(request)
-        pieces = loop.write(answer, request)
+        pieces = loop.write(answer)
         next(pieces)
         with context.socket(zmq.DEALER) as socket_, socket.socket() as raw:
             socket_.linger = 0
@@ -538,7 +537,7 @@ def test_a_busy_cloud_says_so(tiny_bundle):
         device(tiny_bundle, process.endpoint) as loop,
     ):
         request = Request((5, 6), 300)
-        pieces = loop.write(loop.start(request), request)
+        pieces = loop.write(loop.start(request))
         next(pieces)
         done = edge(tiny_bundle, process.endpoint, "--prompt", "the", "--give-up", "1")
         pieces.close()
@@ -582,7 +581,7 @@ def test_interrupting_the_cloud_drains_and_interrupting_it_again_stops(tiny_bund
         device(tiny_bundle, process.endpoint, give_up=1.0) as loop,
     ):
         request = Request((5, 6), 300)
-        pieces = loop.write(loop.start(request), request)
+        pieces = loop.write(loop.start(request))
         next(pieces)
         process.send_signal(signal.SIGINT)
         while not any("once more" in line for line in process.said):
@@ -600,11 +599,10 @@ def test_what_a_drain_cannot_finish_goes_on_in_the_next_cloud(tiny_bundle, alone
     request = Request(prompt, 120, Sampling(1.0, seed=3))
     with ExitStack() as stack:
         with cloud(tiny_bundle, "--drain-timeout", "0") as process:
-            loop = stack.enter_context(device(tiny_bundle, process.endpoint))
             told = []
-            loop._report = told.append
+            loop = stack.enter_context(device(tiny_bundle, process.endpoint, report=told.append))
             answer = loop.start(request)
-            pieces = loop.write(answer, request)
+            pieces = loop.write(answer)
             written = [next(pieces).token for _ in range(10)]
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
@@ -642,7 +640,7 @@ def test_the_operators_tour(tiny_bundle, alone):
         assert json.loads(done.stderr)["token_ids"] == alone(ids(tiny_bundle, "the quick"), 12)
         with device(tiny_bundle, process.endpoint) as loop:
             request = Request((5, 6), 300)
-            pieces = loop.write(loop.start(request), request)
+            pieces = loop.write(loop.start(request))
             next(pieces)
             while '"device":"test"' not in get("/fleet").partition('"devices"')[0]:
                 time.sleep(0.1)  # a snapshot is half a second old

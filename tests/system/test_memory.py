@@ -66,7 +66,7 @@ def test_every_answer_of_sixty_four_devices_of_four_kinds_is_the_targets_own(hou
             answer = loop.start(wanted)
             if number % 5 == 4:
                 Trouble(loop._link, chance)
-            running[number] = (loop.write(answer, wanted), answer, wanted)
+            running[number] = (loop.write(answer), answer, wanted)
         for number, (pieces, answer, wanted) in list(running.items()):
             if number % 9 == 8 and answer.stats.tokens > 5:
                 vanished += 1

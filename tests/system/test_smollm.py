@@ -206,7 +206,7 @@ def test_every_way_and_a_link_in_trouble_give_the_targets_text(
         Trouble(loop._link, chance)
         if seed and loop.modes.terms.decoding:
             loop.modes = Fickle(loop.modes, chance)
-        for _ in loop.write(answer, request):
+        for _ in loop.write(answer):
             pass
         expected = written(pair, codec, texts, question, sampling)
         assert answer.stats.token_ids == expected, (question, seed)

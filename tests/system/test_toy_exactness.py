@@ -167,7 +167,7 @@ def test_a_restarted_cloud_goes_on_where_the_device_stands(house):
     expected = home.alone(request)
     loop = home.device(DRAFTERS["near"]())
     answer = loop.start(request)
-    for number, _ in enumerate(loop.write(answer, request)):
+    for number, _ in enumerate(loop.write(answer)):
         if number in (5, 23, 40):
             home.engine = ToyEngine()
             home.start()
@@ -192,7 +192,7 @@ def test_trouble_on_the_link_and_changes_of_mode_never_change_the_text(house, bl
             loop.modes = Fickle(loop.modes, chance)
         answer = loop.start(request)
         Trouble(loop._link, chance)
-        for _ in loop.write(answer, request):
+        for _ in loop.write(answer):
             if chance.random() < 0.02:
                 home.start()
         assert answer.stats.token_ids == expected, f"seed {seed}"

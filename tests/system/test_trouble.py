@@ -12,7 +12,8 @@ import zmq
 
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
-from edge_runtime.loop import EdgeLoop, greet
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import EdgeLoop
 from edgespec.config import CloudSettings, EdgeSettings, Request
 from edgespec.protocol import VERSION, Draft, Hello, Open, Ping, Resume, Terms, pack
 from edgespec.sampling import Sampling
@@ -51,11 +52,10 @@ class Cloud:
         link = DealerLink(self.hub.endpoint)
         try:
             settings = EdgeSettings(connect=self.hub.endpoint, patience=1.0)
-            hello = self.hello(name)
-            welcome = greet(link, hello, settings)
-            loop = EdgeLoop(link, NgramDrafter(), hello, welcome, [], settings)
+            identity = DeviceIdentity(self.hello(name))
+            loop = EdgeLoop.connect(link, NgramDrafter(), identity, settings)
             answer = loop.start(REQUEST)
-            for _ in loop.write(answer, REQUEST):
+            for _ in loop.write(answer):
                 pass
             return answer.stats.token_ids
         finally:

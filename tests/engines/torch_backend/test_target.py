@@ -17,7 +17,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from edge_runtime.loop import EdgeLoop, greet, hello_for
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import EdgeLoop
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import BundleError, EngineError, UsageError
 from edgespec.manifest import Bundle
@@ -272,11 +273,12 @@ def test_a_cloud_on_torch_answers_a_device(tiny_bundle):
     request = Request((5, 6, 7, 5, 6), 20, Sampling(0.8, seed=1))
     with served(tiny_bundle, "--backend", "torch") as endpoint:
         settings = EdgeSettings(connect=endpoint)
-        link, hello = DealerLink(endpoint), hello_for(tiny_bundle, "a device")
+        link = DealerLink(endpoint)
+        identity = DeviceIdentity(DeviceIdentity.of(tiny_bundle, "a device").hello)
         with contextlib.closing(link):
-            loop = EdgeLoop(link, NgramDrafter(), hello, greet(link, hello, settings), [], settings)
+            loop = EdgeLoop.connect(link, NgramDrafter(), identity, settings)
             answer = loop.start(request)
-            for _ in loop.write(answer, request):
+            for _ in loop.write(answer):
                 pass
     engine = load_target(tiny_bundle, TorchSettings())
     assert answer.stats.token_ids == write_alone(

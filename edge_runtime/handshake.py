@@ -1,0 +1,88 @@
+"""The first exchange with a cloud: fingerprints are compared and the round trip is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edgespec.config import EdgeSettings
+from edgespec.errors import LinkError
+from edgespec.manifest import Bundle
+from edgespec.protocol import LONGEST_NAME, VERSION, Error, Hello, Ping, Pong, Welcome
+from edgespec.transport import Link
+
+Clock = Callable[[], float]
+"""Returns seconds since any fixed time."""
+Tell = Callable[[str], None]
+"""Shows a sentence to the user."""
+
+
+@dataclass(frozen=True)
+class DeviceIdentity:
+    """What a device says of itself, and what it knows of the bundle."""
+
+    hello: Hello
+    end_ids: Sequence[int] = ()
+    """Tokens that end an answer."""
+    exit_agreements: Mapping[int, float] = field(default_factory=dict)
+    """Probability that an exit head names the target's token, by layer, where it was measured."""
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, device: str, drafter: str = "", hardware: str = ""
+    ) -> DeviceIdentity:
+        """The identity of a device with this bundle. Names are cut to the protocol's limit."""
+        manifest = bundle.manifest
+        names = (name[:LONGEST_NAME] for name in (device, drafter, hardware))
+        segments = manifest.target.segments
+        return cls(
+            Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, *names),
+            manifest.text.end_ids,
+            {s.end: s.calibration.agreement for s in segments if s.exit and s.calibration},
+        )
+
+
+def greet(
+    link: Link,
+    hello: Hello,
+    settings: EdgeSettings,
+    clock: Clock = time.monotonic,
+    waiting: Callable[[], None] | None = None,
+    remind_s: float = 1.0,
+) -> Welcome:
+    """Sends a Hello and returns the cloud's Welcome.
+
+    `waiting` is called once if no reply has come after `remind_s` seconds. Raises `LinkError` if
+    the cloud refuses, or does not reply within `settings.connect_timeout` seconds.
+    """
+    end = clock() + settings.connect_timeout
+    link.send(hello)
+    while (left := end - clock()) > 0:
+        for message in link.receive(min(left, remind_s) if waiting else left):
+            if isinstance(message, Welcome):
+                return message
+            if isinstance(message, Error):
+                raise LinkError(
+                    f"the cloud at {settings.connect} refused: {message.message}",
+                    code=message.code,
+                    retryable=message.retryable,
+                )
+        if waiting:
+            waiting()
+            waiting = None
+    raise LinkError(
+        f"nobody answered at {settings.connect} within {settings.connect_timeout:g} s; "
+        "is 'edgespec cloud-run' running there, and with the same keys?",
+        retryable=True,
+    )
+
+
+def round_trip(link: Link, settings: EdgeSettings, clock: Clock = time.monotonic) -> float:
+    """Seconds that a Ping takes on an idle link, at most about `settings.patience`."""
+    began = clock()
+    link.send(Ping(0))
+    while 0 <= clock() - began < settings.patience:
+        if any(isinstance(m, Pong) for m in link.receive(settings.patience)):
+            break
+    return max(0.0, clock() - began)
