@@ -88,6 +88,7 @@ def export(model: str, out: Path, check: bool, **options: Any) -> None:
     """
     from engines.machine.profiles import precisions, profile
     from export.bundle import ExportSettings, export
+    from export.summary import sentences
 
     draft, profiles = options["draft"], options["profiles"] or (DEFAULT_PROFILE,)
     if options["profiles"] and draft is None:
@@ -116,8 +117,8 @@ def export(model: str, out: Path, check: bool, **options: Any) -> None:
         force=options["force"],
     )
     bundle = export(settings)
-    size = sum(file.size for file in bundle.manifest.files.values())
-    click.echo(f"{out}: {len(bundle.manifest.files)} files, {size / 1e6:.0f} MB", err=True)
+    for sentence in sentences(bundle, model):
+        click.echo(sentence, err=True)
     if check:
         from export.check import check as compare
         from export.install import install

@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: sources of weights, the graph builder, segments, engines."""
+"""From a checkpoint to a bundle: sources of weights, graph builder, segments, engines."""

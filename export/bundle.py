@@ -1,4 +1,4 @@
-"""`edgespec export`: checkpoints in, a bundle out."""
+"""`edgespec export`: writing a bundle from checkpoints."""
 
 from __future__ import annotations
 
@@ -40,46 +40,48 @@ from export.publish import describe_all, published_bundle, write_manifest
 from export.sources.open import open_checkpoint
 from export.weights import WeightFolder, float_type
 
-MAX_CONTEXT = 32768
-"""Positions that the rotary tables get by default, where the model allows more."""
+MAX_CONTEXT_TOKENS = 32768
+"""Default limit of the context, for models that allow more."""
 
 
 @dataclass(frozen=True)
 class ExportSettings:
+    """What to export and how."""
+
     target: str
-    """Folder, hub id or GGUF file."""
+    """Folder, hub repository or GGUF file."""
     out: Path
     revision: str | None = None
     precisions: Precisions = field(default_factory=lambda: precisions("fp32"))
     opset: int = MAIN_OPSET
-    """Of the target's graphs; a draft's is its profile's."""
+    """Opset of the target's graphs; a draft has the opset of its profile."""
     segments: int = 1
-    """Even segments, where `split` is empty."""
+    """Number of even segments; ignored if `split` is not empty."""
     split: tuple[int, ...] = ()
-    """Layers to cut after."""
+    """Layers after which the target is cut, ascending."""
     drafts: tuple[tuple[str, str], ...] = ()
-    """(profile, source) pairs; the source `self` is the target."""
+    """(profile, source) pairs; the source `self` means the target."""
     exit_heads: Path | None = None
-    """File of trained exit heads, for the borders that it has one for."""
+    """File of trained exit heads; borders without one get the untrained head."""
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
-    """Figures of drafts that are known before, by profile; `calibrate` measures them."""
+    """Known figures of drafts, by profile; `calibrate` measures them."""
     context: int = 0
-    """0: the model's own, at most `MAX_CONTEXT`."""
+    """Tokens; 0: the model's own, at most `MAX_CONTEXT_TOKENS`."""
     force: bool = False
-    """Replace a bundle that is already there."""
+    """Replace an existing bundle."""
 
 
 @dataclass(frozen=True)
 class _Unfinished:
-    """A bundle that is being written."""
+    """An unfinished bundle."""
 
     folder: Path
     known: dict[Path, File] = field(default_factory=dict)
-    """Files whose checksums were taken while they were written."""
+    """Files whose checksums were computed while they were written."""
 
 
 def borders(layers: int, settings: ExportSettings) -> list[int]:
-    """Segment borders from 0 to `layers`. Raises `UsageError` for a split that is none."""
+    """Return the segment borders from 0 to `layers`. Raises `UsageError` for an invalid split."""
     if settings.split:
         cuts = list(settings.split)
         if sorted(set(cuts)) != cuts or cuts[0] < 1 or cuts[-1] >= layers:
@@ -96,7 +98,7 @@ def borders(layers: int, settings: ExportSettings) -> list[int]:
 
 
 def export(settings: ExportSettings) -> Bundle:
-    """Writes the bundle and opens it. Raises one of edgespec's errors, leaving nothing behind."""
+    """Write the bundle and open it. On an edgespec error nothing is left behind."""
     target = open_checkpoint(settings.target, revision=settings.revision)
     if target.kept_ids is not None:
         raise UsageError(
@@ -136,7 +138,7 @@ def _context(target: Checkpoint, settings: ExportSettings) -> int:
     most = target.architecture.context
     if settings.context > most:
         raise UsageError(f"--context {settings.context} exceeds the {most} that {target.name} has")
-    return settings.context or min(most, MAX_CONTEXT)
+    return settings.context or min(most, MAX_CONTEXT_TOKENS)
 
 
 def _draft_checkpoint(source: str, target: Checkpoint, mark: str) -> Checkpoint:
@@ -190,33 +192,22 @@ def _write_target(
 ) -> Target:
     chosen, opset = settings.precisions, settings.opset
     folder = bundle.folder / "target"
-    segments = []
     with _weights(bundle, "target", checkpoint, chosen, f"target {chosen.layers}") as weights:
-        last = len(cuts) - 2
+        segments = []
         for number, (start, end) in enumerate(pairwise(cuts)):
-            file, leaving = f"segment-{number:02}", f"exit-{number:02}"
-            layers = range(start, end)
+            file, layers = f"segment-{number:02}", range(start, end)
             model = graph.decoder(weights, chosen, context, layers, file=file, opset=opset)
             ir.save(model, folder / f"{file}.onnx")
-            if number < last:
-                norm = weights.vector(FINAL_NORM, float_type(chosen.layers))
-                adapter = heads.adapters.get(end) if heads else None
-                model = exit_graph(
-                    checkpoint.architecture,
-                    chosen,
-                    end,
-                    norm,
-                    adapter,
-                    file=leaving,
-                    opset=opset,
-                )
-                ir.save(model, folder / f"{leaving}.onnx")
+            exit_file = ""
+            if end < cuts[-1]:
+                exit_file = f"target/exit-{number:02}.onnx"
+                _write_exit(bundle.folder / exit_file, weights, settings, end, heads)
             segments.append(
                 Segment(
                     start=start,
                     end=end,
                     graph=f"target/{file}.onnx",
-                    exit=f"target/{leaving}.onnx" if number < last else "",
+                    exit=exit_file,
                     calibration=heads.calibration.get(end) if heads else None,
                 )
             )
@@ -229,6 +220,17 @@ def _write_target(
         head="target/head.onnx",
         opset=opset,
     )
+
+
+def _write_exit(
+    path: Path, weights: WeightFolder, settings: ExportSettings, layer: int, heads: ExitHeads | None
+) -> None:
+    chosen = settings.precisions
+    norm = weights.vector(FINAL_NORM, float_type(chosen.layers))
+    adapter = heads.adapters.get(layer) if heads else None
+    shapes = weights.checkpoint.architecture
+    model = exit_graph(shapes, chosen, layer, norm, adapter, file=path.stem, opset=settings.opset)
+    ir.save(model, path)
 
 
 def _write_draft(

@@ -1,12 +1,12 @@
-"""`edgespec export --check`: a bundle against transformers on the source that it was made from.
+"""`edgespec export --check`: comparing a bundle with transformers on the exported source.
 
-Transformers runs in fp32 on real prompts and writes a greedy continuation of each. The target runs
-over the same tokens, in ragged chunks as the cloud would, and so do the drafts:
+Transformers runs in fp32 on real prompts and writes a greedy continuation of each. The target and
+the drafts run over the same tokens, in ragged chunks as in the cloud. The figures are:
 
-- *difference*: the largest between the target's logits and transformers', over the prompt;
-- *agreement*: the share of the continuation's tokens that are the target's own arg-max after the
-  same prefix, so one disagreement does not count for all tokens behind it;
-- of a draft: the share of those arg-max tokens of the target that are the draft's too.
+- *difference*: the largest difference between the target's logits and transformers' over a prompt;
+- *agreement*: the fraction of the continuation's tokens that are the target's arg-max after the
+  same prefix, so that one disagreement does not count for all tokens after it;
+- *draft*: the fraction of the target's arg-max tokens that are also the draft's.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ PROMPTS = (
     "Zutaten für vier Personen: 500 g Mehl, 3 Eier, ¼ l Milch. Zubereitung:",
     '{"name": "Ada Lovelace", "born": 1815, "languages": ["English", "French"], "known_for":',
 )
-CONTINUATION = 32
-"""Greedy tokens a prompt."""
-CHUNKS = (5, 1, 17, 2, 11)
-"""Tokens of a call, in turn."""
-_LOADING = (OSError, ValueError, RuntimeError, KeyError, NotImplementedError, ImportError)
-"""What transformers raises for a model that it cannot load, or not without another package."""
+CONTINUATION_TOKENS = 32
+"""Greedy tokens after each prompt."""
+CHUNK_TOKENS = (5, 1, 17, 2, 11)
+"""Tokens of successive calls, repeated."""
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, NotImplementedError, ImportError)
+"""Errors of transformers for a model that it cannot load, or that needs another package."""
 LEAST_AGREEMENT = 0.99
-"""Of an fp32 target, whose few disagreements can only be ties."""
+"""Smallest agreement of a correct fp32 target, which can disagree only at ties."""
 
 
 class Reference(NamedTuple):
-    """What transformers says of one prompt."""
+    """Output of transformers for one prompt."""
 
     prompt: list[int]
     continuation: list[int]
@@ -62,17 +62,19 @@ class Reference(NamedTuple):
 
 
 class Comparison(NamedTuple):
+    """A bundle's target against transformers on one prompt."""
+
     difference: float
     greedy: npt.NDArray[np.int64]
-    """The target's arg-max at each place of the continuation."""
+    """Arg-max of the target at each position of the continuation."""
     agreeing: int
 
 
 def check(bundle: Bundle, settings: ExportSettings) -> float:
-    """Prints how far `bundle` is from the model that `settings` name; returns their agreement.
+    """Compare `bundle` with the model in `settings`, print the figures, return the agreement.
 
-    Raises `EdgespecError` where transformers cannot run that model, where logits are not finite, or
-    where an fp32 target's greedy tokens are not those of transformers.
+    Raises `EdgespecError` if transformers cannot run the model, if logits are not finite, or if an
+    fp32 target's greedy tokens differ from those of transformers.
     """
     codec, profiles = Codec(bundle), sorted(bundle.manifest.drafts)
     ort = OrtSettings(threads=usable_cores(), slots=1)
@@ -81,10 +83,10 @@ def check(bundle: Bundle, settings: ExportSettings) -> float:
         with _silence():
             model = _reference_model(bundle, settings)
             for text in PROMPTS:
-                prompt = codec.encode(text)[: max(1, bundle.manifest.context - CONTINUATION)]
+                prompt = codec.encode(text)[: max(1, bundle.manifest.context - CONTINUATION_TOKENS)]
                 references.append(_ask(model, prompt, bundle.manifest.context))
                 advance(1)
-            # Either model may fill the memory.
+            # Both models together may not fit in memory.
             del model
             gc.collect()
         target = load_target(bundle, ort)
@@ -107,7 +109,7 @@ def check(bundle: Bundle, settings: ExportSettings) -> float:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No warnings and no bars from transformers while the block runs."""
+    """Suppress warnings and progress bars of transformers in the block."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -124,7 +126,7 @@ def _silence() -> Iterator[None]:
 
 
 def _reference_model(bundle: Bundle, settings: ExportSettings) -> Any:
-    """The source in fp32, from the files that export has read: a hub's are in its cache."""
+    """Load the source in fp32 from local files; those of the hub are in its cache."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -137,7 +139,7 @@ def _reference_model(bundle: Bundle, settings: ExportSettings) -> Any:
             model = AutoModelForCausalLM.from_pretrained(
                 where, revision=revision, dtype=torch.float32, local_files_only=True
             )
-    except _LOADING as error:
+    except _LOAD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"transformers cannot load {settings.target}, so it cannot be compared: {reason}"
@@ -156,13 +158,13 @@ def _revision(bundle: Bundle) -> str | None:
 
 
 def _from_gguf(path: Path) -> Any:
-    """What `from_pretrained(gguf_file=...)` does, which insists on accelerate besides."""
+    """Load like `from_pretrained(gguf_file=...)`, which also requires the package accelerate."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     model = AutoModelForCausalLM.from_config(config)
-    # Its bar heeds none of transformers' settings.
+    # The progress bar of this function ignores the settings of transformers.
     with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
         read = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)
     missing, _ = model.load_state_dict(read["tensors"], strict=False)
@@ -172,7 +174,7 @@ def _from_gguf(path: Path) -> Any:
 
 
 def _ask(model: Any, prompt: list[int], context: int) -> Reference:
-    """Transformers' logits over the prompt, and its greedy tokens after it."""
+    """Compute the logits over the prompt and the greedy tokens after it with transformers."""
     import torch
 
     continuation: list[int] = []
@@ -181,7 +183,7 @@ def _ask(model: Any, prompt: list[int], context: int) -> Reference:
         logits = output.logits[0].float().numpy()
         while True:
             continuation.append(int(output.logits[0, -1].argmax()))
-            if len(continuation) == min(CONTINUATION, context - len(prompt) + 1):
+            if len(continuation) == min(CONTINUATION_TOKENS, context - len(prompt) + 1):
                 return Reference(prompt, continuation, logits)
             output = model(
                 torch.tensor([continuation[-1:]]),
@@ -199,16 +201,16 @@ def _compare(target: Engine, reference: Reference) -> Comparison:
 
 
 def _agreeing(draft: Engine, reference: Reference, greedy: npt.NDArray[np.int64]) -> int:
-    # A token among the target's padding is none that a smaller draft could read.
+    # A smaller draft has no row for a token in the target's padding.
     tokens = [min(token, draft.vocabulary - 1) for token in reference.continuation[:-1]]
     logits = _run(draft, [*reference.prompt, *tokens])
     return int((logits[len(reference.prompt) - 1 :].argmax(axis=-1) == greedy).sum())
 
 
 def _run(engine: Engine, tokens: Sequence[int]) -> npt.NDArray[Any]:
-    """Logits after every token, [tokens, vocabulary], computed in ragged chunks."""
+    """Compute the logits after every token, [tokens, vocabulary], in ragged chunks."""
     slot, parts, start = engine.open(), [], 0
-    for length in cycle(CHUNKS):
+    for length in cycle(CHUNK_TOKENS):
         chunk = tokens[start : start + length]
         [choices] = final_choices(engine, [Row(slot, start, chunk, choice_count=len(chunk))])
         assert choices is not None
@@ -221,7 +223,7 @@ def _run(engine: Engine, tokens: Sequence[int]) -> npt.NDArray[Any]:
 
 
 def _agreement(comparisons: Sequence[Comparison]) -> tuple[float, int]:
-    """Share of agreeing tokens, and how many there were."""
+    """Return the fraction of agreeing tokens, and the number of tokens."""
     total = sum(len(comparison.greedy) for comparison in comparisons)
     return sum(comparison.agreeing for comparison in comparisons) / total, total
 
@@ -262,6 +264,6 @@ def _judge(bundle: Bundle, comparisons: Sequence[Comparison]) -> None:
     share, _ = _agreement(comparisons)
     if {chosen.layers, chosen.head, chosen.embedding} == {"fp32"} and share < LEAST_AGREEMENT:
         raise EdgespecError(
-            f"the fp32 target in {bundle.folder} writes other text than transformers does "
+            f"the fp32 target in {bundle.folder} writes other tokens than transformers "
             f"({share:.1%} of its greedy tokens agree); report the model, and do not use the bundle"
         )

@@ -1,7 +1,7 @@
-"""The data files beside the graphs of a folder: appended to, hashed, written behind.
+"""The data files of a folder of graphs: appending, hashing and writing in the background.
 
-Hashing and writing happen in a thread of their own, so that the next matrix is read and turned
-meanwhile; they are about half of an export's time. What waits to be written is bounded.
+Hashing and writing take about half of an export's time. They run in a thread of their own, while
+the next matrix is read and transposed. The number of pieces in the queue is bounded.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from pathlib import Path
 
 from edgespec.manifest import File
 
-ALIGNMENT = 64
-_WAITING = 4
-"""Pieces that may wait to be written; those of one matrix are no copies of it."""
+ALIGNMENT_BYTES = 64
+_MAX_QUEUED_PIECES = 4
+"""Pieces that may wait to be written (views of a matrix, not copies)."""
 
 Piece = bytes | memoryview
 
 
 class DataFiles:
-    """Use it as a context manager: nothing is written any more once the block is left."""
+    """A context manager; nothing is written after the block ends."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._digests: dict[Path, hashlib._Hash] = {}
         self._sizes: dict[Path, int] = {}
         self._thread = ThreadPoolExecutor(1)
-        self._waiting: deque[Future[None]] = deque()
+        self._queued: deque[Future[None]] = deque()
 
     def __enter__(self) -> DataFiles:
         return self
@@ -38,20 +38,21 @@ class DataFiles:
         self._thread.shutdown(cancel_futures=True)
 
     def append(self, name: str, pieces: Iterable[Piece]) -> tuple[int, int]:
-        """Where the pieces lie in the file: offset, a multiple of `ALIGNMENT`, and length.
+        """Append the pieces. Return their offset, a multiple of `ALIGNMENT_BYTES`, and length.
 
-        They must not change afterwards. Raises `OSError` where the disk refuses, now or later.
+        The pieces must not change afterwards. Raises `OSError` in this or a later call if a write
+        fails.
         """
         path = self._folder / name
         before = self._sizes.setdefault(path, 0)
-        offset = before + (-before % ALIGNMENT)
+        offset = before + (-before % ALIGNMENT_BYTES)
         self._put(path, bytes(offset - before))
         for piece in pieces:
             self._put(path, piece)
         return offset, self._sizes[path] - offset
 
     def described(self) -> dict[Path, File]:
-        """The files, once all of them is written; `OSError` as above."""
+        """Wait for all writes and return the files. Raises `OSError` if a write fails."""
         self._wait(0)
         return {
             path: File(sha256=digest.hexdigest(), size=self._sizes[path])
@@ -60,13 +61,13 @@ class DataFiles:
 
     def _put(self, path: Path, piece: Piece) -> None:
         digest = self._digests.setdefault(path, hashlib.sha256())
-        self._waiting.append(self._thread.submit(_write, path, piece, digest))
+        self._queued.append(self._thread.submit(_write, path, piece, digest))
         self._sizes[path] += len(piece)
-        self._wait(_WAITING)
+        self._wait(_MAX_QUEUED_PIECES)
 
-    def _wait(self, most: int) -> None:
-        while len(self._waiting) > most:
-            self._waiting.popleft().result()
+    def _wait(self, limit: int) -> None:
+        while len(self._queued) > limit:
+            self._queued.popleft().result()
 
 
 def _write(path: Path, piece: Piece, digest: hashlib._Hash) -> None:

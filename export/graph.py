@@ -13,8 +13,9 @@ and its outputs: the caches again (`….out`, written in place when bound to the
 `hidden.<last layer>`, or `features` after the final norm, or with a head `argmax` [N], `top_ids`
 and `top_logits` [N, TOP], and `logits` [N, vocabulary].
 
-The mask is aligned to each row's end, so rows of different lengths share a batch, and pads on the
-right see and disturb nobody. `export/operators` has what depends on the opset.
+The mask is aligned to the end of each row, so rows of different lengths share a batch. Padding on
+the right does not change any other position. `export/operators` has the parts that depend on the
+opset.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from edgespec.manifest import MAIN_OPSET, Precisions
 from engines.base import TOP
 from export.nodes import NodeWriter, Shape
 from export.operators import Layers, Rows, operators
-from export.weights import Matrix, Quantised, WeightFolder
+from export.weights import Matrix, QuantisedTensors, WeightFolder
 
 _INT64 = ir.DataType.INT64
 
 
 class GraphWriter(NodeWriter):
-    """A graph whose weights come from a checkpoint."""
+    """A graph in construction, with weights from a checkpoint."""
 
     def __init__(
         self, weights: WeightFolder, precisions: Precisions, opset: int, file: str
@@ -46,7 +47,7 @@ class GraphWriter(NodeWriter):
         self._file = file
 
     def matrix(self, name: str, matrix: Matrix) -> ir.Value:
-        if not isinstance(matrix, Quantised):
+        if not isinstance(matrix, QuantisedTensors):
             return self.constant(name, matrix)
         values = self.constant(f"{name}.values", matrix.values)
         scales = self.constant(f"{name}.scales", matrix.scales)
@@ -55,7 +56,7 @@ class GraphWriter(NodeWriter):
         )
 
     def linear(self, name: str, x: ir.Value) -> ir.Value:
-        """`x @ weight.T`, and the bias where the checkpoint has one."""
+        """Add `x @ weight.T`, plus the bias if the checkpoint has one."""
         stored = self.weights.linear(self._file, f"{name}.weight", self.precisions.layers)
         y = self.node("MatMul", name, x, self.matrix(f"{name}.weight", stored))
         if self.weights.has(f"{name}.bias"):
@@ -64,7 +65,7 @@ class GraphWriter(NodeWriter):
         return y
 
     def norm(self, name: str, x: ir.Value, epsilon: float) -> ir.Value:
-        """RMS norm over the last axis, computed in fp32."""
+        """Add an RMS norm over the last axis, computed in fp32."""
         weight = self.constant(f"{name}.weight", self.weights.vector(f"{name}.weight", self.dtype))
         return self.operators.norm(name, x, weight, epsilon)
 
@@ -79,10 +80,11 @@ def decoder(
     opset: int = MAIN_OPSET,
     with_head: bool = False,
 ) -> ir.Model:
-    """Layers `[layers.start, layers.stop)`, with the embedding before layer 0 and the last norm.
+    """Build the graph of layers `[layers.start, layers.stop)`.
 
-    With its head inside, a graph is a draft's: its tokens are verified, so that speed goes before
-    the last bit.
+    The first layer is preceded by the embedding, the last one followed by the final norm. A graph
+    `with_head` is a draft's. The cloud verifies its tokens, so speed matters more there than equal
+    bits in every configuration.
     """
     shapes = weights.checkpoint.architecture
     graph = GraphWriter(weights, precisions, opset, file)
@@ -119,7 +121,7 @@ def decoder(
 def head(
     weights: WeightFolder, precisions: Precisions, *, file: str, opset: int = MAIN_OPSET
 ) -> ir.Model:
-    """Features -> choices, for the target's own end and for every exit head."""
+    """Build the graph from features to choices, for the target's end and for every exit head."""
     graph = GraphWriter(weights, precisions, opset, file)
     hidden = weights.checkpoint.architecture.hidden
     _head(graph, graph.input("features", ["batch", "tokens", hidden], graph.float))
@@ -206,22 +208,22 @@ def _head(graph: GraphWriter, features: ir.Value) -> None:
 
 
 def _logits(graph: GraphWriter, rows: ir.Value) -> ir.Value:
-    """`rows` [N, hidden] -> [N, rows of the head], fewer than the vocabulary if it is trimmed."""
+    """Map `rows` [N, hidden] to [N, rows of the head]; a trimmed head has fewer rows."""
     checkpoint = graph.weights.checkpoint
     name = "model.embed_tokens.weight" if checkpoint.architecture.tied else "lm_head.weight"
     precision = graph.precisions.head
     stored = graph.weights.head(name, precision)
-    if isinstance(stored, Quantised):
+    if isinstance(stored, QuantisedTensors):
         return graph.node("MatMul", "head", rows, graph.matrix(f"{name}.head", stored))
     part = precision if checkpoint.kept_ids is None else f"kept.{precision}"
     return graph.node("Gemm", "head", rows, graph.constant(f"{name}.{part}", stored), transB=1)
 
 
 def _spread(graph: GraphWriter, logits: ir.Value, kept: npt.NDArray[np.int64]) -> ir.Value:
-    """Logits of the kept ids -> of the whole vocabulary, -inf for all others.
+    """Map logits of the kept ids to logits of the full vocabulary, with -inf for all other ids.
 
-    `GatherElements` over repeated places rather than `Gather` over an axis: a quarter of the time
-    in ONNX Runtime (33 against 134 µs for 16384 of 49152 ids).
+    `GatherElements` over repeated places takes a quarter of the time of `Gather` over an axis in
+    ONNX Runtime (33 against 134 µs for 16384 of 49152 ids).
     """
     size = graph.weights.checkpoint.architecture.vocabulary
     places = np.full((1, size), len(kept), np.int64)

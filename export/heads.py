@@ -1,19 +1,20 @@
-"""Exit heads: what reads the target's token from its hidden state after some of its layers.
+"""Exit heads: predictions of the target's token from its hidden state after some of its layers.
 
-An exit is the target's own final norm, which its head follows (the logit lens; nostalgebraist
-2020). A trained one corrects the state first, by a residual adapter of low rank (as in tuned
-lens, arXiv 2303.08112, and Kangaroo, arXiv 2404.18911):
+An untrained exit is the target's final norm, followed by the target's head (the logit lens;
+nostalgebraist 2020). A trained exit first corrects the state by a residual adapter of low rank (as
+in the tuned lens, arXiv 2303.08112, and Kangaroo, arXiv 2404.18911):
 
     h + up @ silu(down @ rms_norm(h, norm))
 
-Trained adapters come in one safetensors file, float16 or float32, for each layer L that has one
+Trained adapters are stored in one safetensors file, float16 or float32. Each layer L with an
+adapter has
 
     exit.L.norm.weight  [hidden]
     exit.L.down.weight  [rank, hidden]
     exit.L.up.weight    [hidden, rank]
 
-with metadata `edgespec`, a JSON text: {"target": name, "hidden": int, "layers": int of the target,
-"calibration": {"L": the figures of `edgespec.manifest.Calibration`}}.
+and the file has metadata `edgespec`, a JSON text: {"target": name, "hidden": int, "layers": int of
+the target, "calibration": {"L": the figures of `edgespec.manifest.Calibration`}}.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _METADATA = "edgespec"
 
 
 class Adapter(NamedTuple):
-    """Float32."""
+    """The weights of one trained exit, in float32."""
 
     norm: npt.NDArray[np.float32]
     """[hidden]"""
@@ -61,7 +62,7 @@ class _Notes(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class ExitHeads:
-    """The trained exit heads of one target, by the layer that they follow."""
+    """The trained exit heads of one target; the keys are the layers that they follow."""
 
     path: Path
     target: str
@@ -71,7 +72,7 @@ class ExitHeads:
     calibration: Mapping[int, Calibration]
 
     def check(self, target: Architecture) -> None:
-        """Raises `UsageError` for heads of another target."""
+        """Raise `UsageError` for heads of another target."""
         if (self.hidden, self.layers) != (target.hidden, target.layers):
             raise UsageError(
                 f"{self.path} has exit heads of {self.target}, with hidden size {self.hidden} and "
@@ -79,7 +80,7 @@ class ExitHeads:
             )
 
     def check_borders(self, borders: Collection[int]) -> None:
-        """Raises `UsageError` where no segment of the target ends at a head."""
+        """Raise `UsageError` if no segment of the target ends at a head."""
         if not self.adapters.keys() & set(borders):
             there = ",".join(map(str, sorted(self.adapters)))
             raise UsageError(
@@ -89,7 +90,7 @@ class ExitHeads:
 
 
 def read_heads(path: Path) -> ExitHeads:
-    """Raises `CheckpointError` where the file is not there, or not whole, or not of this format."""
+    """Read a file of exit heads. Raises `CheckpointError` for a missing or damaged file."""
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; make one with 'edgespec calibrate'")
     stored, metadata = read_header(path)
@@ -115,7 +116,7 @@ def _adapters(path: Path, stored: Mapping[str, StoredTensor], notes: _Notes) -> 
     for name, tensor in stored.items():
         match = _TENSOR.fullmatch(name)
         if match is None or int(match[1]) >= notes.layers:
-            raise _damaged(path, f"has the tensor {name}, which is of no exit head inside")
+            raise _damaged(path, f"has the tensor {name}, which belongs to no exit head")
         if tensor.dtype not in ("F16", "F32"):
             raise _damaged(path, f"stores {name} as {tensor.dtype}, not as float16 or float32")
         values = tensor.read().astype(np.float32)
@@ -160,10 +161,10 @@ def exit_graph(
     file: str,
     opset: int = MAIN_OPSET,
 ) -> ir.Model:
-    """Hidden states after `layer` layers -> features, which the shared head reads.
+    """Build the graph from hidden states after `layer` layers to features for the shared head.
 
-    The weights, `final_norm` [hidden] among them, stay inside the graph, as floats of the type
-    that the activations have. Raises `CheckpointError` where they are too large for it.
+    The weights, including `final_norm` [hidden], are stored inside the graph, as floats of the
+    activations' type. Raises `CheckpointError` for a weight that is too large for that type.
     """
     graph = NodeWriter(precisions, opset)
     chosen = operators(graph)
@@ -172,7 +173,7 @@ def exit_graph(
     hidden = graph.input(f"hidden.{layer}", shape, graph.float)
 
     def constant(name: str, values: npt.NDArray[Any]) -> ir.Value:
-        with np.errstate(over="ignore"):  # found just below
+        with np.errstate(over="ignore"):  # checked below
             converted = np.ascontiguousarray(values, graph.dtype)
         if not np.isfinite(converted).all():
             raise CheckpointError(

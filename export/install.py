@@ -1,4 +1,4 @@
-"""New exit heads and new figures for a bundle that is there, without exporting it again."""
+"""Replacing exit heads and figures in an existing bundle, without another export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgespec.errors import BundleError
 from edgespec.manifest import Bundle, Calibration, File, Manifest, Segment
 from engines.external_data import numbers
 from export.heads import FINAL_NORM, ExitHeads, exit_graph, read_heads
-from export.publish import beside, described, republish
+from export.publish import described, republish, staging_folder
 
 
 def install(
@@ -24,24 +24,24 @@ def install(
     drafts: Mapping[str, Calibration],
     agreement: float | None,
 ) -> Bundle:
-    """Replaces what is given in `bundle` and opens it again.
+    """Replace what is given in `bundle` and open it again.
 
-    `heads` replaces all exit heads: a border for which the file has none gets the untrained one.
-    `drafts` gives figures by profile, `agreement` the target's with its original. None, or a
-    profile that is not named, leaves what is there.
+    `heads` replaces all exit heads: a border without a head in the file gets the untrained one.
+    `drafts` gives figures by profile, `agreement` that of the target with its original. None, or a
+    missing profile, keeps the present value.
 
     Raises:
         CheckpointError: `heads` cannot be read.
-        UsageError: the heads are another target's, or a profile is not in the bundle.
-        BundleError: a file of the bundle is missing or damaged, or the new one cannot be written,
-            or another model is there meanwhile.
+        UsageError: the heads belong to another target, or a profile is not in the bundle.
+        BundleError: a file of the bundle is missing or damaged, the new bundle cannot be written,
+            or another model was exported to the same place in the meantime.
     """
     trained = None if heads is None else read_heads(heads)
     if trained is not None:
         trained.check(bundle.manifest.target.architecture)
     for profile in drafts:
         bundle.draft(profile)
-    with beside(bundle) as folder:
+    with staging_folder(bundle) as folder:
         new = {} if trained is None else _write_exits(bundle, trained, folder)
         change = partial(
             _changed, bundle, trained=trained, drafts=drafts, agreement=agreement, new=new
@@ -58,11 +58,11 @@ def _changed(
     agreement: float | None,
     new: Mapping[str, File],
 ) -> Manifest:
-    """`now`, the manifest that is there, with what was measured of `bundle`."""
-    of = bundle.manifest
-    if _measured(of, drafts) != _measured(now, drafts):
+    """Return the present manifest `now` with the figures measured on `bundle`."""
+    before = bundle.manifest
+    if _measured(before, drafts) != _measured(now, drafts):
         raise BundleError(
-            f"{bundle.folder} was exported again meanwhile, and the figures are of what was there; "
+            f"{bundle.folder} was exported again in the meantime, so the figures are out of date; "
             "run the command again"
         )
     for name in sorted(now.files.keys() - new):
@@ -83,7 +83,7 @@ def _changed(
 
 
 def _measured(manifest: Manifest, drafts: Mapping[str, Calibration]) -> object:
-    """What figures depend on: the target, where its exits are, and these drafts."""
+    """Return everything that the figures depend on: the target, its exits, and these drafts."""
     engines = {engine.file for engine in manifest.engines}
     places = tuple(f"draft/{profile}/" for profile in drafts)
     files = {
@@ -102,7 +102,7 @@ def _segment(segment: Segment, trained: ExitHeads | None) -> Segment:
 
 
 def _write_exits(bundle: Bundle, trained: ExitHeads, folder: Path) -> dict[str, File]:
-    """The graphs of all exits below `folder`, and what they are."""
+    """Write the graphs of all exits below `folder`. Return their files by path in the bundle."""
     target, files = bundle.manifest.target, {}
     for segment in target.segments:
         if segment.exit:
@@ -123,7 +123,7 @@ def _write_exits(bundle: Bundle, trained: ExitHeads, folder: Path) -> dict[str, 
 
 
 def _final_norm(bundle: Bundle, exit: str) -> npt.NDArray[Any]:
-    """The target's final norm [hidden], from the exit that is there."""
+    """Read the target's final norm [hidden] from an existing exit."""
     single = {exit: bundle.manifest.files[exit]}
     Bundle(bundle.folder, msgspec.structs.replace(bundle.manifest, files=single)).check()
     norm = ir.load(bundle.path(exit)).graph.initializers.get(FINAL_NORM)

@@ -1,4 +1,4 @@
-"""Collecting the nodes of one graph in standard ONNX."""
+"""Construction of one graph in standard ONNX, node by node."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET, Precisions
 from export.weights import float_type
 
 IR_VERSIONS = {MAIN_OPSET: 12, COMPAT_OPSET: 10}
-"""Of files, by opset: what the oldest runtime of it reads."""
+"""IR version of files by opset: the newest that the oldest runtime of that opset reads."""
 Shape = Sequence[int | str]
 
 
 class NodeWriter:
-    """One graph in the making. Every method that adds a node returns its output."""
+    """A graph in construction. Every method that adds a node returns its output."""
 
     def __init__(self, precisions: Precisions, opset: int) -> None:
         self.precisions = precisions

@@ -1,7 +1,8 @@
-"""A bundle as a folder: published whole, the manifest last, a checksum for every file.
+"""Publishing a bundle: the complete folder at once, with a checksum for every file.
 
-What changes a bundle that is there (`build`, `calibrate`) works for minutes beside it and then
-calls `republish`, which reads the manifest anew: two of them at once keep each other's work.
+Commands that change an existing bundle (`build`, `calibrate`) work for minutes in another folder
+and then call `republish`, which reads the manifest again. Two such commands at the same time keep
+each other's work.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from edgespec.publish import hidden, published
 
 
 def published_bundle(out: Path, force: bool) -> AbstractContextManager[Path]:
-    """`edgespec.publish.published` for a bundle, which `force` replaces."""
+    """Publish a bundle with `edgespec.publish.published`; `force` replaces an existing one."""
 
     def check(out: Path) -> None:
         if not out.exists():
@@ -36,33 +37,37 @@ def published_bundle(out: Path, force: bool) -> AbstractContextManager[Path]:
     return published(out, check, BundleError)
 
 
-def beside(bundle: Bundle) -> AbstractContextManager[Path]:
-    """A hidden folder for the new files of a bundle, until `republish` takes them.
+def staging_folder(bundle: Bundle) -> AbstractContextManager[Path]:
+    """Create a hidden folder for the new files of a bundle, until `republish` takes them.
 
-    Raises `BundleError` where the bundle cannot be replaced by a new folder, before any work.
+    Raises `BundleError` before any work if the bundle cannot be replaced by a new folder.
     """
     place = bundle.folder.resolve()
     if place.is_mount():
         raise BundleError(
-            f"{place} is a mount point, which no new folder can replace; mount the folder above it"
+            f"{place} is a mount point, so it cannot be replaced by a new folder; "
+            "mount its parent folder instead"
         )
     if Path.cwd().is_relative_to(place):
-        raise BundleError(f"{place} will be replaced by a new folder, and you are in it; leave it")
+        raise BundleError(
+            f"{place} will be replaced by a new folder, and it is the current folder; "
+            "change to another folder"
+        )
     return hidden(place, BundleError)
 
 
 def republish(bundle: Bundle, new: Path, change: Callable[[Manifest], Manifest]) -> Bundle:
-    """Replaces the bundle as a whole by one with the files below `new` too, and opens it.
+    """Replace the bundle by one that also has the files below `new`, and open it.
 
-    `change` makes the new manifest of the one that is there now, which may be newer than
-    `bundle.manifest`, or raises where both do not go together. What stays is linked, so neither
-    time nor space is spent on weights, and who reads the old one goes on reading it; what users
-    keep inside a bundle stays as well.
+    `change` makes the new manifest from the present one, which may be newer than `bundle.manifest`,
+    and raises if the new files do not fit it. Unchanged files are linked, so weights cost neither
+    time nor space, and processes that read the old bundle continue. A user's own files in the
+    bundle are kept.
 
-    Raises `BundleError` where the disk refuses, or what is there cannot be read.
+    Raises `BundleError` if the present bundle cannot be read or the new one not be written.
     """
     place = bundle.folder.resolve()
-    with _alone(place):
+    with _exclusive(place):
         before = Bundle.open(place).manifest
         after = change(before)
         gone = {MANIFEST} | (before.files.keys() - after.files.keys())
@@ -74,11 +79,11 @@ def republish(bundle: Bundle, new: Path, change: Callable[[Manifest], Manifest])
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """One at a time, of all processes that republish this bundle.
+def _exclusive(place: Path) -> Iterator[None]:
+    """Exclude other processes that republish this bundle.
 
-    The lock is a file beside the bundle. Who holds it removes it, so who waited may have locked a
-    file that is no longer there, and asks again.
+    The lock is a file in the parent folder. Its holder removes it. A waiting process may therefore
+    have locked a removed file, and tries again.
     """
     path = place.parent / f".{place.name}.lock"
     try:
@@ -103,7 +108,7 @@ def _locked(path: Path) -> IO[str]:
 
 
 def _link_all(source: Path, folder: Path, gone: set[str]) -> None:
-    """Every file below `source` that is not `gone`, unless `folder` has one of its name."""
+    """Link every file below `source` that is not in `gone` and not yet in `folder`."""
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if path.is_file() and name.as_posix() not in gone and not (folder / name).exists():
@@ -111,7 +116,10 @@ def _link_all(source: Path, folder: Path, gone: set[str]) -> None:
 
 
 def link(source: Path, place: Path) -> None:
-    """A second name for the file where the disk has such, a copy elsewhere."""
+    """Make a hard link, or a copy on a file system without links.
+
+    Raises `BundleError` for a missing `source`.
+    """
     if not source.is_file():
         raise BundleError(f"{source} is missing; export the bundle again")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -122,18 +130,18 @@ def link(source: Path, place: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Seals the manifest."""
+    """Seal the manifest and write it to `folder`."""
     document = msgspec.json.format(msgspec.json.encode(manifest.sealed()), indent=1)
     (folder / MANIFEST).write_bytes(document + b"\n")
 
 
 def described(path: Path) -> File:
-    """Reads the whole file."""
+    """Return size and checksum of a file; reads all of it."""
     return File(sha256=hash_file(path), size=path.stat().st_size)
 
 
 def describe_all(folder: Path, known: Mapping[Path, File]) -> dict[str, File]:
-    """Every file below `folder`, by its path there; those that are not `known` are read."""
+    """Return every file below `folder` by relative path. Files that are not `known` are read."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     unknown = sum(path.stat().st_size for path in paths if path not in known)
     files = {}

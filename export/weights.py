@@ -1,9 +1,8 @@
-"""Streaming weights from a checkpoint into the data files beside the graphs.
+"""Streaming weights from a checkpoint into the data files of a folder of graphs.
 
-A matrix is read some rows at a time, converted, appended to its file and forgotten; the graph keeps
-an external tensor (path, offset, length). Peak memory is one converted matrix and a few rows. What
-two graphs of a folder share (tied embedding and head, rotary tables) is stored once and referred to
-by both.
+A matrix is read some rows at a time, converted, appended to its file and released. The graph keeps
+an external tensor (path, offset, length). Peak memory is one converted matrix and a few rows.
+Weights that two graphs of a folder share (tied embedding and head, rotary tables) are stored once.
 """
 
 from __future__ import annotations
@@ -23,37 +22,39 @@ from edgespec.manifest import Precision
 from export.data_files import DataFiles, Piece
 from export.quantise import quantise
 
-_READ = 1 << 22
-"""Bytes of a checkpoint, about, that are read at a time."""
-_TURNED = 16
-"""Rows turned to columns at a time: more lines than that, a power of two apart, push each other out
-of the first cache (1.6 times slower with 32, nine times with all of a Llama-2-7B matrix)."""
-_WRITTEN = 1 << 22
-"""Bytes, about, that are hashed and written at a time."""
+_READ_BYTES = 1 << 22
+"""Approximate bytes of a checkpoint that are read at a time."""
+_TRANSPOSED_ROWS = 16
+"""Rows transposed at a time. More cache lines, a power of two apart, evict each other from the
+first-level cache (1.6 times slower with 32, nine times with all of a Llama-2-7B matrix)."""
+_WRITE_BYTES = 1 << 22
+"""Approximate bytes that are hashed and written at a time."""
 _BITS: dict[Precision, Any] = {"int8": 8, "int4": 4}
 _FLOATS: dict[Precision, Any] = {"fp32": np.float32, "fp16": np.float16}
 
 Advance = Callable[[int], None]
-"""Called with the checkpoint bytes that have been dealt with."""
+"""Called with the number of checkpoint bytes that were processed."""
 
 
-class Quantised(NamedTuple):
+class QuantisedTensors(NamedTuple):
+    """A quantised matrix in a data file."""
+
     values: ir.ExternalTensor
     scales: ir.ExternalTensor
 
 
-Matrix = ir.ExternalTensor | Quantised
+Matrix = ir.ExternalTensor | QuantisedTensors
 Ids = npt.NDArray[np.int64] | None
 """Ascending rows of a matrix; None for all of them."""
 
 
 def float_type(precision: Precision) -> Any:
-    """The numpy type that activations have beside weights of `precision`."""
+    """Return the numpy type of activations for weights of `precision`."""
     return np.float16 if precision == "fp16" else np.float32
 
 
 class WeightFolder:
-    """The data files of one folder of graphs, fed from one checkpoint."""
+    """The data files of one folder of graphs, filled from one checkpoint."""
 
     def __init__(
         self, folder: Path, files: DataFiles, checkpoint: Checkpoint, advance: Advance
@@ -68,15 +69,15 @@ class WeightFolder:
         return name in self.checkpoint.names()
 
     def vector(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """A norm's weight or a bias; small, so it stays inside the graph."""
+        """Read a norm's weight or a bias, which is stored inside the graph because it is small."""
         vector = _converted(name, self.checkpoint.tensor(name), np.dtype(dtype))
         self._advance(self.checkpoint.nbytes(name))
         return vector
 
     def linear(self, file: str, name: str, precision: Precision, kept: Ids = None) -> Matrix:
-        """A projection, turned to `[inputs, outputs]` as MatMul wants it; of `kept` rows alone.
+        """Store a projection, or its `kept` rows, transposed to `[inputs, outputs]` for MatMul.
 
-        Integers that the checkpoint has stay what they are, whichever bits `precision` asks for.
+        Integers of a quantised checkpoint are stored unchanged, for any quantised `precision`.
         """
         blocks = None if precision in _FLOATS else self.checkpoint.blocks(name)
         rows = slice(None) if kept is None else kept
@@ -85,13 +86,15 @@ class WeightFolder:
             self._advance(self.checkpoint.nbytes(name))
             return self._quantised(file, name, values, blocks.scales[rows].T)
         if precision in _FLOATS:
-            turned = self._turned(name, np.dtype(_FLOATS[precision]), kept)
-            return self._append(file, name, turned)
+            transposed = self._transposed(name, np.dtype(_FLOATS[precision]), kept)
+            return self._append(file, name, transposed)
         return self._quantised(file, name, *self._rounded(name, precision, kept))
 
     def table(self, name: str, precision: Precision, kept: Ids = None) -> ir.ExternalTensor:
-        """An embedding `[vocabulary, hidden]` in a float precision, stored once a folder; or the
-        `kept` rows of it, which are another table."""
+        """Store an embedding `[vocabulary, hidden]`, or its `kept` rows, in a float precision.
+
+        A second call returns the tensor of the first.
+        """
         key = (name if kept is None else f"{name}.kept", precision)
         if key not in self._tables:
             dtype = np.dtype(_FLOATS[precision])
@@ -103,9 +106,11 @@ class WeightFolder:
         return self._tables[key]
 
     def head(self, name: str, precision: Precision) -> Matrix:
-        """The output matrix: `[vocabulary, hidden]` in a float precision, so that a tied one is
-        the embedding itself; `[hidden, vocabulary]` when quantised. A trimmed one has its kept
-        rows alone."""
+        """Store the output matrix; a trimmed one has its kept rows only.
+
+        Its shape is `[vocabulary, hidden]` in a float precision, so that a tied matrix is the
+        embedding itself, and `[hidden, vocabulary]` if quantised.
+        """
         kept = self.checkpoint.kept_ids
         return (
             self.table(name, precision, kept)
@@ -114,7 +119,7 @@ class WeightFolder:
         )
 
     def rotary(self, context: int, dtype: npt.DTypeLike) -> tuple[ir.ExternalTensor, ...]:
-        """Cosines and sines, each `[context, head_dim / 2]`."""
+        """Store cosines and sines, each `[context, head_dim / 2]`."""
         rope = self.checkpoint.rope
         key: Precision = "fp16" if dtype == np.float16 else "fp32"
         for name, function in (("cos", np.cos), ("sin", np.sin)):
@@ -126,14 +131,14 @@ class WeightFolder:
         return self._tables["cos", key], self._tables["sin", key]
 
     def _shape(self, name: str, kept: Ids) -> tuple[int, int]:
-        """Rows, of which `kept` alone count, and inputs."""
+        """Return the number of rows (of `kept` rows if given) and of inputs."""
         size, inputs = self.checkpoint.shape(name)
         return size if kept is None else len(kept), inputs
 
     def _blocks(self, name: str, kept: Ids) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """A matrix `[out, in]`, a few rows at a time, each block with the number of its first."""
+        """Yield a matrix `[out, in]` a few rows at a time, as (number of the first row, rows)."""
         size, inputs = self.checkpoint.shape(name)
-        step = max(_READ // (2 * inputs) // _TURNED, 1) * _TURNED
+        step = max(_READ_BYTES // (2 * inputs) // _TRANSPOSED_ROWS, 1) * _TRANSPOSED_ROWS
         done = 0
         for start in range(0, size, step):
             rows = self.checkpoint.rows(name, start, min(start + step, size))
@@ -144,20 +149,20 @@ class WeightFolder:
             done += len(part)
             self._advance(self.checkpoint.nbytes(name) * len(rows) // size)
 
-    def _turned(self, name: str, dtype: np.dtype[Any], kept: Ids) -> npt.NDArray[Any]:
-        """`[inputs, outputs]` in a float type."""
+    def _transposed(self, name: str, dtype: np.dtype[Any], kept: Ids) -> npt.NDArray[Any]:
+        """Read a matrix as `[inputs, outputs]` in a float type."""
         outputs, inputs = self._shape(name, kept)
-        turned = np.empty((inputs, outputs), dtype)
+        transposed = np.empty((inputs, outputs), dtype)
         for first, rows in self._blocks(name, kept):
-            for start in range(0, len(rows), _TURNED):
-                part = _converted(name, rows[start : start + _TURNED], dtype)
-                turned[:, first + start : first + start + len(part)] = part.T
-        return turned
+            for start in range(0, len(rows), _TRANSPOSED_ROWS):
+                part = _converted(name, rows[start : start + _TRANSPOSED_ROWS], dtype)
+                transposed[:, first + start : first + start + len(part)] = part.T
+        return transposed
 
     def _rounded(
         self, name: str, precision: Precision, kept: Ids
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-        """Blocks as `quantise` gives them."""
+        """Read and quantise a matrix. Return the result of `quantise`."""
         outputs, inputs = self._shape(name, kept)
         if inputs % BLOCK_INPUTS:
             raise UnsupportedModel(
@@ -168,24 +173,24 @@ class WeightFolder:
         scales = np.empty((inputs // BLOCK_INPUTS, outputs), np.float32)
         for first, rows in self._blocks(name, kept):
             _check_finite(name, rows, precision)
-            for start in range(0, len(rows), _TURNED):
-                part = rows[start : start + _TURNED]
+            for start in range(0, len(rows), _TRANSPOSED_ROWS):
+                part = rows[start : start + _TRANSPOSED_ROWS]
                 cut = slice(first + start, first + start + len(part))
                 values[:, cut], scales[:, cut] = quantise(part.T, _BITS[precision])
         return values, scales
 
     def _quantised(
         self, file: str, name: str, values: npt.NDArray[Any], scales: npt.NDArray[np.float32]
-    ) -> Quantised:
-        """Blocks as `quantise` gives them: values `[inputs, outputs]`."""
-        return Quantised(
+    ) -> QuantisedTensors:
+        """Store the result of `quantise`: values `[inputs, outputs]` and their scales."""
+        return QuantisedTensors(
             self._append(file, f"{name}.values", values),
             self._append(file, f"{name}.scales", scales),
         )
 
     def _append(self, file: str, name: str, array: npt.NDArray[Any]) -> ir.ExternalTensor:
-        # Whole pairs of rows, since two int4 share a byte.
-        step = max(_WRITTEN // (2 * array.shape[1] * array.itemsize), 1) * 2
+        # An even number of rows, because two int4 share a byte.
+        step = max(_WRITE_BYTES // (2 * array.shape[1] * array.itemsize), 1) * 2
         blocks = (array[start : start + step] for start in range(0, len(array), step))
         return self._append_blocks(file, name, blocks, array.shape, array.dtype)
 
@@ -207,8 +212,8 @@ class WeightFolder:
 
 
 def _converted(name: str, block: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """`block` in a float type. Raises `CheckpointError` where a number is not finite in it."""
-    with np.errstate(over="ignore"):  # found just below
+    """Convert to a float type. Raises `CheckpointError` for a number that is not finite in it."""
+    with np.errstate(over="ignore"):  # checked below
         converted = block.astype(dtype, copy=False)
     _check_finite(name, converted, "fp16" if dtype == np.float16 else "fp32")
     return converted
@@ -223,7 +228,10 @@ def _check_finite(name: str, block: npt.NDArray[Any], precision: Precision) -> N
 
 
 def _finite(block: npt.NDArray[Any]) -> bool:
-    """Of 16-bit floats the exponents are compared, nine times as fast as `np.isfinite`."""
+    """Return True if all numbers are finite.
+
+    For 16-bit floats the exponents are compared, which is nine times as fast as `np.isfinite`.
+    """
     ones = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}.get(block.dtype)
     if ones is None:
         return bool(np.isfinite(block).all())
@@ -231,7 +239,7 @@ def _finite(block: npt.NDArray[Any]) -> bool:
 
 
 def _raw(block: npt.NDArray[Any]) -> Piece:
-    """Bytes as ONNX stores them: little-endian; two int4 a byte, the first in the low half."""
+    """Return bytes in ONNX's format: little-endian, two int4 per byte with the first one low."""
     if block.dtype == ml_dtypes.int4:
         nibbles = block.view(np.uint8).reshape(-1) & 15
         return (nibbles[0::2] | nibbles[1::2] << 4).tobytes()

@@ -1,9 +1,8 @@
-"""What one decoder is written with: the operators of opset 24, or plain ones of opset 21.
+"""The parts of a decoder that depend on the opset: operators of opset 24, or plain ones of 21.
 
-`export/graph.py` says what the decoder does and is the same for both; the parts that opset 24 has
-an operator for (norm, activation, rotary positions, the write into the cache, attention) are asked
-of the `Operators` of the graph's opset. Names, shapes and types of inputs and outputs do not depend
-on it.
+`export/graph.py` describes the decoder for both opsets. For the parts that have an operator in
+opset 24 (norm, activation, rotary positions, the write into the cache, attention) it calls the
+`Operators` of the graph's opset. Inputs and outputs have the same names, shapes and types in both.
 """
 
 from __future__ import annotations
@@ -20,5 +19,5 @@ _BY_OPSET: dict[int, type[Operators]] = {MAIN_OPSET: MainOperators, COMPAT_OPSET
 
 
 def operators(graph: NodeWriter) -> Operators:
-    """Those that `graph` is written with."""
+    """Return the operators of the opset of `graph`."""
     return _BY_OPSET[graph.opset](graph)

@@ -1,4 +1,4 @@
-"""What the operators of every opset can write."""
+"""The interface of the operators of every opset."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from export.nodes import NodeWriter
 
 
 class Rows(NamedTuple):
-    """The inputs that say where the tokens of a batch lie, and the rotary tables."""
+    """The inputs that place the tokens of a batch in their slots, and the rotary tables."""
 
     positions: ir.Value
     """[batch, tokens]"""
     starts: ir.Value
-    """[batch]: where each row's new keys and values go."""
+    """[batch]: position of each row's first new key and value."""
     lengths: ir.Value
     """[batch]: starts + tokens."""
     cos: ir.Value
-    """[context, head_dim / 2], as `sin`."""
+    """[context, head_dim / 2], like `sin`."""
     sin: ir.Value
 
 
 class Layers(ABC):
-    """What all layers of a graph do with the same rows. `name` is that of the result."""
+    """Operations that all layers of a graph perform on the same rows. `name` names the result."""
 
     def __init__(self, graph: NodeWriter, rows: Rows) -> None:
         self.graph = graph
@@ -34,37 +34,37 @@ class Layers(ABC):
 
     @abstractmethod
     def rotate(self, name: str, x: ir.Value) -> ir.Value:
-        """`x` [batch, heads, tokens, head_dim] turned by its positions, half against half."""
+        """Rotate `x` [batch, heads, tokens, head_dim] by its positions, half against half."""
 
     @abstractmethod
     def write(self, name: str, past: ir.Value, new: ir.Value) -> ir.Value:
-        """`past` [batch, kv_heads, capacity, head_dim] with `new` from `starts` on.
+        """Write `new` into `past` [batch, kv_heads, capacity, head_dim], from `starts` on.
 
-        In place where the graph's input and output are bound to the same memory.
+        The write is in place if the graph's input and output are bound to the same memory.
         """
 
     @abstractmethod
     def attend(self, name: str, query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value:
-        """[batch, heads, tokens, head_dim]: each token over the positions up to its own."""
+        """Attend over the positions up to each token's own: [batch, heads, tokens, head_dim]."""
 
 
 class Operators(ABC):
-    """`name` is that of the result."""
+    """The operations of one opset. `name` names the result."""
 
     def __init__(self, graph: NodeWriter) -> None:
         self.graph = graph
 
     @abstractmethod
     def norm(self, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
-        """RMS norm over the last axis, computed in fp32."""
+        """Add an RMS norm over the last axis, computed in fp32."""
 
     @abstractmethod
     def swish(self, name: str, x: ir.Value) -> ir.Value:
-        """`x * sigmoid(x)`"""
+        """Add `x * sigmoid(x)`."""
 
     @abstractmethod
     def layers(self, rows: Rows, shapes: Architecture, *, exact: bool) -> Layers:
-        """Adds what the layers share.
+        """Add the nodes that the layers share.
 
-        `exact`: the bits may not depend on the number of threads, whatever that costs.
+        With `exact` the bits of the result do not depend on the number of threads, at some cost.
         """

@@ -9,7 +9,10 @@ from export.operators.base import Layers, Operators, Rows
 
 
 class MainLayers(Layers):
-    """`Attention` with `nonpad_kv_seqlen` and `is_causal` aligns its mask to each row's end."""
+    """Layers with the operator `Attention`.
+
+    With `nonpad_kv_seqlen` and `is_causal` it aligns its mask to the end of each row.
+    """
 
     def rotate(self, name: str, x: ir.Value) -> ir.Value:
         rows = self.rows
@@ -26,7 +29,7 @@ class MainLayers(Layers):
 
 
 class MainOperators(Operators):
-    """Those of opset 24."""
+    """The operators of opset 24."""
 
     def norm(self, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         return self.graph.node("RMSNormalization", name, x, weight, axis=-1, epsilon=epsilon)

@@ -1,10 +1,10 @@
 """The decoder in operators that every runtime since opset 21 has.
 
-For ONNX Runtime up to 1.24 and TensorRT 10, which lack `TensorScatter` and `Attention` over a cache
-with lengths. What depends on the rows alone (cosines, where to write, the mask) is computed once a
-graph. The forms are those that ONNX Runtime fuses as it loads a graph: the norm into
-`SimplifiedLayerNormalization`, the activation into `QuickGelu`, scale, transposed keys and product
-into one `FusedMatMul`, which reads the cache where it lies.
+They are for ONNX Runtime up to 1.24 and TensorRT 10, which lack `TensorScatter` and `Attention`
+over a cache with lengths. Values that depend only on the rows (cosines, places to write, the mask)
+are computed once per graph. ONNX Runtime fuses these forms when it loads a graph: the norm into
+`SimplifiedLayerNormalization`, the activation into `QuickGelu`, and scale, transposed keys and
+product into one `FusedMatMul`, which reads the cache in place.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from export.nodes import NodeWriter
 from export.operators.base import Layers, Operators, Rows
 
 _FLOAT = ir.DataType.FLOAT
-MOST_OF_BLOCK = 256
+MAX_BLOCK_POSITIONS = 256
 
 
 def positions_of_block(head_dim: int) -> int:
-    """Of which the capacity of an exact graph is a multiple: see `PlainLayers._in_blocks`."""
-    return MOST_OF_BLOCK if head_dim <= 64 else MOST_OF_BLOCK // 2
+    """Return the divisor of an exact graph's capacity (see `PlainLayers._in_blocks`)."""
+    return MAX_BLOCK_POSITIONS if head_dim <= 64 else MAX_BLOCK_POSITIONS // 2
 
 
 class PlainOperators(Operators):
+    """Operators of opset 21."""
+
     def norm(self, name: str, x: ir.Value, weight: ir.Value, epsilon: float) -> ir.Value:
         graph = self.graph
         half = graph.float != _FLOAT
@@ -52,6 +54,8 @@ class PlainOperators(Operators):
 
 
 class PlainLayers(Layers):
+    """Layers with attention as products and a softmax."""
+
     def __init__(self, graph: NodeWriter, rows: Rows, shapes: Architecture, *, exact: bool) -> None:
         super().__init__(graph, rows)
         self._shapes, self._exact = shapes, exact
@@ -70,12 +74,15 @@ class PlainLayers(Layers):
         return graph.node("Add", name, straight, across)
 
     def write(self, name: str, past: ir.Value, new: ir.Value) -> ir.Value:
-        """ONNX Runtime's `ScatterND` copies all of `past` only where the output lies elsewhere
-        (onnxruntime/core/providers/cpu/tensor/scatter_nd.cc)."""
+        """Write with `ScatterND`.
+
+        ONNX Runtime copies all of `past` only if the output has another buffer
+        (onnxruntime/core/providers/cpu/tensor/scatter_nd.cc).
+        """
         return self.graph.node("ScatterND", name, past, self._places, new)
 
     def attend(self, name: str, query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value:
-        """The queries that share keys and values are rows of one product; nothing is repeated."""
+        """Attend with all queries that share keys and values as rows of one product."""
         graph, shapes = self.graph, self._shapes
         fold = graph.constant("fold", np.array([0, shapes.kv_heads, -1, shapes.head_dim]))
         folded = graph.node("Reshape", f"{name}.folded", query, fold)
@@ -94,12 +101,11 @@ class PlainLayers(Layers):
         return graph.node("Reshape", name, mixed, unfold)
 
     def _in_blocks(self, name: str, weights: ir.Value, value: ir.Value) -> ir.Value:
-        """`weights @ value`, in blocks of positions whose products are added up.
+        """Add `weights @ value` as a sum of products over blocks of positions.
 
-        ONNX Runtime adds up so many positions in one go as suit the columns that it gives to each
-        thread (`MlasSgemmOperation` in onnxruntime/core/mlas/lib/sgemm.cpp), so that the bits of
-        the whole product depend on the number of threads. Those of a block do not, and they are
-        what `Attention` gives.
+        In one product, ONNX Runtime sums groups of positions whose size depends on the columns per
+        thread (`MlasSgemmOperation` in onnxruntime/core/mlas/lib/sgemm.cpp), so its bits depend on
+        the number of threads. The bits of a block do not, and they equal those of `Attention`.
         """
         graph, width = self.graph, self._shapes.head_dim
         size = positions_of_block(width)
@@ -113,7 +119,7 @@ class PlainLayers(Layers):
         return graph.node("ReduceSum", name, parts, axis, keepdims=0)
 
     def _angles(self) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines [batch, 1, tokens, head_dim], the sines of the left half negative."""
+        """Return cosines and sines [batch, 1, tokens, head_dim], with the left sines negated."""
         graph, rows = self.graph, self.rows
         heads = graph.constant("heads_axis", np.array([1]))
 
@@ -129,7 +135,7 @@ class PlainLayers(Layers):
         )
 
     def _written(self) -> ir.Value:
-        """Where new keys and values go: (row, head, position), [batch, kv_heads, tokens, 3]."""
+        """Return (row, head, position) of new keys and values, [batch, kv_heads, tokens, 3]."""
         graph, heads = self.graph, self._shapes.kv_heads
         batch = graph.node("Shape", "rows.batch", self.rows.positions, start=0, end=1)
         count = graph.constant("rows.heads", np.array([heads]))
@@ -145,10 +151,10 @@ class PlainLayers(Layers):
         return graph.node("Concat", "places", *spread, axis=-1)
 
     def _seen(self, key: ir.Value) -> ir.Value:
-        """Where a query may look, [batch, 1, group * tokens, capacity] bool.
+        """Return the mask of visible positions, [batch, 1, group * tokens, capacity] bool.
 
-        What it may not see is replaced, not added to: stray numbers in the cache may be so large
-        that their scores are no number.
+        Scores of other positions are replaced, not added to, because rows past the end of the cache
+        may hold numbers so large that their scores are not finite.
         """
         if self._mask is None:
             graph, shapes = self.graph, self._shapes
@@ -167,7 +173,7 @@ class PlainLayers(Layers):
         return self.graph.node("Reshape", name, x, shape)
 
     def _range(self, name: str, size: ir.Value, shape: list[int]) -> ir.Value:
-        """0 to `size` [1], in `shape`."""
+        """Return the numbers from 0 to `size` [1], exclusive, in `shape`."""
         graph = self.graph
         zero, one = graph.constant("start", np.array(0)), graph.constant("step", np.array(1))
         end = graph.node("Squeeze", f"{name}.size", size)

@@ -1,8 +1,8 @@
 """`edgespec build`: engines for the graphs of a bundle, built on the machine that will run them.
 
-They are built beside the bundle, which is then republished with them (`export/publish.py`), so a
-reader sees the old one or the new one. Weights are read where they lie: see
-`export/tensorrt/half.py`.
+Engines are built in another folder, then the bundle is republished with them
+(`export/publish.py`), so that a reader sees the old or the new bundle. Weights are read in place
+(`export/tensorrt/half.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgespec.manifest import Built, Bundle, File, Manifest
 from edgespec.progress import Advance, progress
 from engines.machine.profiles import profile
 from engines.tensorrt_backend.api import Installation, installation, load, mismatch
-from export.publish import beside, described, link, republish
+from export.publish import described, link, republish, staging_folder
 from export.tensorrt.builder import build_engine
 from export.tensorrt.half import Narrowed
 from export.tensorrt.plan import (
@@ -32,18 +32,20 @@ from export.tensorrt.plan import (
     check_version,
     chosen_graphs,
     hardware_of,
-    wanted_engines,
+    required_engines,
     widened,
 )
 
 
 def build(bundle: Bundle, settings: BuildSettings, say: Say) -> Bundle:
-    """Builds what is missing or out of date, and opens the bundle again. `say` gets sentences.
+    """Build missing and outdated engines, and open the bundle again. `say` receives sentences.
 
     Raises:
-        UsageError: the profile has no TensorRT, or the bundle no such draft, or a capacity is none.
-        BundleError: a graph or its weights are damaged, or others meanwhile, or the disk refuses.
-        EngineError: TensorRT is not installed, or cannot build a graph; nothing has changed then.
+        UsageError: the profile has no TensorRT, the bundle has no such draft, or a capacity is
+            invalid.
+        BundleError: a graph or its weights are damaged or were replaced during the build, or a file
+            cannot be written.
+        EngineError: TensorRT is not installed or cannot build a graph; the bundle is unchanged.
     """
     hardware = hardware_of(settings.profile)
     graphs = list(chosen_graphs(bundle, settings, say))
@@ -51,28 +53,28 @@ def build(bundle: Bundle, settings: BuildSettings, say: Say) -> Bundle:
     trt = load()
     here = installation(trt)
     check_version(settings.profile, hardware, here)
-    wanted = [
+    required = [
         engine
         for graph in graphs
-        for engine in wanted_engines(bundle, graph, settings, hardware, here)
+        for engine in required_engines(bundle, graph, settings, hardware, here)
     ]
-    todo = [e for e in wanted if settings.force or not _up_to_date(bundle, e)]
+    todo = [e for e in required if settings.force or not _up_to_date(bundle, e)]
     if not todo:
-        say(f"{bundle.folder}: {_engines(len(wanted))} up to date; --force builds again")
+        say(f"{bundle.folder}: {_engines(len(required))} up to date; --force builds again")
         return bundle
     if not here.takes_int8_blocks and widened(bundle, todo):
         say(
-            f"{here.name} takes no int8 weights in blocks; they become {settings.floats}, the same "
-            "numbers in twice the space"
+            f"{here.name} has no int8 weights in blocks; they become {settings.floats}, with the "
+            "same values in twice the space"
         )
     check_files(bundle, {path for engine in todo for path in engine.sources})
     started = time.monotonic()
-    with beside(bundle) as folder:
+    with staging_folder(bundle) as folder:
         made = _build_all(trt, bundle, folder, todo)
-        work = _Work(bundle.folder, graphs, wanted, todo, made, here)
-        bundle = republish(bundle, folder, work.join)
+        result = _BuildResult(bundle.folder, graphs, required, todo, made, here)
+        bundle = republish(bundle, folder, result.join)
     size = sum(bundle.manifest.files[engine.file].size for engine in todo)
-    rest = len(wanted) - len(todo)
+    rest = len(required) - len(todo)
     more = f"; {_engines(rest)} up to date before" if rest else ""
     say(
         f"{bundle.folder}: built {_engines(len(todo))} with {here.name} ({size / 1e6:.0f} MB, "
@@ -96,19 +98,21 @@ def _up_to_date(bundle: Bundle, engine: Built) -> bool:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What one run has built."""
+class _BuildResult:
+    """The result of one run."""
 
     folder: Path
     graphs: Sequence[str]
-    wanted: Sequence[Built]
+    required: Sequence[Built]
     todo: Sequence[Built]
     made: Mapping[str, File]
     here: Installation
 
     def join(self, now: Manifest) -> Manifest:
-        """`now`, the manifest that is there, with the new engines. Raises `BundleError` where a
-        graph or its weights are no longer those that were read."""
+        """Add the new engines to the present manifest `now`.
+
+        Raises `BundleError` if a graph or its weights were replaced since they were read.
+        """
         for engine in self.todo:
             for path, digest in engine.sources.items():
                 if path not in now.files or now.files[path].sha256 != digest:
@@ -123,14 +127,14 @@ class _Work:
         return msgspec.structs.replace(now, files={**files, **self.made}, engines=engines)
 
     def _kept(self, now: Manifest) -> list[Built]:
-        """Engines that stay: of other graphs, and of these where they still run here."""
+        """Return the engines to keep: those of other graphs, and those that still run here."""
         replaced = {engine.file for engine in self.todo}
         return [
             engine
             for engine in now.engines
             if engine.file not in replaced
             and (
-                engine in self.wanted
+                engine in self.required
                 or engine.graph not in self.graphs
                 or not mismatch(engine, now, self.here)
             )
@@ -142,12 +146,12 @@ def _tell(advance: Advance, file: str, note: str) -> None:
 
 
 def _build_all(trt: Any, bundle: Bundle, folder: Path, todo: Sequence[Built]) -> dict[str, File]:
-    """Builds into `folder`, where what is read has a link meanwhile; the engines' files."""
+    """Build into `folder`, which has links to the sources during the build. Return the files."""
     sources = {path for engine in todo for path in engine.sources}
     for name in sources:
         link(bundle.folder.resolve() / name, folder / name)
     int8_blocks = installation(trt).takes_int8_blocks
-    workspace = profile(todo[0].profile).workspace_mb << 20
+    workspace_bytes = profile(todo[0].profile).workspace_mb << 20
     made = {}
     with progress("engines", len(todo), unit="engines") as advance:
         for graph in dict.fromkeys(engine.graph for engine in todo):
@@ -161,7 +165,7 @@ def _build_all(trt: Any, bundle: Bundle, folder: Path, todo: Sequence[Built]) ->
                     folder / engine.file,
                     engine.shapes,
                     name=graph,
-                    workspace=workspace,
+                    workspace_bytes=workspace_bytes,
                     tell=partial(_tell, advance, engine.file),
                 )
                 made[engine.file] = described(folder / engine.file)

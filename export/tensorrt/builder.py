@@ -1,8 +1,8 @@
-"""One graph becomes one TensorRT engine.
+"""Building one TensorRT engine from one graph.
 
-TensorRT's KV update wants a static capacity and its attention 16-bit floats, so what is read is a
-copy of the graph (`export/tensorrt/half.py`). TensorRT-RTX builds on a machine without a GPU, which
-proves that a graph parses and builds.
+TensorRT's KV update needs a static capacity and its attention needs 16-bit floats, so the input is
+a copy of the graph (`export/tensorrt/half.py`). TensorRT-RTX builds on a machine without a GPU,
+which proves that a graph parses and builds.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ def build_engine(
     shapes: Sequence[Shapes],
     *,
     name: str,
-    workspace: int = 0,
+    workspace_bytes: int = 0,
     tell: Callable[[str], None],
 ) -> None:
-    """Builds the graph at `path`, whose dynamic dimensions are `batch`, `tokens` and `selected`,
-    with an optimisation profile for each of `shapes`, and writes the engine to `out`.
+    """Build the graph at `path` and write the engine to `out`.
 
-    `name` is the graph in messages, `workspace` the bytes of scratch memory that kernels may take
-    (0: all there is); `tell` hears how far it is. Ctrl-C ends it within a step.
+    The dynamic dimensions are `batch`, `tokens` and `selected`; each of `shapes` becomes an
+    optimisation profile. `name` is the graph in messages. `workspace_bytes` limits the scratch
+    memory of kernels (0: no limit). `tell` receives the progress. Ctrl-C ends the build within a
+    step.
 
     Raises:
-        EngineError: the graph has a node that TensorRT cannot read or build; it is named.
+        EngineError: TensorRT cannot read or build a node, which the message names.
         OSError: the engine cannot be written.
     """
     monitor = make_monitor(trt, tell)
@@ -55,7 +56,7 @@ def build_engine(
         builder = make_builder(trt)
         network = make_network(trt, builder)
         _parse(trt, network, path, name)
-        config = _config(trt, builder, ir.load(path), shapes, workspace)
+        config = _config(trt, builder, ir.load(path), shapes, workspace_bytes)
         config.progress_monitor = monitor
         here = installation(trt)
         if here.keeps_timings:
@@ -76,22 +77,24 @@ def build_engine(
 
 
 def _config(
-    trt: Any, builder: Any, model: ir.Model, shapes: Sequence[Shapes], workspace: int
+    trt: Any, builder: Any, model: ir.Model, shapes: Sequence[Shapes], workspace_bytes: int
 ) -> Any:
     config = builder.create_builder_config()
-    # Without it TensorRT-RTX takes memory of its own while it runs, and cannot be recorded.
+    # Without this flag TensorRT-RTX allocates memory while it runs and cannot be captured.
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for shape in shapes:
         config.add_optimization_profile(_profile(builder, model, shape))
-    if workspace:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    if workspace_bytes:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     return config
 
 
 def _run(build: Callable[[], None], monitor: Monitor) -> None:
-    """In a thread: a signal is only heard where Python runs, TensorRT is not Python, and what it
-    calls back (logger, monitor) must not raise."""
+    """Run `build` in a thread, so that the main thread can handle signals during TensorRT's calls.
+
+    TensorRT's callbacks (logger, monitor) must not raise.
+    """
     with ThreadPoolExecutor(1, "tensorrt") as pool:
         future = pool.submit(build)
         try:

@@ -1,10 +1,10 @@
-"""A graph with 16-bit floats, as TensorRT takes it.
+"""Converting a graph to 16-bit floats for TensorRT.
 
-TensorRT has no fp32 attention kernel, and graphs with int8 or int4 weights have fp32 activations;
-so floats become fp16 (or bf16), in a copy that is written beside the graph, where the weights that
-stay as they are need no copying: neither a protobuf of gigabytes nor the weights are in memory.
-What that costs: rounding to 11 bits (bf16: 8); scales below 6e-5 lose digits in fp16; hidden states
-and logits beyond 65504 overflow in fp16, which bf16 does not.
+TensorRT has no fp32 attention kernel, and graphs with int8 or int4 weights have fp32 activations,
+so floats become fp16 (or bf16). The copy is written to the folder of the graph, so that unchanged
+weights are not copied; neither the weights nor a protobuf of gigabytes is held in memory. The costs
+are: rounding to 11 bits (bf16: 8); scales below 6e-5 lose digits in fp16; hidden states and logits
+beyond 65504 overflow in fp16, but not in bf16.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _TYPES = {
     "bf16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
 }
 _WIDE = {"Pow", "ReduceMean", "Sqrt"}
-"""Operators of a norm written out, whose squares need fp32."""
-_LEAST = np.float32(2.0**-24)
-"""The smallest number above zero in fp16."""
-_PIECE = 1 << 22
-"""Numbers converted at a time."""
+"""Operators of a norm in plain form, whose squares need fp32."""
+_LEAST_FP16 = np.float32(2.0**-24)
+"""The smallest positive number in fp16."""
+_PIECE_WEIGHTS = 1 << 22
+"""Weights converted at a time."""
 _PREFIX = "."
-"""Of the files written here."""
+"""Beginning of the names of files written here."""
 
 Array = npt.NDArray[Any]
 
 
 class Narrowed:
-    """The graph at `path` with its floats as `floats`, in files beside it.
+    """The graph at `path` with its floats as `floats`, in files of the same folder.
 
-    `int8_blocks` says whether `DequantizeLinear` may have int8 in blocks; if not, such weights
-    become floats too: the same numbers, rounded once more, in twice the space.
+    Without `int8_blocks` (int8 in blocks for `DequantizeLinear`), such weights become floats too:
+    the same values, rounded once more, in twice the space.
 
-    Raises `EngineError` for a weight that fp16 cannot hold.
+    Raises `EngineError` for a weight that fp16 cannot represent.
     """
 
     def __init__(self, path: Path, floats: HalfFloat, *, int8_blocks: bool) -> None:
@@ -63,7 +63,7 @@ class Narrowed:
         ir.save(model, self._graph)
 
     def pinned(self, capacity: int) -> Path:
-        """The same with slots of `capacity` positions, in another file."""
+        """Write a copy with slots of `capacity` positions to another file and return its path."""
         model = ir.load(self._graph)
         pin(model, capacity)
         path = self._path.with_name(f"{_PREFIX}{self._path.stem}.{capacity}.onnx")
@@ -77,7 +77,7 @@ class Narrowed:
 
 
 class _Narrowing:
-    """Changes the floats of a model, appending converted weights to `data`."""
+    """A conversion of a model's floats that appends converted weights to `data`."""
 
     def __init__(self, model: ir.Model, path: Path, floats: HalfFloat, data: BinaryIO) -> None:
         self.graph = model.graph
@@ -87,7 +87,7 @@ class _Narrowing:
         self._data = data
         shown = {value.dtype for value in [*self.graph.inputs, *self.graph.outputs]}
         self._from = ir.DataType.FLOAT if ir.DataType.FLOAT in shown else ir.DataType.FLOAT16
-        """The type that activations have; whatever has another one was meant to."""
+        """Type of activations; values of another type keep it."""
 
     def run(self) -> None:
         if self._from == self._kind:
@@ -111,7 +111,7 @@ class _Narrowing:
         self._widen(wide)
 
     def unpack_int8(self) -> None:
-        """int8 in blocks -> floats of the type that activations will have."""
+        """Convert int8 in blocks to floats of the future activations' type."""
         for node in list(self.graph):
             if node.op_type != "DequantizeLinear" or "block_size" not in node.attributes:
                 continue
@@ -130,7 +130,7 @@ class _Narrowing:
                     self.graph.initializers.pop(str(value.name))
 
     def _norms(self) -> set[ir.Node]:
-        """The nodes between a norm's square and its quotient, both included."""
+        """Return the nodes from a norm's square to its quotient, both included."""
         ends = {("Add", "ReduceMean"), ("Div", "Sqrt")}
         found = set()
         for node in self.graph:
@@ -140,7 +140,7 @@ class _Narrowing:
         return found
 
     def _widen(self, wide: set[ir.Node]) -> None:
-        """Casts on the way in and out of a region that stays fp32."""
+        """Add casts at the inputs and outputs of a region that stays fp32."""
         for node in list(self.graph):
             if node not in wide:
                 continue
@@ -173,7 +173,7 @@ class _Narrowing:
             value.type = ir.TensorType(self._kind)
 
     def _stored(self, tensor: ir.TensorProtocol, pieces: Iterator[Array]) -> ir.ExternalTensor:
-        """`pieces` in `data`, as a tensor of the shape and name that `tensor` has."""
+        """Append `pieces` to `data`, as a tensor with the shape and name of `tensor`."""
         start = self._data.tell()
         for piece in pieces:
             self._data.write(self._narrow(str(tensor.name), piece).tobytes())
@@ -185,9 +185,9 @@ class _Narrowing:
         )  # fmt: skip
 
     def _narrow(self, name: str, piece: Array) -> Array:
-        with np.errstate(over="ignore"):  # found just below
+        with np.errstate(over="ignore"):  # checked below
             narrow = piece.astype(self._dtype)
-        if piece.size == 1:  # the largest number of a type, as a bound
+        if piece.size == 1:  # a bound: the largest number of a type
             most = np.array(ml_dtypes.finfo(self._dtype).max, self._dtype)  # type: ignore[no-untyped-call]
             return np.clip(narrow, -most, most) if np.isfinite(piece).all() else narrow
         if (np.isinf(narrow) & np.isfinite(piece)).any():
@@ -198,17 +198,17 @@ class _Narrowing:
 
 
 def _pieces(tensor: ir.TensorProtocol, scales: bool) -> Iterator[Array]:
-    """Scales stay above zero, as TensorRT wants them."""
+    """Yield a tensor in pieces; scales stay above zero, as TensorRT requires."""
     flat = numbers(tensor).reshape(-1)
-    for start in range(0, flat.size, _PIECE):
-        piece = flat[start : start + _PIECE]
-        yield np.maximum(piece, _LEAST) if scales else piece
+    for start in range(0, flat.size, _PIECE_WEIGHTS):
+        piece = flat[start : start + _PIECE_WEIGHTS]
+        yield np.maximum(piece, _LEAST_FP16) if scales else piece
 
 
 def _unpacked(values: ir.TensorProtocol, scales: ir.TensorProtocol) -> Iterator[Array]:
-    """[inputs, outputs] as floats, some blocks at a time."""
+    """Yield [inputs, outputs] as floats, some blocks at a time."""
     integers, factors = numbers(values), numbers(scales)
-    rows = max(1, _PIECE // (BLOCK_INPUTS * integers.shape[1]))
+    rows = max(1, _PIECE_WEIGHTS // (BLOCK_INPUTS * integers.shape[1]))
     for start in range(0, len(factors), rows):
         blocks = integers[start * BLOCK_INPUTS : (start + rows) * BLOCK_INPUTS].astype(np.float32)
         part = factors[start : start + rows].astype(np.float32)

@@ -1,11 +1,11 @@
-"""A graph for slots of one capacity, as TensorRT takes it.
+"""Fixing the slot capacity of a graph for TensorRT.
 
-TensorRT's KV update wants a static capacity, which is pinned in a copy; the graph of the bundle
-stays symbolic.
+TensorRT's KV update needs a static capacity. It is fixed in a copy; the graph of the bundle stays
+symbolic.
 
-`Attention`'s `nonpad_kv_seqlen` is dropped by the ONNX parser (tensorrt_rtx 1.7.1 says «Unused
-Input: kv_lengths» and would look at a whole slot), so the same mask is given as an input: token `t`
-of a row looks at positions up to `kv_lengths - tokens + t`.
+TensorRT's ONNX parser drops the input `nonpad_kv_seqlen` of `Attention` (tensorrt_rtx 1.7.1 logs
+«Unused Input: kv_lengths») and would attend over the complete slot. The copy therefore computes the
+same mask as an input: token `t` of a row attends to positions up to `kv_lengths - tokens + t`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 
 def pin(model: ir.Model, capacity: int) -> None:
-    """Fixes the capacity, and gives every `Attention` with lengths its mask instead."""
+    """Fix the capacity, and replace the lengths of every `Attention` by a mask."""
     for value in [*model.graph.inputs, *model.graph.outputs]:
         value.shape = ir.Shape([capacity if dim == "capacity" else dim for dim in dims(value)])
     attending = [
@@ -37,7 +37,7 @@ def pin(model: ir.Model, capacity: int) -> None:
 
 
 def _mask(graph: ir.Graph, lengths: ir.Value, capacity: int) -> ir.Value:
-    """[batch, 1, tokens, capacity]: what each new token looks at."""
+    """Return the mask of each new token, [batch, 1, tokens, capacity]."""
     positions = next(value for value in graph.inputs if value.name == "position_ids")
     nodes: list[ir.Node] = []
 
@@ -71,7 +71,7 @@ def _mask(graph: ir.Graph, lengths: ir.Value, capacity: int) -> ir.Value:
 
 
 def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    """A new constant of the graph."""
+    """Add a constant to the graph."""
     value = ir.Value(
         name=name,
         const_value=tensor,

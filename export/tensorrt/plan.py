@@ -1,4 +1,4 @@
-"""Which engines `edgespec build` is to make: of which graphs, capacities and shapes of call."""
+"""Choosing the engines that `edgespec build` makes: graphs, capacities and shapes of calls."""
 
 from __future__ import annotations
 
@@ -14,42 +14,44 @@ from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import MAIN_OPSET, Built, Bundle, HalfFloat, Range, Shapes
 from engines.machine.profiles import CLOUD, CUDA, Profile, profile
 from engines.tensorrt_backend.api import Installation, version_numbers
-from export.operators.plain import MOST_OF_BLOCK, positions_of_block
+from export.operators.plain import MAX_BLOCK_POSITIONS, positions_of_block
 
 Graphs = Literal["draft", "target", "all"]
-VERIFY = 64
-"""Tokens of a row beyond which it can only be part of a prompt."""
+MAX_VERIFY_TOKENS = 64
+"""Most tokens of a row that verifies a draft; longer rows are parts of a prompt."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BuildSettings:
+    """What to build."""
+
     profile: str
     graphs: Graphs | None = None
-    """None: the draft, and for a cloud everything."""
+    """None: the draft, or everything for the profile of a cloud."""
     draft: str = ""
-    """Profile of the bundle's draft; empty: that of `profile`, or the best of what else such
-    hardware runs, or the first."""
+    """Profile of the bundle's draft; empty: the draft of `profile`, or else the best or first one
+    that this hardware runs."""
     capacities: tuple[int, ...] = ()
-    """Empty: those of the profile, up to the bundle's context."""
+    """Slot capacities in tokens; empty: those of the profile, up to the bundle's context."""
     floats: HalfFloat = "fp16"
     force: bool = False
-    """Build also what is up to date."""
+    """Also build engines that are up to date."""
 
 
 def hardware_of(name: str) -> Profile:
-    """The profile. Raises `UsageError` for one whose hardware has no TensorRT."""
+    """Return the profile. Raises `UsageError` if its hardware has no TensorRT."""
     found = profile(name)
     if found.backend != "tensorrt" and CUDA not in found.providers:
         raise UsageError(
-            f"profile {name} is for {found.purpose}, where there is no TensorRT; "
-            "the graphs run there as they are"
+            f"profile {name} is for {found.purpose}, which has no TensorRT; "
+            "the graphs run there without a build"
         )
     return found
 
 
 def check_version(name: str, hardware: Profile, here: Installation) -> None:
-    """Raises `EngineError` for a TensorRT that is older than the profile's."""
+    """Raise `EngineError` for a TensorRT that is older than the profile's."""
     if here.api == "tensorrt" and here.numbers < version_numbers(hardware.tensorrt):
         raise EngineError(
             f"the engines of {name} need TensorRT {hardware.tensorrt} or newer, and this machine "
@@ -58,9 +60,9 @@ def check_version(name: str, hardware: Profile, here: Installation) -> None:
 
 
 def chosen_graphs(bundle: Bundle, settings: BuildSettings, say: Say) -> Iterator[str]:
-    """The draft's graph and the target's, as the settings want. Says what it chose for the user.
+    """Yield the graphs of draft and target that the settings ask for. `say` reports choices.
 
-    Raises `UsageError` where the bundle has no such draft, or this copy of it no target.
+    Raises `UsageError` if the bundle has no such draft, or this copy of it no target.
     """
     graphs = settings.graphs or ("all" if settings.profile == CLOUD else "draft")
     manifest = bundle.manifest
@@ -83,7 +85,7 @@ def chosen_graphs(bundle: Bundle, settings: BuildSettings, say: Say) -> Iterator
 
 
 def _draft(bundle: Bundle, settings: BuildSettings, graphs: Graphs, say: Say) -> str:
-    """The draft's profile; empty where there is none and nobody asked for one alone."""
+    """Return the draft's profile; empty if there is no draft and the target is built."""
     name, there = settings.profile, bundle.manifest.drafts
     newest = profile(name).opset
     if settings.draft:
@@ -110,7 +112,7 @@ def _draft(bundle: Bundle, settings: BuildSettings, graphs: Graphs, say: Say) ->
 
 
 def capacities(profile: Profile, context: int) -> tuple[int, ...]:
-    """Those of the profile up to the first that holds the whole context."""
+    """Return the profile's capacities up to the first that holds the context."""
     ascending = sorted(profile.capacities)
     below = [capacity for capacity in ascending if capacity < context]
     return tuple(below + ascending[len(below) : len(below) + 1])
@@ -119,12 +121,13 @@ def capacities(profile: Profile, context: int) -> tuple[int, ...]:
 def check_capacities(
     bundle: Bundle, graphs: Sequence[str], chosen: Sequence[int], hardware: Profile
 ) -> None:
-    """Raises `UsageError` for a capacity that these graphs cannot have, or of which no answer could
-    use the end."""
+    """Raise `UsageError` for a capacity that these graphs cannot have, or beyond the context."""
     target, context = bundle.manifest.target, bundle.manifest.context
     blocks = target.opset < MAIN_OPSET and any(part.graph in graphs for part in target.segments)
     step = positions_of_block(target.architecture.head_dim) if blocks else 1
-    most = max(-(-context // MOST_OF_BLOCK) * MOST_OF_BLOCK, *capacities(hardware, context))
+    most = max(
+        -(-context // MAX_BLOCK_POSITIONS) * MAX_BLOCK_POSITIONS, *capacities(hardware, context)
+    )
     for capacity in chosen:
         if not 0 < capacity <= most or capacity % step:
             allowed = f"multiples of {step}" if blocks else "numbers from 1"
@@ -135,17 +138,17 @@ def check_capacities(
 
 
 def calls(batch: Range, tokens: Range, capacity: int = 0) -> list[Shapes]:
-    """What an engine is tuned for: a step of one token, a verify of several tokens in several rows,
-    and a chunk of a prompt in one row.
+    """Return the shapes that an engine is tuned for.
 
-    Together they take all rows with up to `VERIFY` tokens each, and as many tokens in fewer rows
-    where they are longer; scratch memory is bounded by that. Heads answer for fewer. No row is
-    longer than `capacity`, if that is given.
+    They are a step of one token, a verify of several tokens in several rows, and a chunk of a
+    prompt in one row. Together they allow all rows with up to `MAX_VERIFY_TOKENS` tokens each, and
+    the same number of tokens in fewer, longer rows, which bounds scratch memory. Heads compute
+    choices for fewer tokens. No row is longer than `capacity`, if it is given.
     """
     (_, rows, most_rows), (_, run, chunk) = batch, tokens
     chunk = min(chunk, capacity or chunk)
     run = min(run, chunk)
-    verify = min(chunk, VERIFY)
+    verify = min(chunk, MAX_VERIFY_TOKENS)
     answered = max(chunk, most_rows * min(verify, 4 * run))
     spans = {
         "step": ((1, rows, most_rows), (1, 1, min(2, chunk))),
@@ -166,10 +169,10 @@ def calls(batch: Range, tokens: Range, capacity: int = 0) -> list[Shapes]:
     ]
 
 
-def wanted_engines(
+def required_engines(
     bundle: Bundle, graph: str, settings: BuildSettings, hardware: Profile, here: Installation
 ) -> Iterator[Built]:
-    """The engines of one graph, as the manifest will name them."""
+    """Yield the engines of one graph, as the manifest will list them."""
     model = _read(bundle, graph)
     has_cache = any("capacity" in str(value.shape) for value in model.graph.inputs)
     chosen = settings.capacities or capacities(hardware, bundle.manifest.context)
@@ -203,7 +206,7 @@ def _sources(bundle: Bundle, graph: str, model: ir.Model) -> dict[str, str]:
 
 
 def widened(bundle: Bundle, engines: Sequence[Built]) -> bool:
-    """Whether one of these graphs has int8 weights."""
+    """Return True if one of these graphs has int8 weights."""
     manifest = bundle.manifest
     models = {draft.graph: draft.precisions for draft in manifest.drafts.values()}
     for engine in engines:
@@ -214,6 +217,6 @@ def widened(bundle: Bundle, engines: Sequence[Built]) -> bool:
 
 
 def check_files(bundle: Bundle, names: set[str]) -> None:
-    """Raises `BundleError` for one of these files that is missing or damaged."""
+    """Raise `BundleError` for one of these files that is missing or damaged."""
     files = {name: file for name, file in bundle.manifest.files.items() if name in names}
     Bundle(bundle.folder, msgspec.structs.replace(bundle.manifest, files=files)).check(engines=True)

@@ -1,8 +1,8 @@
-"""What TensorRT has timed before, kept from one build to the next.
+"""TensorRT's timings of kernels, kept from one build to the next.
 
-A file for each version and GPU, below `edgespec.config.cache_folder()`. It saves time and nothing
-else: one that is not there, damaged, foreign or not writable is done without. TensorRT-RTX times
-nothing while it builds.
+There is one file for each version and GPU, below `edgespec.config.cache_folder()`. It only saves
+time: a missing, damaged, foreign or read-only file is ignored. TensorRT-RTX does not time kernels
+while it builds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def timings_file(here: Installation) -> Path:
 
 
 def load_timings(config: Any, here: Installation) -> None:
-    """Gives `config` the kept timings, or an empty cache to fill."""
+    """Give `config` the stored timings, or an empty cache to fill."""
     kept = b""
     with contextlib.suppress(OSError):
         kept = timings_file(here).read_bytes()

@@ -17,7 +17,7 @@ from edgespec.errors import CheckpointError, EdgespecError
 from edgespec.manifest import Bundle
 from engines.machine.profiles import precisions
 from export.bundle import ExportSettings, export
-from export.check import CONTINUATION, PROMPTS, check
+from export.check import CONTINUATION_TOKENS, PROMPTS, check
 
 LAST = re.compile(r"largest logit difference (\S+), greedy agreement (\S+)% over (\d+) tokens")
 
@@ -45,7 +45,7 @@ def test_passes(
     out, err = capsys.readouterr()
     difference, agreement, tokens = figures(out)
     assert difference < 1e-4
-    assert (agreement, tokens) == (100.0, CONTINUATION * len(PROMPTS))
+    assert (agreement, tokens) == (100.0, CONTINUATION_TOKENS * len(PROMPTS))
     assert "draft cpu-fp32: 100.0% of the target's greedy tokens" in out
     [share] = re.findall(r"draft cpu-int8: (\S+)% of", out)
     assert 50 < float(share) <= 100
@@ -57,7 +57,7 @@ def test_another_model_fails(
     tiny_bundle: Bundle, other: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ExportSettings(target=str(other), out=tiny_bundle.folder)
-    with pytest.raises(EdgespecError, match="writes other text than transformers"):
+    with pytest.raises(EdgespecError, match="writes other tokens than transformers"):
         check(tiny_bundle, settings)
     difference, agreement, _ = figures(capsys.readouterr().out)
     assert difference > 1e-2

@@ -11,10 +11,10 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from edgespec.errors import CheckpointError
-from export.data_files import ALIGNMENT, DataFiles
+from export.data_files import ALIGNMENT_BYTES, DataFiles
 from export.quantise import quantise
 from export.sources.folder import FolderCheckpoint
-from export.weights import Quantised, WeightFolder
+from export.weights import QuantisedTensors, WeightFolder
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -113,7 +113,7 @@ def test_rounding_in_slices_is_rounding_at_once(tmp_path, place, precision, name
         folder = WeightFolder(place, files, source, lambda _: None)
         matrix = folder.linear("layers", name, precision)
         files.described()
-    assert isinstance(matrix, Quantised)
+    assert isinstance(matrix, QuantisedTensors)
     values, scales = quantise(arrays[name].T, 8 if precision == "int8" else 4)
     assert stored(matrix.scales).tobytes() == scales.tobytes()
     raw = stored(matrix.values)
@@ -144,7 +144,7 @@ def test_checksums_are_those_of_the_files(place):
         second = files.append("one.data", [b"c" * 7])
         files.append("two.data", [bytes(10)] * 100)
         described = files.described()
-    assert (first, second) == ((0, 131), (3 * ALIGNMENT, 7))
+    assert (first, second) == ((0, 131), (3 * ALIGNMENT_BYTES, 7))
     assert (place / "one.data").read_bytes() == b"a" * 100 + b"b" * 31 + bytes(61) + b"c" * 7
     assert set(described) == {place / "one.data", place / "two.data"}
     for path, file in described.items():

@@ -20,7 +20,7 @@ from engines.machine.profiles import precisions, profile
 from engines.tensorrt_backend.api import Installation, installation, load, matching_engine
 from export.bundle import ExportSettings, export
 from export.install import install
-from export.publish import beside, described, republish, write_manifest
+from export.publish import described, republish, staging_folder, write_manifest
 from export.tensorrt import build as engines
 from export.tensorrt.build import build
 from export.tensorrt.plan import (
@@ -242,7 +242,7 @@ def test_a_bundle_exported_again_meanwhile_takes_no_engines(during, tiny_llama_f
 def test_a_bundle_exported_again_takes_no_old_figures(plain, tiny_llama_folder, tmp_path):
     before = Bundle.open(shutil.copytree(plain.folder, tmp_path / "bundle"))
     export(ExportSettings(str(tiny_llama_folder), before.folder, force=True))
-    with pytest.raises(BundleError, match="was exported again meanwhile"):
+    with pytest.raises(BundleError, match="was exported again in the meantime"):
         install(before, None, {}, 0.9)
 
 
@@ -251,7 +251,7 @@ def test_many_may_publish_at_once(plain, tmp_path):
 
     def add(name):
         bundle = Bundle.open(plain.folder)
-        with beside(Bundle(folder, bundle.manifest)) as new:
+        with staging_folder(Bundle(folder, bundle.manifest)) as new:
             (new / name).write_text(name)
             file = {name: described(new / name)}
             republish(
@@ -271,7 +271,7 @@ def test_many_may_publish_at_once(plain, tmp_path):
 
 def test_nobody_stands_in_a_folder_that_is_replaced(bundle, monkeypatch):
     monkeypatch.chdir(bundle.folder)
-    with pytest.raises(BundleError, match="you are in it"):
+    with pytest.raises(BundleError, match="it is the current folder"):
         built(Bundle.open(Path(".")), force=True)
 
 
