@@ -1,8 +1,8 @@
-"""One TensorRT engine, loaded: its tensors, and a context for each optimisation profile.
+"""A loaded TensorRT engine: its inputs and outputs, and contexts for its optimisation profiles.
 
-Contexts bring no scratch memory of their own. All of them run one after the other on one stream, so
-they share what the largest needs (`ExecutionContextAllocationStrategy.USER_MANAGED`). Shapes and
-addresses stay in a context until it is bound otherwise.
+Contexts have no scratch memory of their own (`ExecutionContextAllocationStrategy.USER_MANAGED`).
+They run one after the other on one stream, so they share the memory that the largest one needs. A
+context keeps its shapes and addresses until it is bound to others.
 
 The API is the same in `tensorrt` 10.3 and 11 and `tensorrt_rtx` 1.7 (their docstrings; NVIDIA's
 guide to the C++ and Python runtime). Nothing here has run on a GPU.
@@ -26,7 +26,7 @@ BFLOAT16 = "BF16"
 _DTYPES: Mapping[str, Any] = {
     "FLOAT": np.float32,
     "HALF": np.float16,
-    BFLOAT16: np.uint16,  # numpy has no such type; the bits
+    BFLOAT16: np.uint16,  # numpy lacks the type; these are the bits
     "INT64": np.int64,
     "INT32": np.int32,
 }
@@ -34,7 +34,7 @@ Dims = tuple[int, ...]
 
 
 class Port(NamedTuple):
-    """An input or output; -1 stands for a dimension that a call decides."""
+    """An input or output of an engine; -1 in `shape` is a dimension that varies between calls."""
 
     name: str
     dtype: np.dtype[Any]
@@ -42,10 +42,25 @@ class Port(NamedTuple):
     bfloat16: bool
 
 
+class ShapeRange(NamedTuple):
+    """Shapes of an input that an optimisation profile takes; it is tuned for the usual one."""
+
+    smallest: Dims
+    usual: Dims
+    largest: Dims
+
+    def takes(self, shape: Dims) -> bool:
+        """Return True if every axis is within the range."""
+        sizes = zip(self.smallest, shape, self.largest, strict=True)
+        return all(low <= size <= high for low, size, high in sizes)
+
+
 class LoadedEngine:
-    def __init__(self, trt: Any, path: Path, again: str) -> None:
-        """`again`: what makes this engine anew. Raises `EngineError` where it does not load."""
-        self._trt, self._path, self._again = trt, path, again
+    """An engine, its ports by name, and the shapes that its optimisation profiles take."""
+
+    def __init__(self, trt: Any, path: Path, rebuild: str) -> None:
+        """`rebuild` is the command that rebuilds the engine. Raises `EngineError`."""
+        self._trt, self._path, self._rebuild = trt, path, rebuild
         log(trt).errors.clear()
         self._runtime = trt.Runtime(log(trt))
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -59,25 +74,27 @@ class LoadedEngine:
 
     @property
     def scratch(self) -> int:
-        """Bytes that a context needs while it runs."""
+        """Bytes of scratch memory that a context needs while it runs."""
         return int(self._engine.device_memory_size_v2)
 
     @property
     def unaliased(self) -> list[str]:
-        """Cache outputs of which the engine does not say that they are their input, written in
-        place. TensorRT says so of a KV update; of a scatter in plain operators it says nothing, and
-        before 10.15 it had no word for it."""
+        """Cache outputs that the engine does not declare as aliases of their inputs.
+
+        TensorRT declares the alias for a KV update layer, and not for a scatter in plain operators.
+        Versions before 10.15 cannot declare it.
+        """
         ask = getattr(self._engine, "get_aliased_input_tensor", None)
         caches = [name for name in self.outputs if name.startswith("cache_")]
         return [n for n in caches if ask is None or ask(n) != n.removesuffix(".out")]
 
     @property
     def profiles(self) -> int:
-        """How many there are."""
+        """Number of optimisation profiles."""
         return len(self._ranges)
 
     def context(self, profile: int, scratch: DeviceArray, stream: int) -> EngineContext:
-        """A new context for a profile. Raises `EngineError` where it gets no memory."""
+        """Makes a context for a profile. Raises `EngineError` if that fails."""
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy)
         if context is None:
@@ -87,31 +104,27 @@ class LoadedEngine:
             raise self.failed(f"does not take its optimisation profile {profile}")
         return EngineContext(self, context)
 
-    def most(self, name: str, axis: int, **given: int) -> int:
-        """The largest dimension `axis` of input `name` that any profile takes, with the other axes
-        of `given` (`axis0=…`) at least so large; 0 where none takes them."""
-        wanted = {int(key.removeprefix("axis")): size for key, size in given.items()}
-        return max(
-            (
-                ranges[name][2][axis]
-                for ranges in self._ranges
-                if all(ranges[name][2][other] >= size for other, size in wanted.items())
-            ),
-            default=0,
-        )
+    def largest(self, name: str, axis: int, at_least: Mapping[int, int] | None = None) -> int:
+        """Returns the largest size of an axis of input `name` that any profile takes.
+
+        Only profiles count that take the sizes `at_least` (by axis) in other axes; 0 if none does.
+        """
+        largest = [ranges[name].largest for ranges in self._ranges]
+        others = (at_least or {}).items()
+        return max((d[axis] for d in largest if all(d[o] >= size for o, size in others)), default=0)
 
     def profile(self, shapes: Mapping[str, Dims]) -> int:
-        """The one that takes inputs of these shapes and is tuned for the most similar ones. Raises
-        `EngineError` where there is none."""
+        """Returns the profile that takes inputs of these shapes and is tuned for the most similar
+        ones. Raises `EngineError` if no profile takes them."""
         fitting = [
-            (sum(_distance(shapes[name], span[1]) for name, span in ranges.items()), number)
+            (sum(_distance(shapes[name], range.usual) for name, range in ranges.items()), number)
             for number, ranges in enumerate(self._ranges)
-            if all(_takes(span, shapes[name]) for name, span in ranges.items())
+            if all(range.takes(shapes[name]) for name, range in ranges.items())
         ]
         if not fitting:
-            told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+            call = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
             raise EngineError(
-                f"{self._path} takes no call of {told}; build it for larger ones: {self._again}"
+                f"{self._path} takes no call of {call}; build it for larger ones: {self._rebuild}"
             )
         return min(fitting)[1]
 
@@ -119,31 +132,36 @@ class LoadedEngine:
         name = self._engine.get_tensor_name(number)
         kind = self._engine.get_tensor_dtype(name).name
         if kind not in _DTYPES:
-            raise EngineError(f"{self._path} has {name} of {kind}; build it again: {self._again}")
+            raise EngineError(f"{self._path} has {name} of {kind}; build it again: {self._rebuild}")
         shape = tuple(self._engine.get_tensor_shape(name))
         mode = self._engine.get_tensor_mode(name)
         port = Port(name, np.dtype(_DTYPES[kind]), shape, kind == BFLOAT16)
         return mode == self._trt.TensorIOMode.INPUT, port
 
-    def _range(self, number: int) -> dict[str, list[Dims]]:
-        """Smallest, usual and largest shape of each input."""
+    def _range(self, profile: int) -> dict[str, ShapeRange]:
+        """Returns the shapes of each input that a profile takes."""
         shape = self._engine.get_tensor_profile_shape
-        return {name: [tuple(dims) for dims in shape(name, number)] for name in self.inputs}
+        return {name: ShapeRange(*map(tuple, shape(name, profile))) for name in self.inputs}
 
     def failed(self, what: str) -> EngineError:
+        """Returns an error with TensorRT's reason and the command that rebuilds the engine."""
         here = installation(self._trt).name
         why = one_line("; ".join(log(self._trt).errors)) or "it says no more"
-        return EngineError(f"{self._path}: {here} {what} ({why}); build it again: {self._again}")
+        return EngineError(f"{self._path}: {here} {what} ({why}); build it again: {self._rebuild}")
 
 
 class EngineContext:
+    """An execution context of an engine, with the tensors that it is bound to."""
+
     def __init__(self, engine: LoadedEngine, context: Any) -> None:
         self._engine, self._context = engine, context
         self._bound: object = None
 
     def bind(self, key: object, tensors: Mapping[str, DeviceArray]) -> None:
-        """Binds every input and output by name, unless `key` says that it is bound so already.
-        Raises `EngineError`."""
+        """Binds inputs and outputs by name, unless the last call had the same `key` object.
+
+        Raises `EngineError` if TensorRT refuses a shape or an address.
+        """
         if self._bound is key:
             return
         self._bound = None
@@ -161,21 +179,15 @@ class EngineContext:
         self._bound = key
 
     def enqueue(self, stream: int) -> None:
-        """Runs what is bound, some time later. Raises `EngineError`."""
+        """Enqueues a run over the bound tensors. Raises `EngineError`."""
         if not self._context.execute_async_v3(stream):
             raise self._engine.failed("failed")
 
     def check_recordable(self, stream: int) -> None:
-        """Raises `EngineError` where TensorRT-RTX, which alone can tell, says that what is bound
-        cannot be recorded."""
+        """Raises `EngineError` if the run cannot be recorded. Only TensorRT-RTX can tell."""
         ask = getattr(self._context, "is_stream_capturable", None)
         if ask is not None and not ask(stream):
             raise self._engine.failed("says that its runs cannot be recorded")
-
-
-def _takes(span: list[Dims], shape: Dims) -> bool:
-    smallest, _, largest = span
-    return all(a <= b <= c for a, b, c in zip(smallest, shape, largest, strict=True))
 
 
 def _distance(shape: Dims, usual: Dims) -> float:

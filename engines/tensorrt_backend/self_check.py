@@ -1,8 +1,8 @@
-"""Does an engine read a text one token at a time as it reads it at once?
+"""Self-check of an engine: logits of a prefill against those of single-token steps.
 
-A KV cache that is not written where the next step reads it gives no error and plausible numbers.
-So before an engine answers anybody, a few tokens are read both ways, beside another slot that other
-tokens are written into: logits must agree but for rounding.
+A KV cache that is not written where the next step reads it causes no error, and plausible numbers.
+Therefore an engine computes a few tokens both ways before its first answer, while another slot of
+the batch gets other tokens. The logits must agree except for rounding.
 """
 
 from __future__ import annotations
@@ -16,35 +16,39 @@ import numpy.typing as npt
 from edgespec.errors import EngineError
 from engines.base import Engine, Row, final_choices
 
-TOKENS = 12
-TOLERANCE = 0.05
-"""Of the distance from the lowest logit to the highest. Rounding to 16 bits costs below 0.01 of it;
-a context that is lost costs tenths."""
+CHECK_TOKENS = 12
+MAX_DIFFERENCE_RATIO = 0.05
+"""Largest difference of a logit, as a fraction of the range of all logits. Rounding to 16 bits
+stays below 0.01; a lost context costs several tenths."""
 
 
 def self_check(engine: Engine, name: str, advice: str) -> None:
-    """Raises `EngineError` about `name` that ends in `advice`. Leaves no slot open."""
-    ids = [(7 * number + 3) % engine.vocabulary for number in range(min(TOKENS, engine.context))]
+    """Checks an engine and leaves no slot open.
+
+    Raises `EngineError`, which begins with `name` and ends with `advice`, if the check fails.
+    """
+    count = min(CHECK_TOKENS, engine.context)
+    ids = [(7 * number + 3) % engine.vocabulary for number in range(count)]
     slots = [engine.open() for _ in range(min(2, engine.slots))]
     try:
-        whole = _logits(engine, [Row(slots[-1], 0, ids, len(ids))])
+        prefill = _logits(engine, [Row(slots[-1], 0, ids, len(ids))])
         single = _one_by_one(engine, slots, ids)
     finally:
         for slot in slots:
             engine.close(slot)
-    if np.isnan(whole).any() or not np.isfinite(whole).any():
+    if np.isnan(prefill).any() or not np.isfinite(prefill).any():
         raise EngineError(f"{name} computes no numbers: its 16-bit floats overflow; {advice}")
-    off = _off(whole, single)
-    if not off <= TOLERANCE:
+    difference = _difference_ratio(prefill, single)
+    if not difference <= MAX_DIFFERENCE_RATIO:
         raise EngineError(
             f"{name} gives other logits when it reads one token at a time than when it reads all "
-            f"at once (by {100 * off:.0f} % of their range), so its KV cache is not written in "
-            f"place; {advice}"
+            f"at once (by {100 * difference:.0f} % of their range), so its KV cache is not written "
+            f"in place; {advice}"
         )
 
 
 def _one_by_one(engine: Engine, slots: Sequence[int], ids: Sequence[int]) -> npt.NDArray[Any]:
-    """In the first slot, from the middle on beside the last one, which gets the text backwards."""
+    """Computes `ids` in the first slot; from the middle on, the last slot gets them backwards."""
     first, last = slots[0], slots[-1]
     engine.truncate(first, 0)
     parts = []
@@ -57,16 +61,19 @@ def _one_by_one(engine: Engine, slots: Sequence[int], ids: Sequence[int]) -> npt
 
 
 def _logits(engine: Engine, rows: Sequence[Row]) -> npt.NDArray[Any]:
-    """Of the first row, in fp32."""
+    """Returns the logits of the first row in fp32."""
     choices = final_choices(engine, rows)[0]
     assert choices is not None
     return np.asarray(choices.logits, np.float32)
 
 
-def _off(whole: npt.NDArray[Any], single: npt.NDArray[Any]) -> float:
-    """The largest difference, as a share of the range; of ids that a trimmed head lacks, whose
-    logits are minus infinity, none."""
-    there = np.isfinite(whole)
-    if not np.array_equal(there, np.isfinite(single)):
+def _difference_ratio(prefill: npt.NDArray[Any], single: npt.NDArray[Any]) -> float:
+    """Returns the largest difference as a fraction of the logits' range.
+
+    Ignores ids that a trimmed head lacks; their logits are minus infinity.
+    """
+    finite = np.isfinite(prefill)
+    if not np.array_equal(finite, np.isfinite(single)):
         return 1.0
-    return float(np.abs(whole - single)[there].max() / max(np.ptp(whole[there]), 1e-9))
+    logit_range = max(np.ptp(prefill[finite]), 1e-9)
+    return float(np.abs(prefill - single)[finite].max() / logit_range)

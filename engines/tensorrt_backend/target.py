@@ -1,17 +1,17 @@
-"""TensorRT: the engines that `edgespec build` made of a bundle's graphs, one for each capacity.
+"""Opens targets and drafts with the TensorRT engines that `edgespec build` made of their graphs.
 
-TensorRT's KV update demands that a cache's input and output share their memory, and says so of an
-engine (`unaliased`). Of the plain operators of opset 21 (a scatter) nothing is promised: what they
-read and write then overlaps, and whether that works is unproven; hence `self_check`, which runs
-before anything else does.
+TensorRT's KV update layer requires that a cache's input and output share their memory, and the
+engine declares it (`LoadedEngine.unaliased`). The plain operators of opset 21 (a scatter) make no
+such promise: their input and output overlap, which is unproven. Therefore `self_check` runs first.
 
-The engines of a graph hold its weights once each, so capacities should be few.
+Each engine of a graph holds all its weights, so there should be few capacities.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgespec.errors import EngineError
@@ -28,7 +28,8 @@ from engines.tensorrt_backend.api import (
 )
 from engines.tensorrt_backend.bounded import BoundedEngine
 from engines.tensorrt_backend.engine import LoadedEngine
-from engines.tensorrt_backend.runner import TensorrtRunner, TensorrtSegment
+from engines.tensorrt_backend.model import TensorrtModel, TensorrtSegment
+from engines.tensorrt_backend.runner import TensorrtRunner
 from engines.tensorrt_backend.self_check import self_check
 
 log = logging.getLogger("edgespec.engines")
@@ -37,14 +38,16 @@ log = logging.getLogger("edgespec.engines")
 def _built(
     trt: Any, bundle: Bundle, graph: str, profile: str, capacities: Sequence[int]
 ) -> list[Built]:
-    """The engines of one graph. Raises `EngineError` naming the command that builds what is missing
-    or does not match."""
+    """Returns the engines of one graph.
+
+    Raises `EngineError`, with the command to run, if an engine is missing or does not match.
+    """
     here = installation(trt)
     return [matching_engine(bundle, graph, capacity, profile, here) for capacity in capacities]
 
 
 def _loaded(trt: Any, bundle: Bundle, built: Sequence[Built]) -> dict[int, LoadedEngine]:
-    """By capacity."""
+    """Loads engines; returns them by capacity."""
     return {
         one.capacity: LoadedEngine(
             trt, bundle.path(one.file), rebuild_command(bundle, one.graph, one.profile)
@@ -54,8 +57,10 @@ def _loaded(trt: Any, bundle: Bundle, built: Sequence[Built]) -> dict[int, Loade
 
 
 def _capacities(bundle: Bundle, graphs: Sequence[str], profile: str) -> list[int]:
-    """Those that every graph was built for; the smallest of the profile's where there is none, so
-    that somebody says what is missing."""
+    """Returns the capacities that every graph was built for.
+
+    If there is none, returns the profile's smallest one, for the error of `matching_engine`.
+    """
     built = [
         {engine.capacity for engine in bundle.manifest.engines if engine.graph == graph}
         for graph in graphs
@@ -64,16 +69,17 @@ def _capacities(bundle: Bundle, graphs: Sequence[str], profile: str) -> list[int
 
 
 def _profile(bundle: Bundle, graph: str, usual: str) -> str:
-    """That the engines of a graph were built for; `usual` where there are none."""
+    """Returns the profile that a graph's engines were built for; `usual` if it has no engines."""
     names = (engine.profile for engine in bundle.manifest.engines if engine.graph == graph)
     return next(names, usual)
 
 
 def runs_here(bundle: Bundle, graph: str) -> bool:
-    """Whether a graph has engines, all of them match this machine, and TensorRT, cuda-python and a
-    GPU are here. Why not, where there are engines, is a line in the log.
+    """Return True if a graph has engines, all match this machine, and TensorRT, cuda-python and a
+    GPU are present. Logs the reason if the graph's engines cannot run.
 
-    A GPU is asked for by itself, since engines of TensorRT-RTX built without one match any."""
+    The GPU is checked separately: engines of TensorRT-RTX that were built without one match any.
+    """
     engines = [engine for engine in bundle.manifest.engines if engine.graph == graph]
     if not engines:
         return False
@@ -84,7 +90,7 @@ def runs_here(bundle: Bundle, graph: str) -> bool:
 
 
 def _obstacle(bundle: Bundle, engines: Sequence[Built]) -> str:
-    """Why these engines cannot run here; empty if they can."""
+    """Returns why these engines cannot run here; empty if they can."""
     try:
         here = installation(load())
         for engine in engines:
@@ -103,10 +109,10 @@ def open_draft(
     trt: Any = None,
     device: GpuDevice | None = None,
 ) -> BoundedEngine:
-    """The bundle's draft for a profile, single tokens. Checks the files it reads.
+    """Loads the bundle's draft for a profile; its rows may have one token. Checks its files.
 
-    Raises `EngineError` where TensorRT, an engine that fits this machine, the GPU or its memory is
-    missing, and where the engine computes nonsense.
+    Raises `EngineError` if TensorRT, an engine for this machine, the GPU or memory is missing, or
+    if the self-check fails.
     """
     draft = bundle.draft(profile)
     bundle.check(f"draft/{profile}", engines=True)
@@ -116,11 +122,11 @@ def open_draft(
     built = _built(trt, bundle, draft.graph, hardware, capacities)
     device = device or CudaDevice()
     segment = TensorrtSegment(draft.architecture.layers, _loaded(trt, bundle, built))
-    runner = TensorrtRunner([segment], None, device)
+    model = TensorrtModel([segment], None, device)
     sizes = Sizes(draft.architecture.vocabulary, bundle.manifest.context, slots, 1)
     instead = profiles.profile(hardware).instead
     advice = f"use a draft of profile {instead[0]}" if instead else "use another draft"
-    return _checked(runner, sizes, f"draft/{profile}", advice)
+    return _checked_engine(model, sizes, f"draft/{profile}", advice)
 
 
 def open_target(
@@ -131,8 +137,10 @@ def open_target(
     trt: Any = None,
     device: GpuDevice | None = None,
 ) -> BoundedEngine:
-    """The bundle's target, segment by segment. `threads` is for other back ends. Raises as
-    `open_draft`."""
+    """Loads the bundle's target, segment by segment. `threads` is for other back ends.
+
+    Raises the errors of `open_draft`.
+    """
     bundle.check("target", engines=True)
     target = bundle.manifest.target
     graphs = [segment.graph for segment in target.segments]
@@ -149,21 +157,26 @@ def open_target(
         TensorrtSegment(part.end, loaded[part.graph], loaded[part.exit][0] if part.exit else None)
         for part in target.segments
     ]
-    runner = TensorrtRunner(segments, loaded[target.head][0], device)
+    model = TensorrtModel(segments, loaded[target.head][0], device)
     sizes = Sizes(target.architecture.vocabulary, bundle.manifest.context, slots, 2)
-    return _checked(runner, sizes, "target", "use --backend onnxruntime")
+    return _checked_engine(model, sizes, "target", "use --backend onnxruntime")
 
 
-def _checked(runner: TensorrtRunner, sizes: Sizes, name: str, advice: str) -> BoundedEngine:
-    most = runner.most_tokens
-    least = min(sizes.min_tokens, most)
-    context = min(sizes.context, runner.capacities[-1] - least + 1)
-    free = free_memory(runner.device)
-    sizes = Sizes(sizes.vocabulary, context, sizes.slots, least, runner.capacities, free)
-    overlapping = sum(len(part.unaliased) for part in runner.engines())
-    if overlapping:
-        log.info("%s: %d caches are written in place without TensorRT's word", name, overlapping)
-    # In slots of its own, since the number of slots may yet be limited.
-    trial = BoundedEngine(runner, sizes, most, runner.most_rows)
+def _checked_engine(model: TensorrtModel, sizes: Sizes, name: str, advice: str) -> BoundedEngine:
+    """Makes the engine within the limits of the model, and runs the self-check."""
+    min_tokens = min(sizes.min_tokens, model.max_tokens)
+    sizes = replace(
+        sizes,
+        min_tokens=min_tokens,
+        context=min(sizes.context, model.capacities[-1] - min_tokens + 1),
+        capacities=model.capacities,
+        free=free_memory(model.device),
+    )
+    unaliased = sum(len(engine.unaliased) for engine in model.engines)
+    if unaliased:
+        log.info("%s: TensorRT does not declare that %d caches are in place", name, unaliased)
+    runner = TensorrtRunner(model)
+    # The check uses an engine of its own, because the final one may still be limited in memory.
+    trial = BoundedEngine(runner, sizes, model.max_tokens, model.max_rows)
     self_check(trial, f"the TensorRT engine of {name}", advice)
-    return BoundedEngine(runner, sizes, most, runner.most_rows)
+    return BoundedEngine(runner, sizes, model.max_tokens, model.max_rows)

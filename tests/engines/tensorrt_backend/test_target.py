@@ -21,8 +21,8 @@ from engines.exactness import WAYS
 from engines.onnxruntime_backend.engine import OrtRunner, OrtSettings, load_draft, load_target
 from engines.tensorrt_backend import target as tensorrt
 from engines.tensorrt_backend.api import installation
+from engines.tensorrt_backend.buffers import as_numpy
 from engines.tensorrt_backend.engine import LoadedEngine, Port
-from engines.tensorrt_backend.frame import _plain
 from engines.tensorrt_backend.target import open_draft, open_target
 from tests.engines.fake_tensorrt import FakeTensorrt, with_engines
 from tests.engines.host_device import HostDevice
@@ -182,13 +182,13 @@ def test_tensorrt_rtx_is_asked_whether_it_can_be_recorded(built, plain, recordab
 
 
 def test_graphs_are_not_kept_without_end(built, monkeypatch):
-    monkeypatch.setattr("engines.tensorrt_backend.runner.RECORDED", 3)
+    monkeypatch.setattr("engines.tensorrt_backend.stage_run.MAX_GRAPHS", 3)
     world = World(built[0])
     slot = world.engine.open()
     for width in (3, 4, 5, 6):
         for _ in range(3):
             final_choices(world.engine, [Row(slot, 0, IDS[:width])])
-    assert len(world.engine._runner.recorded) == 3
+    assert len(world.engine._runner.recorder.graphs) == 3
 
 
 def test_calls_take_the_profile_that_is_tuned_for_them(world):
@@ -213,7 +213,7 @@ def test_a_draft_of_single_tokens(tiny_bundle, built, aliases, caplog):
     device = HostDevice(lazy=True)
     trt = FakeTensorrt(device, aliases=aliases)
     draft = open_draft(built[1], "cpu-fp32", 3, trt=trt, device=device)
-    assert ("without TensorRT's word" in caplog.text) != aliases
+    assert ("does not declare" in caplog.text) != aliases
     assert (draft.min_tokens, draft.context, draft.slots) == (1, 512, 3)
     plain = load_draft(tiny_bundle, "cpu-fp32", OrtSettings(slots=3, min_tokens=1))
     for way in ("one token at a time", "prefill in ragged chunks, growing"):
@@ -221,7 +221,7 @@ def test_a_draft_of_single_tokens(tiny_bundle, built, aliases, caplog):
     slot = draft.open()
     final_choices(draft, [Row(slot, 0, IDS[:70], 0)])
     assert draft.cached(slot) == 70
-    asked = list(draft._frames.values())[-1]._selected
+    asked = list(draft._frames.values())[-1]._select.array
     assert not device.numbers(asked[:1]).any(), "a head that nobody asks answers for the first"
 
 
@@ -264,7 +264,7 @@ def test_a_context_that_cannot_be_made_and_a_run_that_fails(built):
 
 
 def test_a_call_that_no_profile_takes_is_refused_with_its_shape(world):
-    engine = next(world.engine._runner.engines())
+    engine = world.engine._runner.model.engines[0]
     shapes = {name: (9,) * len(port.shape) for name, port in engine.inputs.items()}
     with pytest.raises(EngineError, match=r"input_ids \[9, 9\].*edgespec build"):
         engine.profile(shapes)
@@ -376,7 +376,7 @@ def test_an_engine_that_is_dropped_gives_its_memory_back_at_once(built):
     slot = world.engine.open()
     for _ in range(4):
         final_choices(world.engine, [Row(slot, 0, IDS[:9])])
-    assert len(world.engine._runner.recorded)
+    assert len(world.engine._runner.recorder.graphs)
     there = world.device.memory()[0]
     gc.collect()
     gc.disable()
@@ -392,9 +392,9 @@ def test_bfloat16_becomes_numbers():
     numbers = np.array([1.5, -3.25, 0.0, np.inf], np.float32)
     bits = (numbers.view(np.uint32) >> 16).astype(np.uint16)
     port = Port("logits", np.dtype(np.uint16), (-1, 4), True)
-    assert np.array_equal(_plain(bits, port), numbers)
+    assert np.array_equal(as_numpy(bits, port), numbers)
     ids = Port("argmax", np.dtype(np.int32), (-1,), False)
-    assert _plain(np.array([7], np.int32), ids).dtype == np.int64
+    assert as_numpy(np.array([7], np.int32), ids).dtype == np.int64
 
 
 def test_a_real_tensorrt_that_cannot_load_says_why(tmp_path):
