@@ -33,7 +33,7 @@ from edgespec.sampling import Sampling
 from edgespec.telemetry import speed
 from edgespec.transport import DealerLink
 from engines.base import Engine, Row, final_choices
-from engines.drafters.base import ModelDrafter
+from engines.drafters.model import ModelDrafter
 from engines.machine.doctor import describe
 from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 from engines.toy import ToyEngine

@@ -10,7 +10,6 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cloud_runtime.cloud_draft import CloudDraftModel
 from cloud_runtime.memory.ledger import default_limit, share_of
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
@@ -22,6 +21,7 @@ from edgespec.protocol import largest_packet
 from edgespec.trace import Trace
 from edgespec.transport import RouterHub
 from engines.backends import open_draft, open_target
+from engines.drafters.model import ModelDrafter
 from engines.staged import StagedEngine
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         if cloud_draft is not None:
             cloud_draft.limit(share)
             calibration = bundle.draft(settings.draft).calibration
-            drafter = CloudDraftModel(cloud_draft, calibration, share)
+            drafter = ModelDrafter(
+                cloud_draft, settings.draft, calibration, branches=1, memory_bytes=share
+            )
         exits = tuple(manifest.target.exits) if settings.hints else ()
         speeds = measure(engine, drafter, hints=bool(exits))
         identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits)

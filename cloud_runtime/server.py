@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cloud_runtime.cloud_draft import CloudDrafter
 from cloud_runtime.scheduler import Batch, DraftStep, Wait
 from cloud_runtime.service import Outgoing, Service
 from cloud_runtime.status.tally import Activity
 from edgespec.config import CloudSettings
 from edgespec.errors import EngineError, ProtocolError
 from edgespec.protocol import Draft, Packet, Verdict, unpack
-from edgespec.sampling import Sampling
 from edgespec.trace import Trace, What
 from edgespec.transport import Hub
 from engines.base import Engine, SegmentDone
-from engines.drafters.base import Guess
+from engines.drafters.base import Drafter, DraftRequest, Guess
 
 if TYPE_CHECKING:
     from cloud_runtime.status.server import Status  # needs the extra `cloud`
@@ -42,7 +40,7 @@ class CloudLoop:
         settings: CloudSettings,
         clock: Callable[[], float] = time.monotonic,
         *,
-        drafter: CloudDrafter | None = None,
+        drafter: Drafter | None = None,
         trace: Trace | None = None,
         status: Status | None = None,
     ) -> None:
@@ -152,19 +150,13 @@ class CloudLoop:
         assert self._drafter is not None
         began, texts = self._clock(), [seat.text for seat in step.seats]
         self._drafter.retain({seat.session for seat in self._service.unfinished})
-        guesses: list[Guess | None] = [None] * len(texts)
-        alike: dict[Sampling, list[int]] = {}
-        for number, seat in enumerate(step.seats):
-            alike.setdefault(seat.sampling, []).append(number)
-        for sampling, numbers in alike.items():
-            sessions = [step.seats[number].session for number in numbers]
-            try:
-                said = self._drafter.guess(sessions, [texts[n] for n in numbers], sampling)
-            except EngineError as error:  # they go on without
-                log.error("the draft beside the target failed on %d texts: %s", len(numbers), error)
-                continue
-            for number, guess in zip(numbers, said, strict=True):
-                guesses[number] = guess
+        guesses: Sequence[Guess | None] = [None] * len(texts)
+        try:
+            guesses = self._drafter.guess(
+                [DraftRequest(s.session, s.text, s.sampling) for s in step.seats]
+            )
+        except EngineError as error:  # the sessions go on without
+            log.error("the draft beside the target failed on %d texts: %s", len(texts), error)
         if self._trace:
             for seat, text in zip(step.seats, texts, strict=True):
                 self._trace.add(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from cloud_runtime.cloud_draft import CloudDrafter
 from cloud_runtime.costs import Speeds, StepCosts
 from edgespec.sampling import Sampling
 from engines.base import Engine, Row
+from engines.drafters.base import Drafter, DraftRequest
 
 PAST = 32
 """Cached positions of the sessions that are measured on."""
@@ -26,7 +26,7 @@ BESIDE = (0.003, 0.001, 0.0003, 0.0)
 
 def measure(
     engine: Engine,
-    drafter: CloudDrafter | None,
+    drafter: Drafter | None,
     *,
     hints: bool,
     clock: Callable[[], float] = time.monotonic,
@@ -72,7 +72,7 @@ def measure(
     return speeds
 
 
-def _cloud_draft(drafter: CloudDrafter, prompt: list[int], clock: Callable[[], float]) -> StepCosts:
+def _cloud_draft(drafter: Drafter, prompt: list[int], clock: Callable[[], float]) -> StepCosts:
     costs = StepCosts(BESIDE)
     texts = [list(prompt) for _ in range(max(TEXTS))]
 
@@ -81,7 +81,9 @@ def _cloud_draft(drafter: CloudDrafter, prompt: list[int], clock: Callable[[], f
         for text in texts[:count]:
             text += prompt[:width]
         began = clock()
-        guesses = drafter.guess(range(count), texts[:count], Sampling())
+        guesses = drafter.guess(
+            [DraftRequest(n, text, Sampling()) for n, text in enumerate(texts[:count])]
+        )
         return 0.0 if None in guesses else clock() - began
 
     step(len(texts), 1)

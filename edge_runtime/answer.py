@@ -34,7 +34,6 @@ from edgespec.sampling import agreeing
 from edgespec.session import Session
 from edgespec.telemetry import AnswerStats, HintCount
 from edgespec.text import TextStream
-from engines.drafters.base import Guess
 
 Origin = Literal["device", "cloud-draft", "target"]
 """What proposed a committed token: the device's draft, the cloud's draft, or the target itself."""
@@ -214,10 +213,6 @@ class Answer:
         if choice.place is None:
             return choice.path
         return self.tree.fork(choice.path, choice.place)
-
-    def grow(self, paths: Sequence[DraftedPath], guesses: Sequence[Guess | None]) -> None:
-        for path, guess in zip(paths, guesses, strict=True):
-            self.tree.grow(path, guess)
 
     def pending(self, *, idle: bool) -> int:
         """Number of drafted tokens that could be sent. `idle`: there is nothing more to draft.

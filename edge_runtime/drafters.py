@@ -8,7 +8,10 @@ from edgespec.config import NGRAM, NO_DRAFTER
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import Bundle
 from engines.backends import open_draft
-from engines.drafters.base import SLOTS, Drafter, ModelDrafter, NgramDrafter, NoDrafter
+from engines.drafters.base import Drafter
+from engines.drafters.model import SESSION_BRANCHES, ModelDrafter
+from engines.drafters.ngram import NgramDrafter
+from engines.drafters.none import NoDrafter
 from engines.machine import profiles
 
 log = logging.getLogger("edgespec.edge")
@@ -31,7 +34,7 @@ def open_drafter(bundle: Bundle, name: str, threads: int) -> Drafter:
     if name not in bundle.manifest.drafts:
         there = ", ".join([*sorted(bundle.manifest.drafts), NGRAM, NO_DRAFTER])
         raise UsageError(f"{bundle.folder} has no draft for {name!r}; choose one of: {there}")
-    engine = open_draft(bundle, name, threads, SLOTS)
+    engine = open_draft(bundle, name, threads, SESSION_BRANCHES)
     return ModelDrafter(engine, name, bundle.draft(name).calibration)
 
 

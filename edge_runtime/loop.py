@@ -33,7 +33,7 @@ from edgespec.protocol import (
 from edgespec.text import TextStream
 from edgespec.trace import Trace, What
 from edgespec.transport import Link
-from engines.drafters.base import Drafter
+from engines.drafters.base import Drafter, DraftRequest
 
 PING_INTERVAL_S = 1.0
 """Time between two measurements of the round trip, which also tell the cloud that the device is
@@ -155,9 +155,9 @@ class EdgeLoop:
         timing.bytes_up, timing.bytes_down = self._link.bytes_up, self._link.bytes_down
         answer.terms = self.modes.terms
         if not self._answers:
-            self._drafter.reset()
             self._silence, self._listened = 0.0, timing.began
         self._answers[answer.session_id] = answer
+        self._drafter.retain(self._answers)
         self._explain(f"{self.modes.name}: {self.modes.reason}")
         self._ping()  # before the prompt keeps the cloud busy
         self._link.send(answer.open())
@@ -241,10 +241,12 @@ class EdgeLoop:
             self._note("draft", answer, began, now, round=path.round, base=len(path.ahead))
 
     def _guess(self, paths: Sequence[tuple[Answer, DraftedPath]]) -> None:
-        for answer in dict.fromkeys(answer for answer, _ in paths):
-            own = [path for other, path in paths if other is answer]
-            texts = [answer.tree.tokens(path) for path in own]
-            answer.grow(own, self._drafter.guess(texts, answer.request.sampling))
+        requests = [
+            DraftRequest(answer.session_id, answer.tree.tokens(path), answer.request.sampling)
+            for answer, path in paths
+        ]
+        for (answer, path), guess in zip(paths, self._drafter.guess(requests), strict=True):
+            answer.tree.grow(path, guess)
 
     def _send_due(self, answer: Answer, began: float) -> None:
         """Sends drafted tokens that are enough for a packet, or have waited long enough."""

@@ -22,7 +22,8 @@ from edgespec.sampling import Sampling
 from edgespec.text import Codec, TextStream
 from edgespec.trace import Trace
 from edgespec.transport import DealerLink
-from engines.drafters.base import Drafter, NoDrafter
+from engines.drafters.base import Drafter
+from engines.drafters.none import NoDrafter
 from engines.machine.doctor import brief
 from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import Sensors, find

@@ -35,16 +35,16 @@ class Hostile:
         self._ids = [0, 1, 7, vocabulary - 1, vocabulary, 10**6, 2**31 - 1]
         self._random = random.Random(0)
 
-    def reset(self):
-        pass
-
     batch = 1
 
-    def guess(self, texts, sampling):
+    def retain(self, sessions):
+        pass
+
+    def guess(self, requests):
         choice = self._random.choice
         return [
             Guess(choice(self._ids), self._random.uniform(0.01, 0.99), ((choice(self._ids), 0.3),))
-            for _ in texts
+            for _ in requests
         ]
 
 
@@ -56,7 +56,7 @@ class House:
     end_ids: tuple[int, ...] = ()
     settings: CloudSettings = field(default_factory=CloudSettings)
     cloud_draft: object = None
-    """A `CloudDraftModel`."""
+    """A `ModelDrafter`."""
     tick: float = 1e-3
     """Seconds from one look at its clock to the next."""
 
@@ -194,7 +194,7 @@ def tiny_bundle(tiny_llama_folder: Path) -> Bundle:
 def tiny_recording(tiny_bundle: Bundle):
     """What the tiny target and its int8 draft say to three prompts."""
     from bench.lab.recording import Recording, record
-    from engines.drafters.base import ModelDrafter
+    from engines.drafters.model import ModelDrafter
     from engines.onnxruntime_backend.engine import (
         OrtSettings,
         device_settings,

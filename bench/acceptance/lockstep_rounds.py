@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgespec.sampling import Sampling, common_prefix
-from engines.drafters.base import NgramDrafter, draft
+from engines.drafters.base import draft_tokens
+from engines.drafters.ngram import NgramDrafter
 
 LENGTHS = range(1, 9)
 """Draft lengths that are reported."""
@@ -61,7 +62,7 @@ def ngram_matches(prompt: Sequence[int], answer: Sequence[int]) -> list[bool]:
     """Whether prompt lookup names each token of the answer; False also where it names none."""
     drafter, text = NgramDrafter(), [*prompt, *answer]
     return [
-        draft(drafter, text[:position], 1, Sampling()) == [text[position]]
+        draft_tokens(drafter, text[:position], 1, Sampling()) == [text[position]]
         for position in range(len(prompt), len(text))
     ]
 
@@ -71,7 +72,7 @@ def ngram_accepted(prompt: Sequence[int], answer: Sequence[int], length: int) ->
     drafter, text, rounds = NgramDrafter(), [*prompt, *answer], []
     position = len(prompt)
     while position < len(text):
-        drafted = draft(drafter, text[:position], length, Sampling())
+        drafted = draft_tokens(drafter, text[:position], length, Sampling())
         rounds.append(common_prefix(drafted, text[position:]))
         position += rounds[-1] + 1
     return rounds

@@ -39,7 +39,8 @@ from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
 from edgespec.text import Codec
 from engines.base import Engine, Row, final_choices
-from engines.drafters import base as drafting
+from engines.drafters.base import draft_tokens
+from engines.drafters.ngram import NgramDrafter
 from engines.machine.doctor import describe
 from engines.onnxruntime_backend.engine import OrtSettings, device_settings, load_draft, load_target
 from export.bundle import ExportSettings, export
@@ -261,13 +262,11 @@ def accepted_mean(rounds: Sequence[int]) -> float:
 
 def _with_ngram(answer: Answer, right: list[bool], confidence: np.ndarray[Any, Any]) -> list[bool]:
     """Where prompt lookup names a token and the draft is unsure, lookup's token is taken."""
-    drafter, text = drafting.NgramDrafter(), [*answer.prompt, *answer.tokens]
+    drafter, text = NgramDrafter(), [*answer.prompt, *answer.tokens]
     flags = []
     for i, position in enumerate(range(len(answer.prompt), len(text))):
         found = (
-            drafting.draft(drafter, text[:position], 1, Sampling())
-            if confidence[i] < UNSURE
-            else []
+            draft_tokens(drafter, text[:position], 1, Sampling()) if confidence[i] < UNSURE else []
         )
         flags.append(found == [text[position]] if found else right[i])
     return flags

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from edgespec.sampling import Sampling
 from engines.base import Engine, Row, final_choices
-from engines.drafters.base import NgramDrafter
+from engines.drafters.base import DraftRequest
+from engines.drafters.ngram import NgramDrafter
 
 PAST = 200
 """Cached positions; fewer where the context is shorter."""
@@ -32,7 +33,7 @@ def lookup_step() -> Step:
 
     def step() -> object:
         text.append(len(text) % 50)
-        return drafter.guess([text], Sampling())
+        return drafter.guess([DraftRequest(0, text, Sampling())])
 
     step()  # the prompt is indexed once
     return step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -14,16 +14,17 @@ from bench.fleet.link import CellOver, DistantLink
 from bench.fleet.profile import Kind
 from bench.lab.methods import Method
 from bench.lab.recording import Recording
-from bench.link.run import Useless
+from bench.lab.useless import UselessDrafter
 from edge_runtime.handshake import DeviceIdentity
 from edge_runtime.loop import EdgeLoop
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError
 from edgespec.protocol import Hello
-from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
 from edgespec.transport import DealerLink
-from engines.drafters.base import Drafter, Guess, NgramDrafter, NoDrafter
+from engines.drafters.base import Drafter, DraftRequest, Guess
+from engines.drafters.ngram import NgramDrafter
+from engines.drafters.none import NoDrafter
 
 REFUSED = 1.0
 """Seconds after which a device that was refused asks again."""
@@ -49,12 +50,11 @@ class Replay:
         self._tokens = [said.token for said in self._said]
         self._prompt = self._recording.prompts[number]
 
-    def reset(self) -> None:
-        pass
+    def retain(self, sessions: Collection[int]) -> None:
+        """There is nothing to forget."""
 
-    def guess(self, texts: Sequence[Sequence[int]], sampling: Sampling) -> list[Guess | None]:
-        del sampling
-        return [self._guess(text) for text in texts]
+    def guess(self, requests: Sequence[DraftRequest]) -> list[Guess | None]:
+        return [self._guess(request.tokens) for request in requests]
 
     def _guess(self, text: Sequence[int]) -> Guess | None:
         place = len(text) - self._prompt
@@ -82,16 +82,16 @@ class Paced:
         self._drafter, self._kind, self._prompt, self._sleep = drafter, kind, prompt, sleep
         self._unread = 0
 
-    def reset(self) -> None:
-        self._drafter.reset()
+    def retain(self, sessions: Collection[int]) -> None:
+        self._drafter.retain(sessions)
         self._unread = self._prompt()
 
-    def guess(self, texts: Sequence[Sequence[int]], sampling: Sampling) -> Sequence[Guess | None]:
+    def guess(self, requests: Sequence[DraftRequest]) -> Sequence[Guess | None]:
         kind = self._kind
-        step = kind.draft_ms * kind.batch[min(len(texts), len(kind.batch)) - 1]
+        step = kind.draft_ms * kind.batch[min(len(requests), len(kind.batch)) - 1]
         reading, self._unread = self._unread * kind.read_ms, 0
         self._sleep((step + reading) / 1e3)
-        return self._drafter.guess(texts, sampling)
+        return self._drafter.guess(requests)
 
 
 @dataclass
@@ -189,7 +189,7 @@ class FleetDevice:
             return NoDrafter()
         drafter: Drafter = NgramDrafter() if kind.drafter == "ngram" else replay
         if kind.drafter == "useless" or self.cell.method.useless:
-            drafter = Useless(drafter)
+            drafter = UselessDrafter(drafter)
         return Paced(drafter, kind, lambda: self.cell.recording.prompts[self._number], link.sleep)
 
     def _answer(self, loop: EdgeLoop, link: DistantLink) -> None:

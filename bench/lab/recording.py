@@ -13,7 +13,7 @@ from bench.acceptance.teacher_forcing import write
 from edgespec.errors import UsageError
 from edgespec.sampling import Sampling
 from engines.base import Engine
-from engines.drafters.base import Drafter, Guess
+from engines.drafters.base import Drafter, DraftRequest, Guess
 
 SPREAD = 2.4
 """Of a synthetic draft's confidences, a + b of their Beta distribution: the built-in pair's."""
@@ -65,10 +65,10 @@ def record(
     """Number of the prompt and what was said along the greedy answer to it."""
     ways = lambda _: [Sampling()]  # noqa: E731
     for answer, _ in write(target, prompts, ways, max_tokens, end_ids):
-        drafter.reset()
+        drafter.retain(())
         said, text = [], list(answer.prompt)
         for token in answer.tokens:
-            (guess,) = drafter.guess([text], Sampling())
+            (guess,) = drafter.guess([DraftRequest(0, text, Sampling())])
             guess = guess or Guess(-1, 0.0)
             others = tuple((other, round(confidence, 3)) for other, confidence in guess.runners_up)
             other, *more = others or ((-1, 0.0),)

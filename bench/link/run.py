@@ -29,6 +29,7 @@ from bench.lab.methods import ABLATION, CLOUD, EDGESPEC, KNOWN, METHODS, RTTS_MS
 from bench.lab.plots import require_matplotlib
 from bench.lab.processes import cloud, cores, pinned
 from bench.lab.prompts import first_of_each, read_prompts
+from bench.lab.useless import UselessDrafter
 from bench.link.emulator import EmulatedLink, LinkShape, accuracy, emulated_link
 from bench.link.tables import link_table
 from edge_runtime.drafters import open_drafter
@@ -44,7 +45,8 @@ from edgespec.telemetry import AnswerStats, speed
 from edgespec.text import Codec
 from edgespec.trace import Span, Trace, read_trace
 from edgespec.transport import DealerLink
-from engines.drafters.base import Drafter, Guess, NoDrafter
+from engines.drafters.base import Drafter
+from engines.drafters.none import NoDrafter
 from engines.machine.doctor import describe
 from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import find
@@ -86,28 +88,6 @@ class LinkSettings:
             return {name: KNOWN[name] for name in names}
         more = (ABLATION if self.ablation else {}) | (USELESS if self.useless else {})
         return METHODS | more
-
-
-def never_right(guess: Guess) -> Guess:
-    """Other tokens, as sure."""
-    return Guess(
-        guess.token ^ 1, guess.confidence, tuple((other ^ 1, p) for other, p in guess.runners_up)
-    )
-
-
-class Useless:
-    """A draft whose every token is another one than it would say, as sure as it was."""
-
-    def __init__(self, drafter: Drafter) -> None:
-        self._drafter = drafter
-        self.name, self.batch = drafter.name, drafter.batch
-
-    def guess(self, texts: Sequence[Sequence[int]], sampling: Sampling) -> list[Guess | None]:
-        guesses = self._drafter.guess(texts, sampling)
-        return [g and never_right(g) for g in guesses]
-
-    def reset(self) -> None:
-        self._drafter.reset()
 
 
 @dataclass
@@ -207,7 +187,7 @@ class LinkedDevice:
         drafter: Drafter = self._drafter if method.drafts_on_device else NoDrafter()
         return EdgeLoop.connect(
             self._dealer,
-            Useless(drafter) if method.useless else drafter,
+            UselessDrafter(drafter) if method.useless else drafter,
             DeviceIdentity.of(self._bundle, "bench"),
             settings,
             Observer(trace=self._trace),

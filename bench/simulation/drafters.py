@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from bench.simulation.script import Script, wrong_guess
+from bench.simulation.script import Script
 from bench.simulation.times import Times
 from bench.simulation.virtual_time import Process
-from edgespec.sampling import Sampling
-from engines.drafters.base import Guess
+from engines.drafters.base import DraftRequest, Guess
 
 
 class SimulatedDrafter:
-    """Device draft. With `useless` its times and confidences are the recorded ones and its tokens
-    are never right."""
+    """Device draft."""
 
     def __init__(
         self,
@@ -22,29 +20,25 @@ class SimulatedDrafter:
         step_s: Callable[[int], float],
         batch: int,
         name: str,
-        *,
-        useless: bool = False,
     ) -> None:
         """`step_s(n)`: seconds of a draft step over n branches."""
         self.name = name
         self.batch = batch
         self._script, self._process, self._step_s = script, process, step_s
-        self._useless = useless
 
-    def guess(self, texts: Sequence[Sequence[int]], sampling: Sampling) -> list[Guess | None]:
-        del sampling
-        self._process.sleep(self._step_s(len(texts)))
-        guesses = (self._script.guess(text) for text in texts)
-        if self._useless:
-            return [wrong_guess(guess) for guess in guesses]
-        return list(guesses)
+    def guess(self, requests: Sequence[DraftRequest]) -> list[Guess | None]:
+        self._process.sleep(self._step_s(len(requests)))
+        return [self._script.guess(request.tokens) for request in requests]
 
-    def reset(self) -> None:
-        pass
+    def retain(self, sessions: Collection[int]) -> None:
+        """There is nothing to forget."""
 
 
 class SimulatedCloudDraft:
     """Cloud draft."""
+
+    name = "draft"
+    batch = 1
 
     def __init__(self, script: Script, times: Times) -> None:
         self.process: Process | None = None
@@ -54,20 +48,14 @@ class SimulatedCloudDraft:
         self._read: dict[int, int] = {}
         """Tokens read of each session."""
 
-    def guess(
-        self, sessions: Sequence[int], texts: Sequence[Sequence[int]], sampling: Sampling
-    ) -> list[Guess | None]:
-        del sampling
+    def guess(self, requests: Sequence[DraftRequest]) -> list[Guess | None]:
         assert self.process is not None
-        unread = [
-            max(1, len(text) - self._read.get(session, 0))
-            for session, text in zip(sessions, texts, strict=True)
-        ]
-        self._read |= {s: len(text) for s, text in zip(sessions, texts, strict=True)}
-        seconds = self._times.cloud_draft(len(texts), max(unread))
+        unread = [max(1, len(r.tokens) - self._read.get(r.session, 0)) for r in requests]
+        self._read |= {request.session: len(request.tokens) for request in requests}
+        seconds = self._times.cloud_draft(len(requests), max(unread))
         self.steps.append((self.process.world.now, seconds))
         self.process.sleep(seconds)
-        return [self._script.guess(text) for text in texts]
+        return [self._script.guess(request.tokens) for request in requests]
 
     def retain(self, sessions: Collection[int]) -> None:
         self._read = {s: read for s, read in self._read.items() if s in sessions}

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.lab.recording import LONGEST, Recording
+from bench.lab.useless import UselessDrafter
 from bench.simulation.drafters import SimulatedCloudDraft, SimulatedDrafter
 from bench.simulation.engine import SimulatedEngine
 from bench.simulation.link import SimulatedHub
-from bench.simulation.script import END, Script
+from bench.simulation.script import END, Script, wrong_guess
 from bench.simulation.stats import DeviceStats, FleetStats, SimulatedAnswer
 from bench.simulation.times import Times
 from bench.simulation.virtual_time import Process, World, run_alone
@@ -26,6 +27,7 @@ from edgespec.config import NO_DRAFTER, CloudSettings, EdgeSettings, Request
 from edgespec.errors import EdgespecError
 from edgespec.protocol import VERSION, Hello
 from edgespec.telemetry import AnswerStats
+from engines.drafters.base import Drafter
 
 TURN_S = 0.5
 """Longest time that the cloud waits for messages before it checks its clock."""
@@ -56,14 +58,13 @@ class SimulatedDevice:
     start: float = 0.0
     """Seconds after which the device connects."""
 
-    def drafter(self, script: Script, process: Process) -> SimulatedDrafter:
+    def drafter(self, script: Script, process: Process) -> Drafter:
         def step_s(branches: int) -> float:
             return self.draft_ms / 1e3 * self.batch[min(branches, len(self.batch)) - 1]
 
         name = "draft" if self.drafts else NO_DRAFTER
-        return SimulatedDrafter(
-            script, process, step_s, len(self.batch), name, useless=self.useless
-        )
+        drafter = SimulatedDrafter(script, process, step_s, len(self.batch), name)
+        return UselessDrafter(drafter, wrong_guess) if self.useless else drafter
 
 
 @dataclass(frozen=True)

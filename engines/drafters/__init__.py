@@ -1,1 +1,1 @@
-"""Drafters: what proposes the tokens that the target verifies."""
+"""Drafters: guess the next token of a session (`base`): a model, prompt lookup, or none."""

@@ -4,12 +4,13 @@ import random
 
 import pytest
 
-from cloud_runtime.cloud_draft import CloudDraftModel
+from edgespec.confidence import UNCALIBRATED
 from edgespec.errors import EngineError
 from edgespec.manifest import Calibration
 from edgespec.sampling import Sampling
 from engines.base import Row, final_choices
-from engines.drafters.base import CHUNK, UNCALIBRATED, judge
+from engines.drafters.base import DraftRequest
+from engines.drafters.model import PREFILL_CHUNK_TOKENS, ModelDrafter, judge
 from engines.toy import ToyEngine
 
 GREEDY, SAMPLED = Sampling(), Sampling(1.0, 0.9, seed=3)
@@ -32,12 +33,25 @@ class Counting(ToyEngine):
         return [[tokens for _, _, tokens in rows] for rows in batches]
 
 
+def guesses_of(drafter, texts, sampling=GREEDY):
+    """The guesses for one text of each session, by session."""
+    return drafter.guess([DraftRequest(n, text, sampling) for n, text in texts.items()])
+
+
+def held(drafter):
+    """Sessions that hold a slot, the least recently used first."""
+    branches = sorted(drafter._branches(), key=lambda branch: branch.last_used)
+    return [branch.session for branch in branches]
+
+
 class Bench:
     """A drafter, and a model that nothing but the text at hand has ever touched."""
 
     def __init__(self, calibration=None, memory=0, **options):
         self.engine = Counting(**options)
-        self.drafter = CloudDraftModel(self.engine, calibration, memory)
+        self.drafter = ModelDrafter(
+            self.engine, "toy", calibration, branches=1, memory_bytes=memory
+        )
         self._options = {**options, "slots": 1}
         self._calibration = calibration or UNCALIBRATED
 
@@ -48,13 +62,13 @@ class Bench:
 
     def ask(self, texts, sampling=GREEDY):
         """By session; every guess is checked. What was fed for it."""
-        guesses = self.drafter.guess(list(texts), list(texts.values()), sampling)
+        guesses = guesses_of(self.drafter, texts, sampling)
         assert guesses == [self.alone(text, sampling) for text in texts.values()]
         return self.engine.fed()
 
     @property
     def held(self):
-        return list(self.drafter._lines)
+        return held(self.drafter)
 
 
 def test_each_session_has_a_slot_and_only_what_is_new_is_fed():
@@ -69,7 +83,7 @@ def test_each_session_has_a_slot_and_only_what_is_new_is_fed():
     texts[9] += [7, 8]
     assert bench.ask({9: texts[9], 7: texts[7]}) == [[2, 1]]
     assert bench.held == [8, 9, 7]
-    slots = {line.slot for line in bench.drafter._lines.values()}
+    slots = {branch.slot for branch in bench.drafter._branches()}
     assert len(slots) == 3
     bench.drafter.retain({8, 7, 99})
     assert bench.held == [8, 7]
@@ -139,23 +153,23 @@ def test_whatever_came_before_a_guess_is_the_models_own(slots, memory, sampling)
 
 def test_long_texts_are_read_in_chunks():
     bench = Bench()
-    text = [number % 50 for number in range(2 * CHUNK + 10)]
-    assert bench.ask({1: text}) == [[CHUNK], [CHUNK], [10]]
+    text = [number % 50 for number in range(2 * PREFILL_CHUNK_TOKENS + 10)]
+    assert bench.ask({1: text}) == [[PREFILL_CHUNK_TOKENS], [PREFILL_CHUNK_TOKENS], [10]]
     assert bench.ask({1: [*text, 1]}) == [[1]]
 
 
 def test_texts_beyond_the_context_have_no_guess():
     bench = Bench(context=10)
-    guesses = bench.drafter.guess([1, 2, 3], [[1] * 11, [2, 3], []], GREEDY)
+    guesses = guesses_of(bench.drafter, {1: [1] * 11, 2: [2, 3], 3: []})
     assert [guess is None for guess in guesses] == [True, False, True]
     assert bench.held == [2]
 
 
 def test_ids_that_a_smaller_vocabulary_lacks_become_0():
     bench = Bench(vocabulary=20)
-    (guess,) = bench.drafter.guess([1], [[3, 45, 4]], GREEDY)
+    (guess,) = guesses_of(bench.drafter, {1: [3, 45, 4]})
     assert guess == bench.alone([3, 0, 4], GREEDY)
-    (guess,) = bench.drafter.guess([1], [[3, 45, 30]], GREEDY)
+    (guess,) = guesses_of(bench.drafter, {1: [3, 45, 30]})
     assert guess == bench.alone([3, 0, 0], GREEDY)
 
 
@@ -175,10 +189,10 @@ def test_a_failed_step_leaves_a_cache_that_is_known():
         return run(rows)
 
     bench.engine.run = failing
-    texts = ([1, 2, 3, 4], [1, 2, 5], [1] * (3 * CHUNK))
+    texts = ([1, 2, 3, 4], [1, 2, 5], [1] * (3 * PREFILL_CHUNK_TOKENS))
     for text in texts:
         with pytest.raises(EngineError):
-            bench.drafter.guess([1, 2], [text, [9, *text]], GREEDY)
+            guesses_of(bench.drafter, {1: text, 2: [9, *text]})
     fail = False
     for text in (*texts, [1, 2, 3]):
         bench.ask({1: text, 2: [9, *text]})

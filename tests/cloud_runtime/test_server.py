@@ -2,10 +2,10 @@
 
 import pytest
 
-from cloud_runtime.cloud_draft import CloudDraftModel
 from edgespec.config import Request
 from edgespec.errors import EngineError, LinkError
-from engines.drafters.base import NoDrafter
+from engines.drafters.model import ModelDrafter
+from engines.drafters.none import NoDrafter
 from engines.toy import ToyEngine
 
 
@@ -38,7 +38,7 @@ def test_the_sessions_of_a_failed_batch_end_and_the_cloud_goes_on(house):
 
 def test_sessions_whose_draft_beside_the_target_fails_go_on_without(house, caplog):
     draft = Failing()
-    home = house(ToyEngine(), cloud_draft=CloudDraftModel(draft))
+    home = house(ToyEngine(), cloud_draft=ModelDrafter(draft, "toy", branches=1))
     request = Request((1, 2), 60)
     loop = home.device(NoDrafter())
     answer = loop.start(request)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cloud_runtime.cloud_draft import CloudDraftModel
 from cloud_runtime.costs import StepCosts
 from cloud_runtime.warmup import PAST, REPEATS, SHAPES, TEXTS, measure
+from engines.drafters.model import ModelDrafter
 from engines.toy import ToyEngine
 
 
@@ -91,7 +91,7 @@ class TimedDraft(Timed):
 def test_the_draft_beside_is_measured_by_number_of_texts(slots):
     clock = Clock()
     draft = TimedDraft(clock, slots=slots)
-    speeds = measure(Timed(clock), CloudDraftModel(draft), hints=False, clock=clock)
+    speeds = measure(Timed(clock), ModelDrafter(draft, "toy", branches=1), hints=False, clock=clock)
     assert speeds.cloud_draft is not None
     times = [speeds.cloud_draft.step(1, texts) for texts in TEXTS]
     if slots == 8:

@@ -35,7 +35,7 @@ def draft(answer, *tokens):
     """One id a step, along the main path; the packets that are due then."""
     for token in tokens:
         path = answer.tree.main
-        answer.grow([path], [Guess(token, 0.9)])
+        answer.tree.grow(path, Guess(token, 0.9))
     return answer.packets()
 
 
@@ -133,9 +133,9 @@ def test_in_lockstep_a_draft_goes_out_and_is_waited_for():
     main = answer.tree.main
     assert steps(answer) == [main]
     assert answer.pending(idle=False) == 0
-    answer.grow([main], [Guess(20, 0.9)])
+    answer.tree.grow(main, Guess(20, 0.9))
     assert steps(answer) == [main]
-    answer.grow([main], [Guess(21, 0.9)])
+    answer.tree.grow(main, Guess(21, 0.9))
     assert steps(answer) == [], "two are enough"
     assert answer.pending(idle=True)
     (packet,) = answer.packets()
@@ -154,7 +154,7 @@ def test_in_lockstep_a_draft_goes_out_and_is_waited_for():
 
 def test_in_lockstep_an_empty_draft_asks_for_a_token():
     answer = begin(tactics=LOCKSTEP)
-    answer.grow([answer.tree.main], [None])
+    answer.tree.grow(answer.tree.main, None)
     assert steps(answer) == [] and answer.pending(idle=True) == 1
     (packet,) = answer.packets()
     assert (packet.base, packet.tokens) == (3, [])
@@ -187,12 +187,13 @@ def test_what_streams_is_sent_once_and_nothing_after_the_end():
     answer = begin(most=4)
     path = answer.tree.main
     assert steps(answer) == [path]
-    answer.grow([path], [Guess(20, 0.9)])
+    answer.tree.grow(path, Guess(20, 0.9))
     assert answer.pending(idle=False) == 1
     answer.packets()
     assert answer.pending(idle=False) == 0
     for token in (21, 22):
-        answer.grow(steps(answer), [Guess(token, 0.9)])
+        (path,) = steps(answer)
+        answer.tree.grow(path, Guess(token, 0.9))
     assert steps(answer) == [], "the last of four tokens is the target's"
     hear(answer, verdict(3, 20, 21, 22, 23))
     assert answer.done
@@ -240,7 +241,7 @@ def test_hints_open_paths_and_are_counted():
     answer.on_hint(Hint(9, 1, 3, 1, [20, 31]))
     (path,) = [path for path in answer.tree.paths if path.via == "hint"]
     assert path.ahead == [20, 31] and path.confidences[1] == 0.9
-    answer.grow([path], [Guess(32, 0.9)])
+    answer.tree.grow(path, Guess(32, 0.9))
     assert hear(answer, verdict(3, 20, 31, round_=1, accepted=1))[2] == "hint"
     assert answer.tree.main.ahead == [32]
     assert (answer.stats.hints[1].right, answer.stats.hints[1].total) == (2, 2)

@@ -8,9 +8,15 @@ from edge_runtime.drafters import default_drafter, open_drafter
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import COMPAT_OPSET, Bundle
 from edgespec.sampling import Sampling
-from engines.drafters.base import NgramDrafter, NoDrafter
+from engines.drafters.base import DraftRequest
+from engines.drafters.ngram import NgramDrafter
+from engines.drafters.none import NoDrafter
 from engines.machine.profiles import profile
 from tests.engines.fake_tensorrt import FakeTensorrt
+
+
+def guesses(drafter, *texts):
+    return drafter.guess([DraftRequest(0, text, Sampling()) for text in texts])
 
 
 def test_a_profile_is_a_model_that_keeps_branches(tiny_bundle):
@@ -18,10 +24,10 @@ def test_a_profile_is_a_model_that_keeps_branches(tiny_bundle):
         drafter = open_drafter(tiny_bundle, name, threads=1)
         assert drafter.name == opened
         main, branch = list(range(40, 60)), list(range(40, 55))
-        first, _, again = (drafter.guess([text], Sampling())[0] for text in (main, branch, main))
+        first, _, again = (guesses(drafter, text)[0] for text in (main, branch, main))
         assert 0 < first.confidence < 1 and first.token not in dict(first.runners_up)
         assert again.token == first.token
-        both = drafter.guess([main, branch], Sampling())
+        both = guesses(drafter, main, branch)
         assert both[0].token == first.token
 
 

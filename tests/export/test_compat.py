@@ -19,7 +19,7 @@ from edgespec.config import Request
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET, Bundle
 from edgespec.sampling import Sampling
 from engines.base import Row
-from engines.drafters.base import ModelDrafter
+from engines.drafters.model import ModelDrafter
 from engines.exactness import measure_bundle, report_cases
 from engines.machine.profiles import precisions, profile
 from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target

@@ -13,7 +13,7 @@ from edgespec.errors import CheckpointError
 from edgespec.manifest import SCHEMA, Bundle
 from edgespec.sampling import Sampling
 from engines.base import Row, final_choices
-from engines.drafters.base import ModelDrafter
+from engines.drafters.model import ModelDrafter
 from engines.machine.profiles import precisions
 from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings, export

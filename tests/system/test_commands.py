@@ -31,7 +31,8 @@ from edgespec.trace import read_trace
 from edgespec.transport import DealerLink
 from engines.alone import write_alone
 from engines.backends import TARGETS
-from engines.drafters.base import NgramDrafter, NoDrafter
+from engines.drafters.ngram import NgramDrafter
+from engines.drafters.none import NoDrafter
 from engines.onnxruntime_backend.engine import OrtSettings, load_target
 
 EDGESPEC = [sys.executable, "-m", "edgespec"]

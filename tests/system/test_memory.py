@@ -6,11 +6,12 @@ import random
 
 import pytest
 
-from cloud_runtime.cloud_draft import CloudDraftModel
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.sampling import Sampling
 from engines.alone import write_alone
-from engines.drafters.base import ModelDrafter, NgramDrafter, NoDrafter
+from engines.drafters.model import ModelDrafter
+from engines.drafters.ngram import NgramDrafter
+from engines.drafters.none import NoDrafter
 from engines.onnxruntime_backend.engine import OrtSettings, load_target
 from engines.toy import ToyEngine
 from tests.trouble import WAYS, Trouble
@@ -48,7 +49,9 @@ def counted_rows(home):
 @pytest.mark.parametrize("slots", [4, 10, 40])
 def test_every_answer_of_sixty_four_devices_of_four_kinds_is_the_targets_own(house, slots):
     """In every way of writing, on links in trouble, joining and leaving, with memory for few."""
-    cloud_draft = CloudDraftModel(ToyEngine(noise=0.3, slots=6), memory=4 * SLOT)
+    cloud_draft = ModelDrafter(
+        ToyEngine(noise=0.3, slots=6), "toy", branches=1, memory_bytes=4 * SLOT
+    )
     settings = CloudSettings(kv_memory=slots * SLOT, idle_timeout=1e9, max_draft=8)
     home = house(ToyEngine(), settings=settings, cloud_draft=cloud_draft)
     chance, reference = random.Random(slots), ToyEngine()

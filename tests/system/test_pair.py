@@ -15,7 +15,7 @@ from edgespec.config import Request
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
-from engines.drafters.base import ModelDrafter
+from engines.drafters.model import ModelDrafter
 from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 
 

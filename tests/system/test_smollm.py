@@ -9,14 +9,15 @@ import torch
 import transformers
 
 from bench.lab.builtin import PROFILE, builtin_bundle, weights_file
-from cloud_runtime.cloud_draft import CloudDraftModel
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.errors import EdgespecError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
 from edgespec.sampling import Sampling
 from edgespec.text import Codec, TextStream
 from engines.alone import write_alone
-from engines.drafters.base import ModelDrafter, NgramDrafter, NoDrafter
+from engines.drafters.model import ModelDrafter
+from engines.drafters.ngram import NgramDrafter
+from engines.drafters.none import NoDrafter
 from engines.exactness import measure_bundle, report_cases
 from engines.machine.profiles import precisions
 from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
@@ -171,8 +172,8 @@ def pair():
         return load_draft(bundle, PROFILE, OrtSettings(threads=2, slots=slots, min_tokens=1))
 
     target = load_target(bundle, OrtSettings(threads=2))
-    drafter = ModelDrafter(draft(4), PROFILE, calibration, slots=4)
-    return target, drafter, CloudDraftModel(draft(2), calibration)
+    drafter = ModelDrafter(draft(4), PROFILE, calibration)
+    return target, drafter, ModelDrafter(draft(2), PROFILE, calibration, branches=1)
 
 
 def written(pair, codec, texts, question, sampling):

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cloud_runtime.cloud_draft import CloudDraftModel
 from cloud_runtime.scheduler import Batch
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.sampling import Sampling
 from engines.base import Row, final_choices
-from engines.drafters.base import Guess, ModelDrafter, NgramDrafter, NoDrafter
+from engines.drafters.base import Guess
+from engines.drafters.model import ModelDrafter
+from engines.drafters.ngram import NgramDrafter
+from engines.drafters.none import NoDrafter
 from engines.toy import ToyEngine
 from tests.trouble import WAYS, Fickle, Trouble
 
@@ -31,13 +33,13 @@ class Oracle:
     def __init__(self, answers):
         self.answers = answers
 
-    def reset(self):
-        pass
-
     batch = 1
 
-    def guess(self, texts, sampling):
-        return [self._guess(list(text)) for text in texts]
+    def retain(self, sessions):
+        pass
+
+    def guess(self, requests):
+        return [self._guess(list(request.tokens)) for request in requests]
 
     def _guess(self, tokens):
         text = next(t for t in self.answers if t[: len(tokens)] == tokens)
@@ -54,6 +56,10 @@ DRAFTERS = {
 }
 
 
+def cloud_draft():
+    return ModelDrafter(ToyEngine(noise=0.3), "near", branches=1)
+
+
 def make(home, name):
     return home.hostile() if name == "hostile" else DRAFTERS[name]()
 
@@ -61,7 +67,7 @@ def make(home, name):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("drafter", DRAFTERS)
 def test_the_answer_is_the_targets_own(house, drafter, way):
-    home = house(ToyEngine(), cloud_draft=CloudDraftModel(ToyEngine(noise=0.3)))
+    home = house(ToyEngine(), cloud_draft=cloud_draft())
     for sampling in SAMPLINGS:
         request = Request((3, 1, 4, 1, 5), 60, sampling)
         answer = home.answer(make(home, drafter), request, **WAYS[way])
@@ -181,7 +187,7 @@ def test_trouble_on_the_link_and_changes_of_mode_never_change_the_text(house, bl
     change in the middle of an answer, clouds that lose their memory."""
     for seed in range(20 * block, 20 * block + 20):
         chance = random.Random(seed)
-        home = house(ToyEngine(), cloud_draft=CloudDraftModel(ToyEngine(noise=0.3)))
+        home = house(ToyEngine(), cloud_draft=cloud_draft())
         sampling = chance.choice([*SAMPLINGS, Sampling(1.0, seed=seed)])
         request = Request((2, 7, 1), 60, sampling)
         expected = home.alone(request)

@@ -19,7 +19,7 @@ from edgespec.protocol import VERSION, Draft, Hello, Open, Ping, Resume, Terms, 
 from edgespec.sampling import Sampling
 from edgespec.transport import WAITING, DealerLink, RouterHub
 from engines.alone import write_alone
-from engines.drafters.base import NgramDrafter
+from engines.drafters.ngram import NgramDrafter
 from engines.toy import ToyEngine
 
 CONTEXT = 100_000

@@ -14,7 +14,8 @@ from bench.acceptance.teacher_forcing import Answer, listen, write
 from cli.main import main
 from edgespec.sampling import Sampling
 from engines.alone import write_alone
-from engines.drafters import base as drafting
+from engines.drafters.base import draft_tokens
+from engines.drafters.model import ModelDrafter
 from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 
 GREEDY = Sampling()
@@ -79,10 +80,10 @@ def test_rounds_of_a_teacher_forced_draft_are_those_of_a_real_one(tiny_bundle, t
     tokens = write_alone(target, prompt, 150, sampling)
     draft = load_draft(tiny_bundle, "cpu-int8", OrtSettings(slots=2, min_tokens=2))
     (guesses,) = listen(draft, draft.open(), Answer(0, 0, prompt, tokens, sampling), {}).values()
-    drafter = drafting.ModelDrafter(draft, "cpu-int8")
+    drafter = ModelDrafter(draft, "cpu-int8")
     rounds, done = [], 0
     while done < len(tokens):
-        said = drafting.draft(drafter, prompt + tokens[:done], 4, sampling)
+        said = draft_tokens(drafter, prompt + tokens[:done], 4, sampling)
         right = 0
         while right < 4 and done + right < len(tokens) and said[right] == tokens[done + right]:
             right += 1

@@ -23,6 +23,7 @@ from edgespec.protocol import Ping, Pong
 from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
 from edgespec.trace import Span
+from engines.drafters.base import DraftRequest
 from tests.engines.machine.energy import trees
 
 KIND = {"name": "a", "draft_ms": 5}
@@ -119,31 +120,35 @@ RECORDING = Recording(
 )
 
 
+def guesses_of(drafter, texts):
+    return drafter.guess([DraftRequest(0, text, Sampling()) for text in texts])
+
+
 def test_the_recorded_draft_along_its_path_and_off_it():
     replay = Replay(RECORDING, 3)
     replay.begin(0)
     on = [[1, 2], [1, 2, 11], [1, 2, 11, 12]]
-    said = replay.guess(on, Sampling())
+    said = guesses_of(replay, on)
     others = [((3, 0.1),), ((12, 0.3), (8, 0.1)), ()]
     assert [(g.token, g.runners_up) for g in said] == list(zip((11, 50, 13), others, strict=True))
     assert said[1].confidence == 0.4
     off = [[1, 2, 11, 50], [1, 2, 11, 12, 13], [1, 2, 7, 7, 7, 7, 7]]
-    guesses = [replay.guess([text], Sampling())[0] for text in off * 2]
+    guesses = [guesses_of(replay, [text])[0] for text in off * 2]
     assert guesses[:3] == guesses[3:]
     known = {each.guess for answer in RECORDING.answers for each in answer}
     assert all(guess is None or guess.token in known for guess in guesses)
     replay.begin(1)
-    assert replay.guess([[3, 4, 5]], Sampling()) == [None]
-    assert replay.guess([[3, 4, 5, 21]], Sampling())[0].token == 22
+    assert guesses_of(replay, [[3, 4, 5]]) == [None]
+    assert guesses_of(replay, [[3, 4, 5, 21]])[0].token == 22
 
 
 def test_a_draft_takes_its_time():
     kind = Kind(name="a", draft_ms=10, batch=(1.0, 1.5), read_ms=2)
     slept = []
     paced = Paced(Replay(RECORDING, 2), kind, lambda: 2, slept.append)
-    paced.reset()
+    paced.retain({0})
     for texts in ([[1, 2]], [[1, 2]], [[1, 2]] * 2, [[1, 2]] * 3):
-        paced.guess(texts, Sampling())
+        guesses_of(paced, texts)
     assert slept == pytest.approx([0.014, 0.010, 0.015, 0.015])
 
 

@@ -6,11 +6,13 @@ import pytest
 from click.testing import CliRunner
 
 from bench.lab.methods import METHODS, Method
-from bench.link.run import LinkSettings, Useless
+from bench.lab.useless import UselessDrafter
+from bench.link.run import LinkSettings
 from cli.main import main
 from edgespec.errors import UsageError
 from edgespec.sampling import Sampling
-from engines.drafters.base import ModelDrafter
+from engines.drafters.base import DraftRequest
+from engines.drafters.model import ModelDrafter
 from engines.toy import ToyEngine
 
 
@@ -60,8 +62,9 @@ def test_a_useless_draft_is_never_right():
     right, wrong = (ModelDrafter(ToyEngine(), "toy") for _ in range(2))
     text = [1, 2, 3]
     for _ in range(20):
-        (good,) = right.guess([text], Sampling())
-        (bad,) = Useless(wrong).guess([text], Sampling())
+        request = DraftRequest(0, text, Sampling())
+        (good,) = right.guess([request])
+        (bad,) = UselessDrafter(wrong).guess([request])
         assert bad.token != good.token and bad.confidence == good.confidence
         text.append(good.token)
 

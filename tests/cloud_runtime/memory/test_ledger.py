@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from cloud_runtime.cloud_draft import CloudDraftModel
 from cloud_runtime.memory.eviction import (
     GONE,
     IDLE,
@@ -28,6 +27,8 @@ from edgespec.sampling import Sampling
 from edgespec.session import Session
 from engines.alone import write_alone
 from engines.base import Row, final_choices
+from engines.drafters.base import DraftRequest
+from engines.drafters.model import ModelDrafter
 from engines.toy import ToyEngine
 
 SLOT = ToyEngine().slot_bytes(1)
@@ -384,27 +385,31 @@ def test_the_draft_beside_gets_its_share():
 
 def test_the_draft_beside_lets_go_of_those_not_asked_for_longest():
     engine, texts = ToyEngine(), {n: [n] * 200 for n in range(4)}
-    drafter = CloudDraftModel(engine, memory=3 * SLOT)
+    drafter = ModelDrafter(engine, "toy", branches=1, memory_bytes=3 * SLOT)
     reference = ToyEngine()
 
     def ask(*sessions):
-        guesses = drafter.guess(sessions, [texts[n] for n in sessions], Sampling())
+        guesses = drafter.guess([DraftRequest(n, texts[n], Sampling()) for n in sessions])
         for n, guess in zip(sessions, guesses, strict=True):
             assert [guess.token] == write_alone(reference, texts[n], 1, Sampling())
+
+    def held():
+        branches = sorted(drafter._branches(), key=lambda branch: branch.last_used)
+        return [branch.session for branch in branches]
 
     ask(0, 1, 2)
     ask(0)
     ask(3)
-    assert list(drafter._lines) == [2, 0, 3]
+    assert held() == [2, 0, 3]
     texts[0] += [0] * 100
     ask(0)
-    assert list(drafter._lines) == [3, 0]
+    assert held() == [3, 0]
     ask(0, 1, 2, 3)
     texts[1] += [1] * 200
     texts[2] += [2] * 200
     ask(0, 1, 2, 3)
-    held = sum(engine.slot_bytes(len(line.fed)) for line in drafter._lines.values())
-    assert held <= 3 * SLOT
+    size = sum(engine.slot_bytes(len(branch.tokens)) for branch in drafter._branches())
+    assert size <= 3 * SLOT
 
 
 class Desk:

@@ -9,7 +9,10 @@ from edgespec.errors import EngineError
 from edgespec.manifest import Calibration
 from edgespec.sampling import RUNNERS_UP, Sampling, choose, rank
 from engines.base import Row, final_choices
-from engines.drafters.base import CHUNK, Guess, ModelDrafter, NgramDrafter, NoDrafter, draft
+from engines.drafters.base import DraftRequest, Guess, draft_tokens
+from engines.drafters.model import PREFILL_CHUNK_TOKENS, ModelDrafter
+from engines.drafters.ngram import NgramDrafter
+from engines.drafters.none import NoDrafter
 from engines.toy import ToyEngine
 
 GREEDY, SAMPLED = Sampling(), Sampling(1.0, seed=3)
@@ -30,6 +33,11 @@ class Counting(ToyEngine):
         """How many tokens each row since the last call brought."""
         batches, self.batches = self.batches, []
         return [[len(tokens) for _, tokens in rows] for rows in batches]
+
+
+def ask(drafter, texts, sampling):
+    """The drafter's guesses for branches of one session."""
+    return drafter.guess([DraftRequest(0, text, sampling) for text in texts])
 
 
 def choices_of(text, engine):
@@ -55,7 +63,7 @@ def written(text, count, sampling):
 @pytest.mark.parametrize("slots", [1, 2, 4])
 def test_guesses_along_any_tree_are_a_fresh_models(slots, sampling):
     pick, reference = random.Random(slots), ToyEngine()
-    drafter = ModelDrafter(Counting(), "toy", slots=slots)
+    drafter = ModelDrafter(Counting(), "toy", branches=slots)
     texts = [[1, 2, 3]]
     for _ in range(150):
         asked = []
@@ -64,11 +72,11 @@ def test_guesses_along_any_tree_are_a_fresh_models(slots, sampling):
             kept = base[: max(1, len(base) - pick.randint(0, 3))]
             asked.append(kept + [pick.randrange(50) for _ in range(pick.choice([0, 1, 1, 2, 90]))])
             asked[-1] = asked[-1][:500]
-        guesses = drafter.guess(asked, sampling)
+        guesses = ask(drafter, asked, sampling)
         assert [g.token for g in guesses] == [alone(t, sampling, reference) for t in asked]
         texts += asked
         if pick.random() < 0.02:
-            drafter.reset()
+            drafter.retain(())
 
 
 def test_a_guess_says_how_sure_it_is_and_what_else_it_may_be():
@@ -76,7 +84,7 @@ def test_a_guess_says_how_sure_it_is_and_what_else_it_may_be():
     choices = choices_of(text, ToyEngine())
     for sampling in (GREEDY, SAMPLED, Sampling(0.7, 0.5, seed=1), Sampling(0.7, top_k=1)):
         expected = rank(choices.logits[0], sampling, len(text))
-        (guess,) = ModelDrafter(ToyEngine(), "toy").guess([text], sampling)
+        (guess,) = ask(ModelDrafter(ToyEngine(), "toy"), [text], sampling)
         assert guess.token == expected.token
         assert [other for other, _ in guess.runners_up] == [
             other for other, _ in expected.runners_up
@@ -86,7 +94,7 @@ def test_a_guess_says_how_sure_it_is_and_what_else_it_may_be():
         assert 0 < sum(chances) < 1 - guess.confidence < 1
         assert chances == sorted(chances, reverse=True)
         cautious = Calibration(agreement=0.5, slope=0.0, offset=-1.0, error=0.0, tokens=9)
-        (less,) = ModelDrafter(ToyEngine(), "toy", cautious).guess([text], sampling)
+        (less,) = ask(ModelDrafter(ToyEngine(), "toy", cautious), [text], sampling)
         assert less.confidence == pytest.approx(1 / (1 + math.exp(1 - sampling.temperature**2)))
         assert [
             confidence / (1 - less.confidence) for _, confidence in less.runners_up
@@ -99,7 +107,7 @@ def test_only_missing_tokens_are_fed():
     main = list(range(20))
 
     def fed(*texts):
-        drafter.guess(texts, GREEDY)
+        ask(drafter, texts, GREEDY)
         return engine.fed()
 
     assert fed(main) == [[20]]
@@ -115,33 +123,33 @@ def test_only_missing_tokens_are_fed():
 
 def test_two_slots_keep_the_main_path_through_many_branches():
     engine = Counting(slots=2)
-    drafter = ModelDrafter(engine, "toy", slots=2)
+    drafter = ModelDrafter(engine, "toy", branches=2)
     main = list(range(30))
-    drafter.guess([main], GREEDY)
+    ask(drafter, [main], GREEDY)
     engine.fed()
     for token in range(5):
-        drafter.guess([[*main[:-1], 40 + token]], GREEDY)
+        ask(drafter, [[*main[:-1], 40 + token]], GREEDY)
         main.append(token)
-        drafter.guess([main], GREEDY)
+        ask(drafter, [main], GREEDY)
     assert engine.fed() == [[1]] * 10
 
 
 def test_prompts_are_read_in_chunks_and_once_for_several_texts():
     engine = Counting()
-    prompt = [number % 50 for number in range(2 * CHUNK + 10)]
-    ModelDrafter(engine, "toy").guess([[*prompt, 1], [*prompt, 2]], GREEDY)
-    assert engine.fed() == [[CHUNK], [CHUNK], [11, 11]]
+    prompt = [number % 50 for number in range(2 * PREFILL_CHUNK_TOKENS + 10)]
+    ask(ModelDrafter(engine, "toy"), [[*prompt, 1], [*prompt, 2]], GREEDY)
+    assert engine.fed() == [[PREFILL_CHUNK_TOKENS], [PREFILL_CHUNK_TOKENS], [11, 11]]
 
 
 def test_an_engine_with_fewer_slots_gives_what_it_has():
     engine = ToyEngine(slots=1)
     drafter = ModelDrafter(engine, "toy")
     texts = [[1, 2, 3], [1, 2, 4], [5]]
-    guesses = drafter.guess(texts, GREEDY)
+    guesses = ask(drafter, texts, GREEDY)
     assert [g.token for g in guesses] == [alone(t, GREEDY, ToyEngine()) for t in texts]
     with pytest.raises(EngineError, match="slots"):
-        ModelDrafter(engine, "toy").guess(texts, GREEDY)
-    drafter.close()
+        ask(ModelDrafter(engine, "toy"), texts, GREEDY)
+    drafter.retain(())
     assert engine.open() == 0
 
 
@@ -156,14 +164,14 @@ def test_a_failed_step_leaves_a_cache_that_is_known():
 
     engine = Failing()
     drafter = ModelDrafter(engine, "toy")
-    drafter.guess([[1, 2, 3]], GREEDY)
+    ask(drafter, [[1, 2, 3]], GREEDY)
     engine.fail = True
     for text in ([1, 2, 3, 4], [1, 2, 5], list(range(40)) * 4):
         with pytest.raises(EngineError):
-            drafter.guess([text], GREEDY)
+            ask(drafter, [text], GREEDY)
     engine.fail = False
     for text in ([1, 2, 3, 4], [1, 2, 5], list(range(40)) * 4, [1, 2, 3]):
-        assert drafter.guess([text], GREEDY)[0].token == alone(text, GREEDY, ToyEngine())
+        assert ask(drafter, [text], GREEDY)[0].token == alone(text, GREEDY, ToyEngine())
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -172,24 +180,24 @@ def test_a_model_drafts_what_it_would_write_whatever_was_rejected_before(samplin
     texts = [[1], [1, 2, 3], [1, 2, 3, 9, 9], [1, 2, 3, 9, 9, 4], list(range(1, 40)) * 3]
     for text in texts:
         for count in (1, 4, 3):
-            assert draft(drafter, text, count, sampling) == written(text, count, sampling)
-    drafter.reset()
-    assert draft(drafter, [5, 5], 3, sampling) == written([5, 5], 3, sampling)
+            assert draft_tokens(drafter, text, count, sampling) == written(text, count, sampling)
+    drafter.retain(())
+    assert draft_tokens(drafter, [5, 5], 3, sampling) == written([5, 5], 3, sampling)
 
 
 def test_a_model_stops_at_its_context():
     drafter = ModelDrafter(ToyEngine(context=10), "toy")
-    assert len(draft(drafter, [1] * 8, 5, GREEDY)) == 3
-    assert len(draft(drafter, [1] * 10, 5, GREEDY)) == 1
-    guesses = drafter.guess([[1] * 11, [2, 3], []], GREEDY)
+    assert len(draft_tokens(drafter, [1] * 8, 5, GREEDY)) == 3
+    assert len(draft_tokens(drafter, [1] * 10, 5, GREEDY)) == 1
+    guesses = ask(drafter, [[1] * 11, [2, 3], []], GREEDY)
     assert [guess is None for guess in guesses] == [True, False, True]
 
 
 def test_ids_that_a_small_vocabulary_lacks_become_0():
     drafter, engine = ModelDrafter(ToyEngine(20), "small"), ToyEngine(20)
-    (guess,) = drafter.guess([[3, 45, 4]], GREEDY)
+    (guess,) = ask(drafter, [[3, 45, 4]], GREEDY)
     assert guess.token == alone([3, 0, 4], GREEDY, engine)
-    (guess,) = drafter.guess([[3, 45, 30]], GREEDY)
+    (guess,) = ask(drafter, [[3, 45, 30]], GREEDY)
     assert guess.token == alone([3, 0, 0], GREEDY, engine)
 
 
@@ -202,7 +210,7 @@ def test_logits_that_are_not_finite_are_no_guess():
                         choices.top_logits[:] = float("nan")
                 yield step
 
-    assert ModelDrafter(Broken(), "toy").guess([[1, 2]], GREEDY) == [None]
+    assert ask(ModelDrafter(Broken(), "toy"), [[1, 2]], GREEDY) == [None]
 
 
 @pytest.mark.parametrize(
@@ -217,17 +225,17 @@ def test_logits_that_are_not_finite_are_no_guess():
     ],
 )
 def test_prompt_lookup_takes_the_longest_then_latest_ending(text, count, drafted):
-    assert draft(NgramDrafter(), text, count, GREEDY) == drafted
+    assert draft_tokens(NgramDrafter(), text, count, GREEDY) == drafted
 
 
 def test_prompt_lookup_learns_as_the_text_grows():
     drafter = NgramDrafter()
     text = [1, 2, 3, 4]
-    assert draft(drafter, text, 2, GREEDY) == []
+    assert draft_tokens(drafter, text, 2, GREEDY) == []
     text += [5, 1, 2]
-    assert draft(drafter, text, 3, GREEDY) == [3, 4, 5]
-    drafter.reset()
-    assert draft(drafter, [1, 2], 2, GREEDY) == []
+    assert draft_tokens(drafter, text, 3, GREEDY) == [3, 4, 5]
+    drafter.retain(())
+    assert draft_tokens(drafter, [1, 2], 2, GREEDY) == []
 
 
 def test_prompt_lookup_along_any_tree_is_that_of_the_text_alone():
@@ -237,22 +245,22 @@ def test_prompt_lookup_along_any_tree_is_that_of_the_text_alone():
         base = pick.choice(texts[-6:])
         text = base[: max(0, len(base) - pick.randint(0, 5))]
         text = text + [pick.randrange(4) for _ in range(pick.randint(0, 9))]
-        assert drafter.guess([text], GREEDY) == NgramDrafter().guess([text], GREEDY)
-        found += drafter.guess([text], GREEDY) != [None]
+        assert ask(drafter, [text], GREEDY) == ask(NgramDrafter(), [text], GREEDY)
+        found += ask(drafter, [text], GREEDY) != [None]
         texts.append(text)
     assert found > 200
 
 
 def test_prompt_lookup_is_surer_the_more_agrees_and_the_more_was_right():
-    assert NgramDrafter().guess([[1, 2, 3, 1, 2]], GREEDY) == [Guess(3, 0.5)]
-    assert NgramDrafter().guess([[*range(9), 20, *range(9)]], GREEDY) == [Guess(20, 9 / 11)]
-    (often,) = NgramDrafter().guess([[1, 2, 3, 4, 5] * 20], GREEDY)
+    assert ask(NgramDrafter(), [[1, 2, 3, 1, 2]], GREEDY) == [Guess(3, 0.5)]
+    assert ask(NgramDrafter(), [[*range(9), 20, *range(9)]], GREEDY) == [Guess(20, 9 / 11)]
+    (often,) = ask(NgramDrafter(), [[1, 2, 3, 4, 5] * 20], GREEDY)
     assert often.token == 1 and often.confidence > 0.95
     seldom = [token for number in range(30) for token in (1, 2, 10 + number)]
-    (guess,) = NgramDrafter().guess([[*seldom, 1, 2]], GREEDY)
+    (guess,) = ask(NgramDrafter(), [[*seldom, 1, 2]], GREEDY)
     assert guess.token == 39 and guess.confidence < 0.3
 
 
 def test_nobody_drafts_nothing():
-    assert NoDrafter().guess([[1], [2]], GREEDY) == [None, None]
-    assert draft(NoDrafter(), [1], 3, GREEDY) == []
+    assert ask(NoDrafter(), [[1], [2]], GREEDY) == [None, None]
+    assert draft_tokens(NoDrafter(), [1], 3, GREEDY) == []

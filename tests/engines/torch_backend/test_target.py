@@ -26,7 +26,8 @@ from edgespec.sampling import Sampling
 from edgespec.transport import DealerLink
 from engines.alone import write_alone
 from engines.base import Row, final_choices
-from engines.drafters.base import ModelDrafter, NgramDrafter
+from engines.drafters.model import ModelDrafter
+from engines.drafters.ngram import NgramDrafter
 from engines.exactness import REFERENCE_TOKENS, WAYS, measure
 from engines.external_data import numbers
 from engines.machine.profiles import precisions

@@ -19,7 +19,8 @@ from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
 from edgespec.tokenizer import fingerprint
 from engines.base import Choices, Row, final_choices
-from engines.drafters import base as drafting
+from engines.drafters.base import draft_tokens
+from engines.drafters.model import ModelDrafter
 from engines.machine.profiles import precisions
 from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
 from export.bundle import ExportSettings, export
@@ -187,13 +188,13 @@ def test_answers_with_a_trimmed_draft(target: Path, draft: Path, house: Any) -> 
         Sampling(1.5, 1.0, 200, 5),
         Sampling(5.0, 0.99, 150, 6),
     ):
-        drafter = drafting.ModelDrafter(engine, "trimmed")
+        drafter = ModelDrafter(engine, "trimmed")
         request = Request((5, 6, 7), 30, sampling)
         answer = home.answer(drafter, request)
         assert answer.stats.token_ids == home.alone(request)
-        drafter.reset()
-        assert set(drafting.draft(drafter, [5, 6, 7, 8], 20, sampling)) <= kept
-        drafter.close()
+        drafter.retain(())
+        assert set(draft_tokens(drafter, [5, 6, 7, 8], 20, sampling)) <= kept
+        drafter.retain(())
 
 
 def test_a_trimmed_target_is_refused(draft: Path) -> None:
