@@ -1,4 +1,4 @@
-"""`edgespec cloud-run`: loads a target and serves it until told to stop."""
+"""`edgespec cloud-run`: loads a target and serves it until asked to stop."""
 
 from __future__ import annotations
 
@@ -31,8 +31,11 @@ log = logging.getLogger("edgespec.cloud")
 
 
 def cloud_run(bundle: Bundle, settings: CloudSettings) -> None:
-    """Blocks until SIGTERM or SIGINT, which drain. A second SIGINT hands back what is in flight at
-    once and raises `KeyboardInterrupt`. Raises edgespec's errors."""
+    """Serves until SIGTERM or SIGINT, which drain.
+
+    A second SIGINT hands unfinished answers back at once and raises `KeyboardInterrupt`. Raises
+    edgespec's errors.
+    """
     if settings.draft:
         bundle.draft(settings.draft)
     with _status(bundle.manifest.target.origin.name, settings) as status:
@@ -41,7 +44,7 @@ def cloud_run(bundle: Bundle, settings: CloudSettings) -> None:
 
 @contextmanager
 def _status(target: str, settings: CloudSettings) -> Iterator[Status | None]:
-    """The status port, where one is asked for; open before anything is loaded."""
+    """Opens the status port, if one is configured, before anything is loaded."""
     if not settings.status:
         yield None
         return
@@ -82,7 +85,7 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
                 cloud_draft, settings.draft, calibration, branches=1, memory_bytes=share
             )
         exits = tuple(manifest.target.exits) if settings.hints else ()
-        speeds = measure(engine, drafter, hints=bool(exits))
+        speeds = measure(engine, drafter, hints=bool(exits), policy=settings.scheduler)
         identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits)
         service = Service(identity, engine, settings, speeds)
         if service.memory.context < engine.context:
@@ -95,10 +98,10 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         )
         interrupted = _drain_on_signals(loop)
         log.info(
-            "a step takes %.1f ms and %.1f more for each drafted token%s",
+            "a step takes %.1f ms and %.1f more for each draft token%s",
             1e3 * speeds.costs.step(1),
             1e3 * (speeds.costs.step(3) - speeds.costs.step(2)),
-            f"; the draft beside takes {1e3 * speeds.cloud_draft.step(1):.1f} ms"
+            f"; a step of the cloud draft takes {1e3 * speeds.cloud_draft.step(1):.1f} ms"
             if speeds.cloud_draft
             else "",
         )
@@ -117,8 +120,11 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
 
 
 def _drain_on_signals(loop: CloudLoop) -> list[int]:
-    """SIGTERM and the first SIGINT drain, the second one stops after the step that runs, the third
-    at once. Returns the SIGINTs as they come."""
+    """SIGTERM and the first SIGINT drain.
+
+    The second SIGINT stops after the step that runs, the third one at once. Returns a list that
+    grows with each SIGINT.
+    """
     interrupts: list[int] = []
 
     def interrupted(number: int, _: FrameType | None) -> None:
@@ -137,7 +143,7 @@ def _drain_on_signals(loop: CloudLoop) -> list[int]:
 
 
 def _cloud_draft(bundle: Bundle, settings: CloudSettings, threads: int) -> StagedEngine | None:
-    """The draft beside the target."""
+    """Loads the cloud draft, if one is configured."""
     if not settings.draft:
         return None
     log.info("loading the draft %s", settings.draft)

@@ -1,66 +1,62 @@
-"""What the cloud does next for the sessions that are ready: verify so many ids, draft one more
-beside the target, or wait.
+"""The cloud's next action for the ready sessions: verify, wait for draft tokens, or draft one more.
 
-The cloud never idles for nothing and never works for nothing. Each way of going on has an expected
-number of tokens, over all sessions, and a time; the best ratio wins:
+Each option has an expected number of committed tokens, over all sessions, and a duration. The
+option with the highest ratio wins:
 
-    verify at most k ids a session now   (1 + chances of its first k ids) / step(rows, 1 + k)
-    wait until more are here, …          … the time until then comes on top
-    draft beside up to k ids, …          … the steps of the draft come on top
+    verify at most k draft tokens a session  (1 + chances of its first k tokens) / step(rows, 1 + k)
+    wait until more tokens have arrived      adds the time until then
+    cloud draft up to k tokens a session     adds the steps of the cloud draft
 
-Decoding is verifying no ids. All rows of a step are as wide as the longest, so up to k ids cost a
-session nothing more where another has k: the verify budget of a step is one number. Pure: measured
-times and chances in, a decision out.
+Decoding is verifying no draft tokens. All rows of a step are as wide as the longest, so k draft
+tokens cost a session nothing extra where another session has k. One number k serves all sessions.
+
+Pure: measured times and probabilities in, a decision out.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-AHEAD = 8
-"""Ids that are waited for, or drafted beside the target, at most."""
-MOMENTS = 24
-"""Times that are weighed for waiting, over the number of sessions: the more there are, the less one
-wait is worth to all of them."""
-SHORTEST = 0.001
-"""Seconds; a shorter wait would only turn the loop."""
+from edgespec.policies import SchedulerPolicy
+
+UNBOUNDED_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is known of a session when its turn comes. Times in seconds, from now."""
+    """What the decision needs to know of a session. Times are seconds from now."""
 
-    here: Sequence[float] = ()
-    """For each id that is here the probability that it is right if those before it are."""
-    coming: Sequence[float] = ()
-    """When each further id is expected from the device, rising."""
-    coming_confidence: float = 0.0
-    """Probability that an expected id is right if those before it are."""
+    arrived: Sequence[float] = ()
+    """For each draft token that is here, the probability that it is right if those before are."""
+    expected_s: Sequence[float] = ()
+    """Arrival time of each further draft token of the device, rising."""
+    expected_confidence: float = 0.0
+    """Probability that an expected token is right if those before it are."""
     cloud_draft: bool = False
-    """The draft beside the target may draft for it."""
+    """True if the cloud draft may draft for the session."""
     cloud_draft_confidence: float = 0.0
-    unread: int = 1
-    """Tokens that the draft beside reads before its first id."""
-    pending: int = 1
-    """Committed tokens that its row runs before any ids."""
+    """Probability that a token of the cloud draft is right if those before it are."""
+    unread_tokens: int = 1
+    """Tokens that the cloud draft reads before its first draft token."""
+    pending_tokens: int = 1
+    """Committed tokens that the row runs before any draft tokens."""
     lockstep: bool = False
-    """In lock-step: what is here is verified, all of it."""
+    """True if all draft tokens that are here must be verified."""
     weight: float = 1.0
-    """What its tokens count."""
+    """Weight of the session's tokens."""
 
 
 class Decision(NamedTuple):
     what: Literal["verify", "wait", "draft"]
     ids: int = 0
-    """To verify, or to have drafted, for each session at most."""
+    """Draft tokens to verify, or to have drafted, for each session at most."""
     seconds: float = 0.0
-    """How long to wait at most."""
+    """Longest wait."""
 
 
-class _Way(NamedTuple):
+class _Option(NamedTuple):
     tokens: float
     seconds: float
     decision: Decision
@@ -71,131 +67,148 @@ class _Way(NamedTuple):
 
 
 StepTime = Callable[[int, int], float]
-"""Seconds of a step of the target over so many rows of such a width."""
+"""Seconds of a step over that many rows of that width."""
 
 
 def decide(
     outlooks: Sequence[Outlook],
     step: StepTime,
     cloud_draft: StepTime | None = None,
-    widest: int = 1 << 16,
+    widest: int = UNBOUNDED_TOKENS,
+    policy: SchedulerPolicy = SchedulerPolicy(),
 ) -> Decision:
-    """The way with the highest rate. `beside(texts, width)` is the time of a step of the draft
-    beside the target that reads so many tokens of each text; `widest` bounds the width of a row.
+    """Returns the option with the highest rate; the first one of several with the same rate.
 
-    Of equal ways the first stands: verifying before waiting, fewer ids before more.
+    `step` is the duration of a step of the target. `cloud_draft(sessions, width)` is the duration
+    of a step of the cloud draft that reads `width` tokens of each session. `widest` bounds the
+    width of a row. Options come in this order: verify (few tokens first), draft, wait.
     """
-    return max(_ways(outlooks, step, cloud_draft, widest), key=lambda way: way.rate).decision
+    options = _options(outlooks, step, cloud_draft, widest, policy)
+    return max(options, key=lambda option: option.rate).decision
 
 
-def _ways(
+def _options(
     outlooks: Sequence[Outlook],
     step: StepTime,
     cloud_draft: StepTime | None,
     widest: int,
-) -> Iterator[_Way]:
-    lines = [_Line(outlook) for outlook in outlooks]
-    for ids, tokens, width in _widths(lines, widest):
-        yield _Way(tokens, step(len(lines), width), Decision("verify", ids))
+    policy: SchedulerPolicy,
+) -> Iterator[_Option]:
+    rows = [_Row(outlook) for outlook in outlooks]
+    for ids, tokens, width in _budgets(rows, widest):
+        yield _Option(tokens, step(len(rows), width), Decision("verify", ids))
     if cloud_draft is not None:
-        yield from _drafting(lines, step, cloud_draft, widest)
-    moments = sorted(
-        {max(when, SHORTEST) for line in lines for when in line.outlook.coming[:AHEAD]}
-    )
-    for moment in moments[: max(1, min(AHEAD, MOMENTS // len(lines)))]:
-        later = [line.at(moment) for line in lines]
-        wait = Decision("wait", 0, moments[0])
-        for _, tokens, width in _widths(later, widest):
-            yield _Way(tokens, moment + step(len(lines), width), wait)
+        yield from _drafting(rows, step, cloud_draft, widest, policy.lookahead_tokens)
+    yield from _waiting(rows, step, widest, policy)
 
 
-class _Line:
-    """A session's ids: what verifying the first k of them is worth."""
+class _Row:
+    """A session's row: the expected tokens of verifying its first k draft tokens."""
 
     def __init__(self, outlook: Outlook, gains: list[float] | None = None, chance: float = 1.0):
         self.outlook = outlook
         self.chance = chance
-        """That all ids are right."""
+        """Probability that all its draft tokens are right."""
         if gains is None:
             gains = [outlook.weight]
-            for confidence in outlook.here:
+            for confidence in outlook.arrived:
                 self.chance *= confidence
                 gains.append(gains[-1] + outlook.weight * self.chance)
         self.gains = gains
+        """Weighted tokens for k = 0, 1, …."""
 
     @property
     def ids(self) -> int:
+        """Draft tokens."""
         return len(self.gains) - 1
 
     def gain(self, ids: int) -> float:
         return self.gains[min(ids, self.ids)]
 
     def width(self, ids: int) -> int:
-        return self.outlook.pending + min(ids, self.ids)
+        return self.outlook.pending_tokens + min(ids, self.ids)
 
-    def longer(self, ids: int, confidence: float) -> _Line:
-        """With so many more, each as sure."""
+    def extended(self, ids: int, confidence: float) -> _Row:
+        """The row with that many further tokens of the same confidence."""
         gains, chance = list(self.gains), self.chance
         for _ in range(ids):
             chance *= confidence
             gains.append(gains[-1] + self.outlook.weight * chance)
-        return _Line(self.outlook, gains, chance)
+        return _Row(self.outlook, gains, chance)
 
-    def at(self, moment: float) -> _Line:
-        """When so many seconds have passed."""
-        come = sum(when <= moment for when in self.outlook.coming[:AHEAD])
-        return self.longer(come, self.outlook.coming_confidence) if come else self
-
-
-def _least(lines: Sequence[_Line]) -> int:
-    """Ids that a step verifies at least: in lock-step all that are here."""
-    return max((line.ids for line in lines if line.outlook.lockstep), default=0)
+    def after(self, seconds: float, lookahead: int) -> _Row:
+        """The row with the tokens that will have arrived by then."""
+        more = sum(when <= seconds for when in self.outlook.expected_s[:lookahead])
+        return self.extended(more, self.outlook.expected_confidence) if more else self
 
 
-def _widths(lines: Sequence[_Line], widest: int) -> Iterator[tuple[int, float, int]]:
-    """Ids a session at most, the tokens to expect, the width of the step. In time proportional to
-    the ids, since there may be many sessions."""
-    least = _least(lines)
-    most = max(line.ids for line in lines)
-    gained, pending, ended = [0.0] * (most + 1), [0] * (most + 1), 0
-    for line in lines:
+def _fewest(rows: Sequence[_Row]) -> int:
+    """Draft tokens that the step must verify: all of those in lockstep."""
+    return max((row.ids for row in rows if row.outlook.lockstep), default=0)
+
+
+def _budgets(rows: Sequence[_Row], widest: int) -> Iterator[tuple[int, float, int]]:
+    """Each verify budget k with the expected tokens and the width of the step.
+
+    Takes time proportional to the draft tokens plus a few row shapes, also for many sessions.
+    """
+    most, fewest = max(row.ids for row in rows), _fewest(rows)
+    gained = [0.0] * (most + 1)
+    for row in rows:
         before = 0.0
-        for ids, gain in enumerate(line.gains):
+        for ids, gain in enumerate(row.gains):
             gained[ids] += gain - before
             before = gain
-        pending[line.ids] = max(pending[line.ids], line.outlook.pending)
-    longer = list(itertools.accumulate(reversed(pending), max))[::-1]
+    shapes = {(row.outlook.pending_tokens, row.ids) for row in rows}
     tokens = 0.0
     for ids in range(most + 1):
         tokens += gained[ids]
-        width = max(ended, longer[ids] + ids)  # of those that end before, and that go on
-        ended = max(ended, pending[ids] + ids if pending[ids] else 0)
-        if ids >= least and (width <= widest or ids == least):
+        width = max(pending + min(ids, drafted) for pending, drafted in shapes)
+        if ids == fewest or (ids > fewest and width <= widest):
             yield ids, tokens, width
 
 
+def _waiting(
+    rows: Sequence[_Row], step: StepTime, widest: int, policy: SchedulerPolicy
+) -> Iterator[_Option]:
+    """Waiting for one of the next arrivals. Whichever of them pays, the wait ends at the first."""
+    lookahead = policy.lookahead_tokens
+    arrivals = {
+        max(when, policy.shortest_wait_s)
+        for row in rows
+        for when in row.outlook.expected_s[:lookahead]
+    }
+    moments = sorted(arrivals)
+    for moment in moments[: max(1, min(lookahead, policy.wait_options_count // len(rows)))]:
+        later = [row.after(moment, lookahead) for row in rows]
+        for _, tokens, width in _budgets(later, widest):
+            seconds = moment + step(len(rows), width)
+            yield _Option(tokens, seconds, Decision("wait", 0, moments[0]))
+
+
 def _drafting(
-    lines: Sequence[_Line], step: StepTime, cloud_draft: StepTime, widest: int
-) -> Iterator[_Way]:
-    """Every session that may be drafted for is brought to a number of ids, step by step."""
-    shortest = min((line.ids for line in lines if line.outlook.cloud_draft), default=None)
+    rows: Sequence[_Row], step: StepTime, cloud_draft: StepTime, widest: int, lookahead: int
+) -> Iterator[_Option]:
+    """Bringing each session that the cloud drafts for to a number of draft tokens."""
+    shortest = min((row.ids for row in rows if row.outlook.cloud_draft), default=None)
     if shortest is None:
         return
-    seconds, least = 0.0, _least(lines)
-    for ids in range(shortest + 1, shortest + AHEAD + 1):
-        short = [line.outlook.cloud_draft and line.ids < ids for line in lines]
-        first = (
-            line.outlook.unread
-            for line, drafts in zip(lines, short, strict=True)
-            if drafts and line.ids + 1 == ids
+    seconds, fewest = 0.0, _fewest(rows)
+    for ids in range(shortest + 1, shortest + lookahead + 1):
+        lacking = [row.outlook.cloud_draft and row.ids < ids for row in rows]
+        unread = (
+            row.outlook.unread_tokens
+            for row, lacks in zip(rows, lacking, strict=True)
+            if lacks and row.ids + 1 == ids
         )
-        seconds += cloud_draft(sum(short), max(first, default=1))
+        seconds += cloud_draft(sum(lacking), max(unread, default=1))
         later = [
-            line.longer(ids - line.ids, line.outlook.cloud_draft_confidence) if drafts else line
-            for line, drafts in zip(lines, short, strict=True)
+            row.extended(ids - row.ids, row.outlook.cloud_draft_confidence) if lacks else row
+            for row, lacks in zip(rows, lacking, strict=True)
         ]
-        width = max(line.width(max(ids, least)) for line in later)
+        verified = max(ids, fewest)
+        width = max(row.width(verified) for row in later)
         if width > widest:
             return
-        tokens = sum(line.gain(max(ids, least)) for line in later)
-        yield _Way(tokens, seconds + step(len(lines), width), Decision("draft", ids))
+        tokens = sum(row.gain(verified) for row in later)
+        yield _Option(tokens, seconds + step(len(rows), width), Decision("draft", ids))

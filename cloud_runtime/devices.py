@@ -1,7 +1,9 @@
-"""Who speaks to the cloud: a record for each connection, bounded in number and in what it may send.
+"""Devices that send packets to the cloud: one record for each connection.
 
-Pure: told what came and when. A device that floods, sends garbage, vanishes or does not read costs
-a bounded amount of memory and one log line a minute.
+The number of records and the packets taken from each are bounded. A device that floods, sends
+garbage, vanishes or does not read costs bounded memory and one log line a minute.
+
+Pure: packets and their times in, records out.
 """
 
 from __future__ import annotations
@@ -11,37 +13,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgespec.policies import LinkLimits
 from edgespec.protocol import Hello
 from edgespec.transport import Fate
 
-PEERS = 4096
-"""Connections remembered, and as many that never said hello; one that was forgotten is asked to
-say hello again."""
-RATE, BURST = 1000.0, 1000.0
-"""Packets a second that a device may send, and at once after a rest. It streams some 500."""
-REPEAT = 60.0
-"""Seconds between two log lines about the same trouble with the same device."""
-
 Trouble = Literal["gone", "unread", "flood", "garbage", "refused"]
-WORDS: dict[Trouble, str] = {
-    "gone": "has gone away",
-    "unread": "does not read what it is sent",
-    "flood": f"sends more than {RATE:g} packets a second; the rest is dropped",
-    "garbage": "sends packets that are no message",
-    "refused": "is refused",
-}
 
 
-class Budget:
-    """A token bucket: `rate` a second, `burst` of them after a rest."""
+class PacketBudget:
+    """A token bucket of packets."""
 
-    def __init__(self, rate: float, burst: float, now: float) -> None:
-        self._rate, self._burst = rate, burst
+    def __init__(self, rate_per_s: float, burst: float, now: float) -> None:
+        self._rate_per_s, self._burst = rate_per_s, burst
         self._left, self._at = burst, now
 
     def take(self, now: float) -> bool:
-        """Whether there is one more."""
-        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate)
+        """Takes one packet; returns False if the budget is empty."""
+        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate_per_s)
         self._at = now
         if self._left < 1.0:
             return False
@@ -51,47 +39,54 @@ class Budget:
 
 @dataclass
 class ConnectedDevice:
-    """One connection, and what its hello said about it."""
+    """One connection, and what its Hello said about the device."""
 
     peer: bytes
-    heard: float
-    """When it last said anything, in the cloud's seconds."""
+    heard_at: float
+    """Time of its last packet, in seconds of the cloud's clock."""
     name: str = ""
     drafter: str = ""
     hardware: str = ""
     greeted: bool = False
+    """True after a valid Hello."""
     away: Fate | None = None
-    """Why nothing reaches it."""
+    """The reason why messages do not reach it; None: they do."""
     troubles: Counter[Trouble] = field(default_factory=Counter)
-    """Packets, by what was wrong with them."""
+    """Packets by trouble."""
+    limits: LinkLimits = LinkLimits()
 
     def __post_init__(self) -> None:
-        self.budget = Budget(RATE, BURST, self.heard)
-        self._told: dict[Trouble, float] = {}
+        limits = self.limits
+        self.budget = PacketBudget(limits.packets_per_s, limits.burst_packets, self.heard_at)
+        self._reported_at: dict[Trouble, float] = {}
 
     def __str__(self) -> str:
         return self.name or f"without a name ({self.peer.hex()})"
 
     def trouble(self, kind: Trouble, now: float, *, quiet: bool = False) -> bool:
-        """Counts it; whether that is worth saying, again or at all."""
+        """Counts a trouble; returns True if it should be logged, now or again."""
         self.troubles[kind] += 1
-        if quiet or now - self._told.get(kind, -REPEAT) < REPEAT:
+        reported_at = self._reported_at.get(kind)
+        if quiet or (reported_at is not None and now - reported_at < self.limits.repeat_s):
             return False
-        self._told[kind] = now
+        self._reported_at[kind] = now
         return True
 
 
 class Devices:
-    """Devices that said hello and strangers that did not; of each the longest silent is forgotten
-    first, so that no number of strangers makes the cloud forget a device."""
+    """Devices that sent a valid Hello, and strangers that did not.
 
-    def __init__(self, most: int = PEERS) -> None:
-        self._most = most
+    Each kind has its own bound; above it the record that was silent longest is removed. So
+    strangers, however many, never displace a device.
+    """
+
+    def __init__(self, limits: LinkLimits = LinkLimits()) -> None:
+        self._limits = limits
         self._known: dict[bytes, ConnectedDevice] = {}
         self._strangers: dict[bytes, ConnectedDevice] = {}
 
     def __iter__(self) -> Iterator[ConnectedDevice]:
-        """Those that said hello, the longest silent first."""
+        """Devices after their Hello, the longest silent first."""
         return iter(self._known.values())
 
     def __len__(self) -> int:
@@ -99,16 +94,18 @@ class Devices:
 
     @property
     def strangers(self) -> int:
+        """Connections without a valid Hello."""
         return len(self._strangers)
 
     def heard(self, peer: bytes, now: float) -> ConnectedDevice:
-        """The record of whoever sent a packet, an empty one for a stranger."""
+        """Returns the record of the sender of a packet, a new one for a stranger."""
         device = self._known.pop(peer, None) or self._strangers.pop(peer, None)
-        device = device or ConnectedDevice(peer, now)
-        device.heard = now
+        device = device or ConnectedDevice(peer, now, limits=self._limits)
+        device.heard_at = now
         return self._keep(device)
 
     def greet(self, device: ConnectedDevice, hello: Hello) -> None:
+        """Records a valid Hello."""
         self._strangers.pop(device.peer, None)
         device.name, device.drafter, device.hardware = hello.device, hello.drafter, hello.hardware
         device.greeted = True
@@ -120,6 +117,6 @@ class Devices:
     def _keep(self, device: ConnectedDevice) -> ConnectedDevice:
         records = self._known if device.greeted else self._strangers
         records[device.peer] = device
-        if len(records) > self._most:
+        if len(records) > self._limits.known_devices:
             del records[next(iter(records))]
         return device

@@ -1,4 +1,4 @@
-"""What a device has drafted for a session: a tree of ids, as paths that outlive verdicts."""
+"""Draft tokens that a device has sent for a session: a tree of token ids, stored as paths."""
 
 from __future__ import annotations
 
@@ -7,35 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from edgespec.confidence import AcceptanceEstimate
+from edgespec.policies import SchedulerPolicy
 from edgespec.protocol import Draft
 
-KEPT, SPARE = 32, 16
-"""Paths of a session; when there are so many more, the least likely go, all at once since ranking
-them takes time."""
-LONGEST = 256
-"""Ids of a path beyond the committed text; a device has far fewer, and more are dropped."""
+UNKNOWN_CONFIDENCE = 0.5
+"""Confidence of tokens that come without one."""
 
 
 @dataclass
 class CandidatePath:
-    """One line of the tree: ids from position `start` on, and how sure the draft is of each."""
+    """One path of the tree: token ids from position `start` on, each with its confidence."""
 
     round: int
     start: int
     tokens: list[int]
     confidences: list[float]
-    grown: float = 0.0
-    """When ids last came for it."""
-    own: int | None = None
-    """Where what the cloud drafted begins; None: nowhere."""
+    grown_at: float = 0.0
+    """Time at which its last tokens arrived, in seconds; 0: never."""
+    cloud_start: int | None = None
+    """First position that the cloud drafted; None: the device drafted all."""
     base: int = field(default=0, init=False)
-    """Where its own ids begin; those before it are its parent's."""
+    """First position of its own tokens; those before it are its parent's."""
     branch: bool = field(default=False, init=False)
-    """Its own first id is not what the draft would say, but what it might say instead."""
+    """True if its first own token is an alternative to the draft's first choice."""
     agreed: int = field(init=False)
-    """Up to this position it is the committed text."""
+    """Position up to which it equals the committed tokens."""
     dead: bool = field(default=False, init=False)
-    """The committed text differs from it at `agreed`."""
+    """True if the committed tokens differ from it at `agreed`."""
 
     def __post_init__(self) -> None:
         self.agreed = self.start
@@ -44,22 +42,26 @@ class CandidatePath:
     def end(self) -> int:
         return self.start + len(self.tokens)
 
-    def theirs(self, position: int, end: int) -> int:
-        """How many ids of `[position, end)` the device drafted."""
-        return max(0, min(end, self.end if self.own is None else self.own) - position)
+    def device_tokens(self, position: int, end: int) -> int:
+        """Number of tokens in `[position, end)` that the device drafted."""
+        device_end = self.end if self.cloud_start is None else self.cloud_start
+        return max(0, min(end, device_end) - position)
 
     def compare(self, committed: Sequence[int], estimate: AcceptanceEstimate) -> None:
-        """Compares further ids with the committed text; `estimate` learns from each of its own."""
+        """Compares further tokens with the committed ones; `estimate` learns from its own tokens.
+
+        Tokens shared with the parent are not learned again.
+        """
         while not self.dead and self.agreed < min(self.end, len(committed)):
             place = self.agreed - self.start
             self.dead = self.tokens[place] != committed[self.agreed]
-            if self.agreed >= self.base:  # what it shares with its parent was counted there
-                second = self.branch and self.agreed == self.base
-                estimate.learn(self.confidences[place], right=not self.dead, first=not second)
+            if self.agreed >= self.base:
+                alternative = self.branch and self.agreed == self.base
+                estimate.learn(self.confidences[place], right=not self.dead, first=not alternative)
             self.agreed += not self.dead
 
     def ahead(self, position: int) -> list[int]:
-        """Its ids from `position` on."""
+        """Its tokens from `position` on."""
         return self.tokens[position - self.start :]
 
     def confidences_ahead(self, position: int) -> list[float]:
@@ -67,25 +69,28 @@ class CandidatePath:
 
 
 class CandidatePaths:
-    """The paths of one session. `committed` is the session's own list, which grows."""
+    """The paths of one session."""
 
-    def __init__(self, committed: Sequence[int]) -> None:
+    def __init__(
+        self, committed: Sequence[int], policy: SchedulerPolicy = SchedulerPolicy()
+    ) -> None:
+        """`committed` is the session's own list of tokens, which grows."""
         self._committed = committed
+        self._policy = policy
         self._paths: dict[int, CandidatePath] = {}
         self._best: tuple[int, CandidatePath | None] = -1, None
-        """The length of the committed text, and the best path then."""
+        """The best path, and the number of committed tokens for which it was found."""
         self.estimate = AcceptanceEstimate()
 
     def add(self, draft: Draft) -> CandidatePath | None:
-        """Takes the ids of a packet; the path that grew, None if the packet adds nothing.
+        """Adds the tokens of a packet; returns the path that grew, None if the packet is dropped.
 
-        A packet that leaves a gap, or whose parent was never here, was overtaken or its forerunner
-        lost: it is dropped, since the device will start another round before long.
+        A packet is dropped if it leaves a gap or names an unknown parent: an earlier packet was
+        lost or is late. The device starts another round soon.
         """
         self._best = -1, None
-        confidences = [confidence / 255 for confidence in draft.confidences] or [0.5] * len(
-            draft.tokens
-        )
+        confidences = [confidence / 255 for confidence in draft.confidences]
+        confidences = confidences or [UNKNOWN_CONFIDENCE] * len(draft.tokens)
         path = self._paths.get(draft.round)
         if path is None:
             path = self._begin(draft, confidences)
@@ -96,12 +101,13 @@ class CandidatePaths:
         else:
             return None
         if path is not None:
-            room = max(0, len(self._committed) + LONGEST - path.start)
+            room = max(0, len(self._committed) + self._policy.path_tokens - path.start)
             del path.tokens[room:], path.confidences[room:]
             path.compare(self._committed, self.estimate)
         return path
 
     def _begin(self, draft: Draft, confidences: list[float]) -> CandidatePath | None:
+        """A new path, with its parent's tokens where they are not committed yet."""
         start, tokens = draft.base, list(draft.tokens)
         if draft.parent:
             parent = self._paths.get(draft.parent)
@@ -118,26 +124,33 @@ class CandidatePaths:
             return None
         path = self._paths[draft.round] = CandidatePath(draft.round, start, tokens, confidences)
         path.base, path.branch = draft.base, bool(draft.parent)
-        if len(self._paths) > KEPT + SPARE:
-            others = [p for p in self._paths.values() if p is not path]
-            for other in sorted(others, key=self._chance)[: SPARE + 1]:
-                del self._paths[other.round]
+        if len(self._paths) > self._policy.kept_paths + self._policy.spare_paths:
+            self._remove_least_likely(path)
         return path
 
-    def _chance(self, path: CandidatePath) -> float:
-        """Probability that what it has beyond the committed text is right."""
+    def _remove_least_likely(self, new: CandidatePath) -> None:
+        """Removes several paths at once, since ranking them takes time; keeps the new one."""
+        others = [path for path in self._paths.values() if path is not new]
+        for path in sorted(others, key=self._probability)[: self._policy.spare_paths + 1]:
+            del self._paths[path.round]
+
+    def _probability(self, path: CandidatePath) -> float:
+        """Probability that its tokens beyond the committed ones are right."""
         length = len(self._committed)
         return 0.0 if path.dead or path.end < length else math.prod(path.confidences_ahead(length))
 
     def settle(self) -> None:
-        """Compares what is new in the committed text with every path."""
+        """Compares newly committed tokens with every path."""
         self._best = -1, None
         for path in self._paths.values():
             path.compare(self._committed, self.estimate)
 
     def best(self) -> CandidatePath | None:
-        """The path to verify: of those that go on from the committed text, the oldest with ids
-        beyond it; one without, if there is no other. A branch is younger than what it leaves."""
+        """The path to verify: the oldest round that agrees with the committed tokens.
+
+        A path with tokens beyond the committed ones comes before a path without. A branch is
+        younger than the path that it leaves.
+        """
         length = len(self._committed)
         if self._best[0] != length:
             alive = [path for path in self._paths.values() if not path.dead and path.end >= length]

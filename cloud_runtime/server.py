@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from cloud_runtime.scheduler import Batch, DraftStep, Wait
-from cloud_runtime.service import Outgoing, Service
+from cloud_runtime.service import Service
+from cloud_runtime.session_table import Outgoing
 from cloud_runtime.status.tally import Activity
+from cloud_runtime.steps import Batch, DraftStep, Step, Wait
 from edgespec.config import CloudSettings
 from edgespec.errors import EngineError, ProtocolError
 from edgespec.protocol import Draft, Packet, Verdict, unpack
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
     from cloud_runtime.status.server import Status  # needs the extra `cloud`
 
 log = logging.getLogger("edgespec.cloud")
-IDLE_POLL = 0.5
-"""Seconds; how often a server without work looks at its clock and at a request to stop."""
-FAREWELL = 0.5
-"""Seconds for which it still listens after its last word: a connection that is closed on unread
-packets may lose what was sent before."""
+IDLE_POLL_S = 0.5
+"""Interval at which a server without work looks at its clock and at requests to stop."""
+FAREWELL_S = 0.5
+"""Time for which the server still receives after its last messages. Closing a connection with
+unread packets may lose messages that were sent before."""
 
 
 class CloudLoop:
-    """Serves one target over one hub until it is told to stop."""
+    """Serves one target over one hub until it is asked to stop."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class CloudLoop:
         trace: Trace | None = None,
         status: Status | None = None,
     ) -> None:
-        """`drafter` drafts beside the target; `status` is told how things are."""
+        """`drafter` is the cloud draft. `status` publishes the state. `clock` returns seconds."""
         self._hub = hub
         self._service = service
         self._engine = engine
@@ -53,126 +54,129 @@ class CloudLoop:
         self._drafter = drafter
         self._trace = trace
         self._status = status
-        self._patience: float | None = None
-        """Seconds that answers in flight have to finish, once the cloud is to stop."""
+        self._drain_s: float | None = None
+        """Seconds that answers in flight have to finish; None: the cloud is not asked to stop."""
         self._drain_began: float | None = None
         self._lapped = clock()
 
     def request_drain(self) -> None:
-        """Finish what is in flight, then stop. Safe to call from a signal handler."""
-        if self._patience is None:
-            self._patience = self._settings.drain_timeout
+        """Asks to finish the answers in flight and stop. Safe to call from a signal handler."""
+        if self._drain_s is None:
+            self._drain_s = self._settings.drain_timeout
 
     def request_stop(self) -> None:
-        """Hand back what is in flight after the step that runs, and stop. Safe likewise."""
-        self._patience = 0.0
+        """Asks to stop after the step that runs. Safe to call from a signal handler."""
+        self._drain_s = 0.0
 
     def run(self) -> None:
-        """Returns once drained."""
+        """Serves; returns once drained."""
         while not self._drained():
-            self.turn(IDLE_POLL)
+            self.turn(IDLE_POLL_S)
         self._hand_back()
 
     def _hand_back(self) -> None:
-        unfinished = self._service.hand_back(self._clock())
+        unfinished = self._service.sessions.hand_back(self._clock())
         if unfinished:
             log.warning("handing back %d answers unfinished", len(unfinished))
         self._send(unfinished)
-        self._say()
-        end = time.monotonic() + (FAREWELL if unfinished else 0.0)
-        while (left := end - time.monotonic()) > 0:
+        self._write_notes()
+        end = self._clock() + (FAREWELL_S if unfinished else 0.0)
+        while (left := end - self._clock()) > 0:
             self._exchange(left)
 
-    def turn(self, patience: float) -> None:
-        """Takes the messages that are there and runs one step; without one, waits at most
-        `patience` seconds for news."""
-        work = self._poll(0.0)
-        if isinstance(work, Wait):
-            left = patience if work.seconds is None else min(patience, work.seconds)
-            work = self._poll(left)
+    def turn(self, patience_s: float) -> None:
+        """Handles the messages that are there and runs one step.
+
+        Without a step to run it waits for messages, at most `patience_s` seconds.
+        """
+        step = self._poll(0.0)
+        if isinstance(step, Wait):
+            wait_s = patience_s if step.seconds is None else min(patience_s, step.seconds)
+            step = self._poll(wait_s)
         began = self._clock()
-        if isinstance(work, Batch):
-            self._run(work)
-        elif isinstance(work, DraftStep):
-            self._draft(work)
+        if isinstance(step, Batch):
+            self._run(step)
+        elif isinstance(step, DraftStep):
+            self._draft(step)
         else:
             return
-        self._service.learn(work, self._clock() - began)
+        self._service.stepping.learn(step, self._clock() - began)
         self._lap("decide")
 
     def _lap(self, activity: Activity) -> None:
-        """All since the last lap was that."""
+        """Adds the time since the last lap to an activity."""
         now, spent = self._clock(), self._service.tally.activities
         spent[activity] = spent.get(activity, 0.0) + now - self._lapped
         self._lapped = now
 
-    def _poll(self, timeout: float) -> Batch | DraftStep | Wait:
-        self._exchange(timeout)
-        self._service.expire(self._clock())
-        self._say()
-        work = self._service.next(self._clock())
+    def _poll(self, timeout_s: float) -> Step:
+        self._exchange(timeout_s)
+        self._service.sessions.expire(self._clock())
+        self._write_notes()
+        step = self._service.stepping.next(self._clock())
         self._lap("decide")
-        return work
+        return step
 
-    def _exchange(self, timeout: float) -> None:
-        packets = self._hub.receive(timeout)
-        self._lap("wait" if timeout else "receive")
+    def _exchange(self, timeout_s: float) -> None:
+        """Receives packets and sends the replies."""
+        packets = self._hub.receive(timeout_s)
+        self._lap("wait" if timeout_s else "receive")
         for peer, packet in packets:
             now = self._clock()
             if self._trace:
-                _note_arrival(self._trace, packet, now)
+                _trace_arrival(self._trace, packet, now)
             self._send(self._service.receive(peer, packet, now))
         if self._status is not None:
             self._status.turned(self._service, self._clock())
         self._lap("receive")
 
-    def _say(self) -> None:
+    def _write_notes(self) -> None:
         for note in self._service.notes():
             note.write(log)
 
     def _run(self, batch: Batch) -> None:
-        began = self._clock()
-        for step in self._steps(batch):
+        """Runs a batch; receives packets after each segment."""
+        began, stepping = self._clock(), self._service.stepping
+        for segment in self._segments(batch):
             self._lap("run")
-            if step.final:
+            if segment.final:
                 if self._trace:
-                    _note_batch(self._trace, batch, began, self._clock())
-                self._send(self._service.commit(batch, step.choices, self._clock()))
+                    _trace_batch(self._trace, batch, began, self._clock())
+                self._send(stepping.commit(batch, segment.choices, self._clock()))
                 self._lap("answer")
             else:
-                self._send(self._service.hints(batch, step.layer, step.choices))
+                self._send(stepping.hints(batch, segment.layer, segment.choices))
                 self._lap("answer")
                 self._exchange(0.0)
         self._lap("run")
 
-    def _draft(self, step: DraftStep) -> None:
-        """One id for each seat by the draft beside the target."""
-        assert self._drafter is not None
-        began, texts = self._clock(), [seat.text for seat in step.seats]
-        self._drafter.retain({seat.session for seat in self._service.unfinished})
-        guesses: Sequence[Guess | None] = [None] * len(texts)
-        try:
-            guesses = self._drafter.guess(
-                [DraftRequest(s.session, s.text, s.sampling) for s in step.seats]
-            )
-        except EngineError as error:  # the sessions go on without
-            log.error("the draft beside the target failed on %d texts: %s", len(texts), error)
-        if self._trace:
-            for seat, text in zip(step.seats, texts, strict=True):
-                self._trace.add(
-                    "draft", began, self._clock(), session=seat.session, base=len(text), tokens=1,
-                    rows=len(texts),
-                )  # fmt: skip
-        self._service.drafted(step, guesses)
-        self._lap("run")
-
-    def _steps(self, batch: Batch) -> Iterator[SegmentDone]:
-        """The engine's steps; where it fails, the sessions of this batch end and no others."""
+    def _segments(self, batch: Batch) -> Iterator[SegmentDone]:
+        """Runs the target. If it fails, only the sessions of this batch end."""
         try:
             yield from self._engine.run(batch.rows)
         except EngineError as error:
             log.error("the target failed on a batch of %d: %s", len(batch.rows), error)
-            self._send(self._service.abandon(batch, str(error), self._clock()))
+            self._send(self._service.stepping.abandon(batch, str(error), self._clock()))
+
+    def _draft(self, step: DraftStep) -> None:
+        """Runs a step of the cloud draft: one token for each session."""
+        assert self._drafter is not None
+        began = self._clock()
+        requests = [DraftRequest(s.id, s.draft_prefix, s.sampling) for s in step.sessions]
+        self._drafter.retain({session.id for session in self._service.sessions.unfinished})
+        guesses: Sequence[Guess | None] = [None] * len(requests)
+        try:
+            guesses = self._drafter.guess(requests)
+        except EngineError as error:  # the sessions go on without
+            log.error("the cloud draft failed on %d sessions: %s", len(requests), error)
+        if self._trace:
+            for request in requests:
+                self._trace.add(
+                    "draft", began, self._clock(), session=request.session,
+                    base=len(request.tokens), tokens=1, rows=len(requests),
+                )  # fmt: skip
+        self._service.stepping.drafted(step, guesses)
+        self._lap("run")
 
     def _send(self, outgoing: Outgoing) -> None:
         for peer, message in outgoing:
@@ -187,18 +191,19 @@ class CloudLoop:
                 )  # fmt: skip
 
     def _drained(self) -> bool:
-        if self._patience is None:
+        """True once the cloud may stop. Sessions of unreachable devices are not waited for."""
+        if self._drain_s is None:
             return False
+        unfinished = self._service.sessions.unfinished
         if self._drain_began is None:
-            log.info("draining: %d answers in flight", len(self._service.unfinished))
+            log.info("draining: %d answers in flight", len(unfinished))
             self._send(self._service.drain())
             self._drain_began = self._clock()
-        late = self._clock() - self._drain_began >= self._patience
-        # Who cannot be reached is not waited for; its device goes on elsewhere.
-        return late or all(seat.away for seat in self._service.unfinished)
+        late = self._clock() - self._drain_began >= self._drain_s
+        return late or all(session.connection.away for session in unfinished)
 
 
-def _note_arrival(trace: Trace, packet: Packet, now: float) -> None:
+def _trace_arrival(trace: Trace, packet: Packet, now: float) -> None:
     try:
         message = unpack(packet)
     except ProtocolError:
@@ -210,12 +215,11 @@ def _note_arrival(trace: Trace, packet: Packet, now: float) -> None:
         )  # fmt: skip
 
 
-def _note_batch(trace: Trace, batch: Batch, began: float, now: float) -> None:
-    for seat, row in zip(batch.seats, batch.rows, strict=True):
-        drafted = len(seat.draft)
-        known = len(row.tokens) - drafted
-        what: What = "verify" if drafted else "prefill" if known > 1 else "decode"
+def _trace_batch(trace: Trace, batch: Batch, began: float, now: float) -> None:
+    for session, row, _, draft in batch.entries:
+        known = len(row.tokens) - len(draft)
+        what: What = "verify" if draft else "prefill" if known > 1 else "decode"
         trace.add(
-            what, began, now, session=seat.session, base=row.start + known,
-            tokens=drafted or (known if what == "prefill" else 0), rows=len(batch.rows),
+            what, began, now, session=session.id, base=row.start + known,
+            tokens=len(draft) or (known if what == "prefill" else 0), rows=len(batch.entries),
         )  # fmt: skip

@@ -1,269 +1,240 @@
-"""A session as the cloud keeps it, and the rows that it asks of the target."""
+"""A session as the cloud keeps it, in parts that each have one writer.
+
+    part         what it holds                             changed by
+    state        committed tokens (`edgespec.session`)     `commit`, when a verify step ends
+    connection   the device and whether it is reachable    `session_table`, when packets come
+    cache        the KV-cache slot and its length          `memory` (the slot), `stepping` (length)
+    drafts       candidate paths, acceptance, arrivals     its own methods, one for each event
+    progress     whether a step runs, and since when not   `stepping`
+    turn         whether the scheduler leaves it out       `stepping`, from the scheduler's plan
+
+What a running step works on rides in its batch (`steps.BatchRow`).
+"""
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from cloud_runtime.decision import AHEAD, Outlook
-from cloud_runtime.paths import CandidatePath, CandidatePaths
+import msgspec
+
+from cloud_runtime.paths import CandidatePath
+from cloud_runtime.session_drafts import SessionDrafts
 from cloud_runtime.status.tally import Record
-from edgespec.confidence import AcceptanceEstimate
+from edgespec.policies import SchedulerPolicy
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
 from edgespec.session import Session
-from engines.base import Row
-
-IN_TIME = 0.3
-SMOOTH = 0.1
-READING = 16
-"""Tokens at most that the draft beside the target is charged for reading."""
-LATE = 1.0
-"""Drafting intervals after which an id that has not come is no longer waited for."""
-
-
-class DraftArrivals:
-    """When a device's ids come: measured from packets, without comparing clocks."""
-
-    WEIGHT = 0.25
-
-    def __init__(self) -> None:
-        self.interval = 0.0
-        """Seconds between drafted ids; 0: unknown."""
-        self.reaction = 0.0
-        """Seconds from a verdict's leaving to the first id drafted after it; 0: unknown."""
-        self._sent: deque[tuple[int, float]] = deque(maxlen=64)
-
-    def sent(self, length: int, now: float) -> None:
-        """A verdict left that makes `length` tokens committed."""
-        self._sent.append((length, now))
-
-    def came(self, draft: Draft, path: CandidatePath | None, now: float) -> None:
-        """Ids came, for that path if they were of use."""
-        if path is None or not draft.tokens:
-            return
-        if path.grown:
-            self.interval = self._blend(self.interval, (now - path.grown) / len(draft.tokens))
-        elif not draft.parent:
-            for length, left in self._sent:
-                if length == draft.base:
-                    self.reaction = self._blend(self.reaction, now - left)
-        path.grown = now
-
-    def coming(self, path: CandidatePath | None, length: int, now: float) -> list[float]:
-        """Seconds from now until each further id is expected: of the path, or where it ends with
-        the committed text, which has `length` tokens, of whatever the device makes of the last
-        verdict."""
-        expected = []
-        if path is not None and path.grown and self.interval:
-            expected.append(path.grown + self.interval)
-        if (path is None or path.end == length) and self._sent and self.reaction:
-            expected.append(self._sent[-1][1] + self.reaction)
-        in_time = [when for when in expected if now <= when + LATE * self.interval]
-        if not in_time:
-            return []
-        return [max(0.0, min(in_time) - now) + i * self.interval for i in range(AHEAD)]
-
-    def _blend(self, old: float, new: float) -> float:
-        return new if not old else old + self.WEIGHT * (new - old)
 
 
 @dataclass
-class CloudSession:
-    """`cached <= len(state.tokens)`: the committed tokens beyond it have yet to be run."""
+class Connection:
+    """The device that a session belongs to. Times are seconds of the cloud's clock."""
 
     peer: bytes
-    session: int
+    heard_at: float
+    """Time of the device's last message about this session, or of its last ping."""
+    away: bool = False
+    """True if messages do not reach the device. The session rests until the device sends one."""
+
+    def heard(self, peer: bytes, now: float) -> None:
+        self.peer, self.heard_at = peer, now
+
+
+class SessionCache:
+    """The KV-cache slot of a session. Invariant: `0 <= length <= committed tokens`."""
+
+    def __init__(self, committed: Sequence[int]) -> None:
+        self._committed = committed
+        self.slot: int | None = None
+        self.length = 0
+        """Cached positions; committed tokens from there on have yet to be run."""
+        self.lost_tokens = 0
+        """Positions that were cached when the slot was taken away."""
+
+    def give(self, slot: int, length: int) -> None:
+        """Sets a slot in which `length` positions are cached."""
+        self.slot, self.lost_tokens = slot, 0
+        self.advance(length)
+
+    def take(self, *, evicted: bool = False) -> None:
+        """Removes the slot. `evicted`: the session goes on and has to run its tokens again."""
+        if evicted:
+            self.lost_tokens = max(self.lost_tokens, self.length)
+        self.slot, self.length = None, 0
+
+    def advance(self, length: int) -> None:
+        """Sets the cached length. Lower than before is a rollback."""
+        assert 0 <= length <= len(self._committed)
+        self.length = length
+
+
+class FirstVerdict(NamedTuple):
+    at: float
+    """Time at which it was sent, in seconds."""
+    length: int
+    """Committed tokens after it."""
+
+
+@dataclass
+class Progress:
+    ended_at: float
+    """Time at which the last step of the session ended; before any, when it was opened."""
+    running: bool = False
+    """True while a step of the target runs a row of the session."""
+    first_verdict: FirstVerdict | None = None
+
+
+class Turn(NamedTuple):
+    """Whether the scheduler leaves a ready session out of steps."""
+
+    paused: bool = False
+    """Left out while it is early and other sessions are late."""
+    left_out: bool = False
+    """Left out while other sessions of its device run."""
+    since: float = 0.0
+    """Time at which `left_out` last changed, in seconds."""
+
+    @property
+    def idle(self) -> bool:
+        return self.paused or self.left_out
+
+
+class Outcome(NamedTuple):
+    """Result of a verify step for one session, before it is applied."""
+
+    path: CandidatePath | None
+    """The path of the verified draft tokens."""
+    verified: int
+    """Draft tokens that the step verified."""
+    confirmed: int
+    """Those that are the target's own."""
+    tokens: list[int]
+    """The confirmed tokens, then the target's next one."""
+
+
+@dataclass(eq=False)
+class CloudSession:
+    """One answer that the cloud's target writes."""
+
+    id: int
     state: Session
     sampling: Sampling
     terms: Terms
-    slot: int | None
-    heard: float
-    """When the device last spoke of this session."""
-    ready_since: float
-    """When it could last have been served."""
-    cached: int = 0
-    lost: int = 0
-    """Positions that were cached when its slot was taken away."""
-    asked: bool = False
-    """A draft has come that no verdict has answered, perhaps an empty one."""
-    in_flight: CandidatePath | None = None
-    """What the batch in flight verifies of it; `running` says whether there is one."""
-    verifying: int = 0
-    running: bool = False
-    verdict: Verdict | None = None
-    """The last one, for a device that missed it."""
-    cloud_drafted: CandidatePath | None = None
-    """What the cloud has drafted itself."""
-    cloud_draft_estimate: AcceptanceEstimate = field(default_factory=AcceptanceEstimate)
-    in_time: float = 1.0
-    """Share of its steps lately for which the device had ids ready."""
-    read: int = 0
-    """Tokens of the text that the draft beside the target has read."""
-    away: bool = False
-    """Nothing reaches its device: nothing is done for it until the device asks again."""
-    paused: bool = False
-    """Left out while it is early and others are late."""
-    left_out: bool = False
-    """Left out since its device has others in the step."""
-    turn_since: float = 0.0
-    """When that last changed."""
-    began: tuple[float, int] | None = None
-    """When its first verdict left, and the length that it made."""
+    connection: Connection
+    opened_at: float
+    policy: SchedulerPolicy = field(default=SchedulerPolicy(), repr=False)
+    turn: Turn = field(default_factory=Turn)
 
     def __post_init__(self) -> None:
-        self.opened_at = self.ready_since
-        self.paths = CandidatePaths(self.state.tokens)
-        self.arrivals = DraftArrivals()
+        self.cache = SessionCache(self.state.tokens)
+        self.drafts = SessionDrafts(self.state.tokens, self.policy)
+        self.progress = Progress(self.opened_at)
         self.record = Record(opened=self.opened_at)
 
     @property
     def length(self) -> int:
+        """Committed tokens."""
         return len(self.state.tokens)
 
     @property
-    def text(self) -> list[int]:
-        """The committed text and the best path behind it: what the draft beside goes on from."""
-        path = self.best()
-        return [*self.state.tokens, *(path.ahead(self.length) if path is not None else [])]
-
-    @property
-    def ready(self) -> bool:
-        """Whether the target could do something for it now."""
-        if self.running or self.away or self.state.finish:
-            return False
-        return self.terms.decoding or not self.terms.drafting or self.asked or not self.opened
-
-    @property
-    def idle(self) -> bool:
-        """Whether its slot will run nothing for a while."""
-        return self.paused or self.left_out or self.away
+    def pending(self) -> int:
+        """Committed tokens that are not cached: one, unless the prompt is still being run."""
+        return self.length - self.cache.length
 
     @property
     def opened(self) -> bool:
-        """Whether the opening round, which needs no draft, is over."""
-        return self.verdict is not None
+        """True after the first verdict, which needs no draft."""
+        return self.progress.first_verdict is not None
 
     @property
-    def promised(self) -> bool:
-        """Whether there is a rate to keep."""
-        return self.terms.target_rate > 0 and self.began is not None
+    def ready(self) -> bool:
+        """True if the target could run a row for it now."""
+        if self.progress.running or self.connection.away or self.state.finish:
+            return False
+        terms = self.terms
+        return terms.decoding or not terms.drafting or self.drafts.waiting or not self.opened
+
+    @property
+    def ready_since(self) -> float:
+        """Time since which the target could have served it, in seconds."""
+        return max(self.progress.ended_at, self.drafts.waiting_since)
+
+    @property
+    def idle(self) -> bool:
+        """True if its slot will not run for a while."""
+        return self.turn.idle or self.connection.away
+
+    @property
+    def has_deadline(self) -> bool:
+        """True if its device asked for a target rate and the first verdict was sent."""
+        return self.terms.target_rate > 0 and self.opened
 
     @property
     def due(self) -> float:
-        """When its next token should leave, by the rate that its device was promised; without one
-        it is due since it could be served."""
-        if not self.promised or self.began is None:
+        """Deadline of the next token by the target rate; without one, `ready_since`."""
+        first = self.progress.first_verdict
+        if first is None or self.terms.target_rate <= 0:
             return self.ready_since
-        since, length = self.began
-        return since + (self.length + 1 - length) / self.terms.target_rate
+        return first.at + (self.length + 1 - first.length) / self.terms.target_rate
 
-    @property
-    def pending(self) -> int:
-        """Committed tokens that are not cached: one, but for a prompt."""
-        return self.length - self.cached
+    def best_path(self) -> CandidatePath | None:
+        """The path of draft tokens to verify or to continue."""
+        return self.drafts.best(drafting=self.terms.drafting)
 
     @property
     def ahead(self) -> int:
-        """Drafted ids beyond the committed text, along the path to go on with."""
-        path = self.best()
+        """Draft tokens beyond the committed ones, along the best path."""
+        path = self.best_path()
         return path.end - self.length if path is not None else 0
 
     @property
-    def unread(self) -> int:
-        """Tokens that the draft beside the target has yet to read of the text."""
-        return max(1, self.length + self.ahead - self.read)
-
-    def may_draft(self, *, shared: bool) -> bool:
-        """Whether the draft beside the target may draft for it now. Among others, whose time that
-        takes, not while its device mostly is in time: reading after it costs more than it brings.
-        """
-        device = self.terms.drafting and shared and self.in_time > IN_TIME
-        return self.terms.cloud_draft and self.opened and not device
-
-    def best(self) -> CandidatePath | None:
-        """The path to go on along: the device's, unless what was drafted here goes further on it,
-        or the device's has nothing beyond the committed text."""
-        path = self.paths.best() if self.terms.drafting else None
-        cloud_draft = self.cloud_drafted
-        if cloud_draft is None or cloud_draft.end <= self.length:
-            return path
-        if path is None:
-            return cloud_draft
-        theirs, ours = path.ahead(self.length), cloud_draft.ahead(self.length)
-        return cloud_draft if ours[: len(theirs)] == theirs else path
-
-    def drafted(self, token: int, confidence: float) -> None:
-        """The draft beside the target names what follows the best path."""
-        self.read = self.length + self.ahead
-        path = self.best()
-        if path is None or path is not self.cloud_drafted:
-            ids = path.ahead(self.length) if path is not None else []
-            confidences = path.confidences_ahead(self.length) if path is not None else []
-            number = path.round if path is not None and ids else 0
-            path = self.cloud_drafted = CandidatePath(
-                number, self.length, ids, confidences, own=self.length + len(ids)
-            )
-        path.tokens.append(token)
-        path.confidences.append(confidence)
-
-    def outlook(
-        self, now: float, most: int, weight: float = 1.0, *, shared: bool = False
-    ) -> Outlook:
-        """What `decide` needs to know. `most` ids are of use; `weight` is what its tokens count;
-        `shared`: it shares the step."""
-        path = self.best()
-        own = path is not None and path is self.cloud_drafted
-        here = path.confidences_ahead(self.length)[:most] if path is not None else []
-        estimate = self.cloud_draft_estimate if own else self.paths.estimate
-        more = len(here) < most
-        coming: list[float] = []
-        if more and self.terms.drafting and self.terms.decoding and not own and self.opened:
-            coming = self.arrivals.coming(path, self.length, now)
-        return Outlook(
-            here=[estimate.probability(confidence) for confidence in here],
-            coming=coming,
-            coming_confidence=self.paths.estimate.acceptance,
-            cloud_draft=more and self.may_draft(shared=shared) and self.terms.decoding,
-            cloud_draft_confidence=self.cloud_draft_estimate.acceptance,
-            # What it reads once serves the whole answer, above all where nobody else drafts.
-            unread=min(self.unread, READING if self.terms.drafting else 2),
-            pending=self.pending,
-            lockstep=self.terms.lockstep,
-            weight=weight,
-        )
-
-    def row(self, chunk: int, count: int, *, hints: bool) -> Row:
-        """Its next row: a chunk of what is not cached, or the rest of it and up to `count` drafted
-        ids behind. Marks the seat as running."""
-        assert self.slot is not None
-        self.running = True
-        pending = self.state.tokens[self.cached : self.cached + chunk]
-        if self.cached + len(pending) < self.length:
-            self.in_flight, self.verifying = None, 0
-            return Row(self.slot, self.cached, pending, 0)
-        self.in_flight, self.verifying = (self.best(), count) if count else (None, 0)
-        ids = self.draft
-        self.verifying = len(ids)  # more may come while it runs
-        return Row(
-            self.slot,
-            self.cached,
-            [*pending, *ids],
-            len(ids) + 1,
-            hints and self.terms.hints and bool(ids),
-        )
+    def draft_prefix(self) -> list[int]:
+        """The committed tokens and those of the best path, which the cloud draft continues."""
+        path = self.best_path()
+        return [*self.state.tokens, *(path.ahead(self.length) if path is not None else [])]
 
     @property
-    def draft(self) -> list[int]:
-        """The ids that the batch in flight verifies."""
-        path = self.in_flight
-        return path.ahead(self.length)[: self.verifying] if path is not None else []
+    def unread(self) -> int:
+        """Tokens that the cloud draft has yet to read before it can draft."""
+        return max(1, self.length + self.ahead - self.drafts.read_tokens)
 
-    def settle(self) -> None:
-        """After tokens were committed: every path is compared with them."""
-        self.paths.settle()
-        self.read = min(self.read, self.length - 1)
-        if self.cloud_drafted is not None:
-            self.cloud_drafted.compare(self.state.tokens, self.cloud_draft_estimate)
-            if self.cloud_drafted.dead or self.cloud_drafted.end < self.length:
-                self.cloud_drafted = None
+    def may_cloud_draft(self, *, shared: bool) -> bool:
+        """True if the cloud draft may draft for it. `shared`: other sessions are in the step.
+
+        In a shared step it may not while the device's drafts are mostly in time: verifying a
+        longer draft gains less than the other sessions lose.
+        """
+        served = self.terms.drafting and self.drafts.in_time_share > self.policy.in_time_share
+        return self.terms.cloud_draft and self.opened and not (served and shared)
+
+    def add_draft(self, draft: Draft, now: float) -> None:
+        """Adds draft tokens of the device."""
+        self.drafts.add(draft, now, lockstep=self.terms.lockstep)
+
+    def add_cloud_token(self, token: int, confidence: float) -> None:
+        """Adds a token of the cloud draft."""
+        self.drafts.add_cloud_token(token, confidence, drafting=self.terms.drafting)
+
+    def stop_cloud_draft(self) -> None:
+        """The cloud draft has no token for it; it is not asked again under these terms."""
+        self.terms = msgspec.structs.replace(self.terms, cloud_draft=False)
+
+    def commit(self, outcome: Outcome, now: float) -> Verdict:
+        """Applies the result of a verify step; returns the verdict for the device."""
+        base, path = self.length, outcome.path
+        taken = self.state.commit(outcome.tokens)
+        confirmed = min(outcome.confirmed, len(taken))
+        self.cache.advance(base + confirmed)
+        number, accepted = 0, 0
+        if path is not None:
+            accepted = path.device_tokens(base, base + confirmed)
+            if path.device_tokens(base, base + outcome.verified):
+                number = path.round
+        self.drafts.settle(now, in_time=number > 0)
+        if self.progress.first_verdict is None:
+            self.progress.first_verdict = FirstVerdict(now, self.length)
+        return Verdict(
+            self.id, number, base, outcome.verified, confirmed, accepted, taken, self.state.finish
+        )

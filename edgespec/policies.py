@@ -12,7 +12,72 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SchedulerPolicy:
-    """How the cloud chooses the rows of its next step."""
+    """How the cloud chooses its next step and admits sessions."""
+
+    narrow_tokens: int = 2
+    """Uncached tokens up to which a session decodes or verifies. A session with more is a prompt,
+    which runs in chunks. A row of two tokens costs as much as a row of one."""
+    short_row_tokens: int = 16
+    """Longest row of a step that decodes or verifies for several sessions. Wider rows are prompt
+    chunks, whose cost is modelled separately."""
+    chunk_tokens: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
+    """Widths to choose from for a prompt chunk, rising."""
+    chunk_steps: float = 2.0
+    """Longest prompt chunk while other sessions are ready and early, in steps of those sessions."""
+    lateness_s: float = 1.0
+    """Lateness above which a session becomes no more urgent, so that no session starves."""
+    pause_s: float = 0.5
+    """A session that is early by more than this is paused while another session is late."""
+    resume_s: float = 0.1
+    """A paused session resumes when it is early by no more than this. The gap to `pause_s` limits
+    how often its slot is moved."""
+    late_weight: float = 2.0
+    """Weight of the tokens of a late session when the width of a step is chosen."""
+    turn_s: float = 1.0
+    """Time for which the same sessions of one device run before others take their turn."""
+    further_sessions_cost: float = 0.1
+    """Largest share that second and further sessions of devices may add to the time of a step."""
+    lookahead_tokens: int = 8
+    """Draft tokens that a step waits for, or that the cloud draft adds, at most."""
+    wait_options_count: int = 24
+    """Moments to wait for that are compared, divided by the number of sessions."""
+    shortest_wait_s: float = 0.001
+    """A shorter wait only turns the loop."""
+    memory_poll_s: float = 0.1
+    """Longest wait while a session needs memory."""
+    in_time_share: float = 0.3
+    """Share of steps with a draft from the device above which the cloud draft does not draft for
+    that session in a shared step."""
+    in_time_smoothing: float = 0.1
+    """Weight of the last step in that share."""
+    reading_tokens: int = 16
+    """Tokens to read that are charged to the cloud draft at most, where the device drafts too."""
+    arrival_smoothing: float = 0.25
+    """Weight of the last measurement of a device's draft interval and reaction time."""
+    arrival_intervals: float = 1.0
+    """Draft intervals after which an overdue token is not expected any more."""
+    kept_paths: int = 32
+    """Candidate paths of a session."""
+    spare_paths: int = 16
+    """Candidate paths above `kept_paths` at which the least likely ones are removed together."""
+    path_tokens: int = 256
+    """Tokens of a candidate path beyond the committed tokens; more are dropped."""
+    cost_forgetting: float = 0.98
+    """Weight of the past in the cost model, per step."""
+    cost_memory_steps: float = 3.0
+    """Weight of the steps measured at the start, in steps."""
+    batch_rows_smoothing: float = 0.1
+    """Weight of the last step in the mean number of rows that devices are told."""
+    first_answer_s: float = 5.0
+    """Assumed duration of an answer before any has ended."""
+    answer_smoothing: float = 0.1
+    """Weight of the last answer in the mean duration of answers."""
+    longest_wait_s: float = 10.0
+    """Longest expected wait for memory with which a session is admitted."""
+    retry_ms: float = 1000.0
+    """Shortest time after which a refused device may try again."""
+    finished_sessions: int = 256
+    """Finished sessions that are kept for devices that missed the last verdict."""
 
 
 @dataclass(frozen=True)
@@ -105,3 +170,13 @@ class LinkLimits:
     """Bytes of all connections that may wait to be read."""
     guard_interval_s: float = 0.01
     """Interval at which connections are compared with these bounds."""
+    known_devices: int = 4096
+    """Connections that the cloud remembers after their Hello, and as many before it. A forgotten
+    device must send its Hello again."""
+    packets_per_s: float = 1000.0
+    """Packets that the cloud takes from one device per second. A streaming device sends about 500.
+    """
+    burst_packets: float = 1000.0
+    """Packets that the cloud takes at once from a device that has paused."""
+    repeat_s: float = 60.0
+    """Time between two log lines about the same trouble with the same device."""

@@ -17,8 +17,8 @@ from bench.crowd.figures import Sample, overhead
 from bench.fleet.devices import Cell
 from bench.lab.methods import EDGESPEC
 from bench.lab.processes import resident_mb
-from cloud_runtime.scheduler import Batch
 from cloud_runtime.service import Identity, Service
+from cloud_runtime.steps import Batch
 from edge_runtime.handshake import DeviceIdentity
 from edgespec.config import CloudSettings
 from edgespec.errors import EdgespecError
@@ -248,6 +248,6 @@ def _converse(service: Service, engine: ToyEngine, sessions: range) -> None:
         say(session, Hello(VERSION, "toy", "toy", f"device {session}"))
         say(session, _idle(session, [chance.randrange(WORDS) for _ in range(LENGTH)]))
     service.notes()
-    while isinstance(batch := service.next(0.0), Batch):
-        service.commit(batch, final_choices(engine, batch.rows), 0.0)
+    while isinstance(batch := service.stepping.next(0.0), Batch):
+        service.stepping.commit(batch, final_choices(engine, batch.rows), 0.0)
         service.notes()

@@ -90,4 +90,4 @@ def _tell(pipe: Connection, service: Service) -> None:
     while True:
         pipe.recv()
         gc.collect()
-        pipe.send(Kept(len(gc.get_objects()), len(service.seats), len(service.devices)))
+        pipe.send(Kept(len(gc.get_objects()), len(service.sessions), len(service.devices)))

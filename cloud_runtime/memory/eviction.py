@@ -40,7 +40,7 @@ class CacheEntry:
     """Bytes of the slot."""
     tokens: bytes
     """Packed: what its session began with or, of a kept text, all that the slot holds."""
-    seat: CloudSession | None
+    session: CloudSession | None
     """None: it is kept."""
     since: float
     """When its session got the slot or, of a kept text, when it was last used."""
@@ -51,34 +51,34 @@ class CacheEntry:
 
     @property
     def cached(self) -> int:
-        return count(self.tokens) if self.seat is None else self.seat.cached
+        return count(self.tokens) if self.session is None else self.session.cache.length
 
     @property
     def free(self) -> bool:
         """Kept, and nobody waits for it."""
-        return self.seat is None and not self.references
+        return self.session is None and not self.references
 
 
-def gone(seat: CloudSession, now: float) -> bool:
-    return seat.away or now - seat.heard > GONE
+def gone(session: CloudSession, now: float) -> bool:
+    return session.connection.away or now - session.connection.heard_at > GONE
 
 
 def place_in_order(text: CacheEntry, now: float, *, pressing: bool) -> tuple[int, float] | None:
     """Where a text stands in the order in which slots are taken away, least first; None: it keeps
     its slot. `pressing`: also the running are asked."""
-    seat = text.seat
-    if text.references or (seat is not None and seat.running):
+    session = text.session
+    if text.references or (session is not None and session.progress.running):
         return None
-    if seat is None:
+    if session is None:
         return 1, text.since
-    if gone(seat, now):
-        return 2, seat.heard
-    if not seat.ready and now - seat.ready_since > IDLE:
-        return 3, seat.ready_since
+    if gone(session, now):
+        return 2, session.connection.heard_at
+    if not session.ready and now - session.ready_since > IDLE:
+        return 3, session.ready_since
     if pressing and text.settled is not None:
         turn = max(QUANTUM, text.settled - text.since)
         if now - text.settled >= turn:
-            return 4, -seat.due
+            return 4, -session.due
     return None
 
 

@@ -65,9 +65,9 @@ class MemoryCounts:
     """Tokens that were computed again because of that."""
 
 
-def reach(seat: CloudSession, most: int) -> int:
+def reach(session: CloudSession, most: int) -> int:
     """Positions that its rows need until its next token, with at most `most` drafted ids."""
-    return seat.length + max(0, min(most, seat.state.remaining - 1))
+    return session.length + max(0, min(most, session.state.remaining - 1))
 
 
 class Memory:
@@ -96,63 +96,64 @@ class Memory:
 
     @property
     def session_bytes(self) -> int:
-        return sum(text.size for text in self._texts.values() if text.seat is not None)
+        return sum(text.size for text in self._texts.values() if text.session is not None)
 
     @property
     def kept_bytes(self) -> int:
-        return sum(text.size for text in self._texts.values() if text.seat is None)
+        return sum(text.size for text in self._texts.values() if text.session is None)
 
     @property
     def waiting(self) -> int:
         """Sessions that could run if they had the memory, or what they begin with."""
         return len(self._wants)
 
-    def fits(self, seats: Sequence[CloudSession], most: int, now: float) -> bool:
+    def fits(self, sessions: Sequence[CloudSession], most: int, now: float) -> bool:
         """Whether these, which have no slot yet, could all have one without waiting."""
-        size = sum(self._engine.slot_bytes(reach(seat, most)) for seat in seats)
-        return self._victims(size, len(seats), now) is not None
+        size = sum(self._engine.slot_bytes(reach(session, most)) for session in sessions)
+        return self._victims(size, len(sessions), now) is not None
 
-    def lend(self, seats: Iterable[CloudSession], most: int, now: float) -> list[CloudSession]:
-        """Of the seats that are ready, those that have the memory for their next row with up to
+    def lend(self, sessions: Iterable[CloudSession], most: int, now: float) -> list[CloudSession]:
+        """Of the sessions that are ready, those that have the memory for their next row with up to
         `most` drafted ids, once all that can be given is given. Not while a batch runs."""
         served: list[CloudSession] = []
         wanting: list[tuple[CloudSession, int]] = []
-        for seat in seats:
-            if not seat.ready:
+        for session in sessions:
+            if not session.ready:
                 continue
-            need = self._engine.slot_bytes(reach(seat, most))
-            text = self._texts[seat.slot] if seat.slot is not None else None
-            if text is not None and text.settled is None and seat.length > count(text.tokens):
+            need = self._engine.slot_bytes(reach(session, most))
+            text = self._texts[session.cache.slot] if session.cache.slot is not None else None
+            if text is not None and text.settled is None and session.length > count(text.tokens):
                 text.settled = now
             if text is not None and text.size >= need:
-                served.append(seat)
+                served.append(session)
             else:
-                wanting.append((seat, need))
+                wanting.append((session, need))
         before, self._wants = self._wants, {}
-        for seat, _ in wanting:
-            self._wants[seat.session] = before.pop(seat.session, SlotRequest(now))
+        for session, _ in wanting:
+            self._wants[session.id] = before.pop(session.id, SlotRequest(now))
         for want in before.values():
             want.drop()
-        wanting.sort(key=lambda item: (gone(item[0], now), self._wants[item[0].session].since))
-        for seat, need in wanting:
-            want = self._wants[seat.session]
-            pressing = now - want.since > PATIENCE and not gone(seat, now)
-            if self._provide(seat, need, want, now, pressing=pressing):
-                served.append(seat)
-                del self._wants[seat.session]
+        wanting.sort(key=lambda item: (gone(item[0], now), self._wants[item[0].id].since))
+        for session, need in wanting:
+            want = self._wants[session.id]
+            pressing = now - want.since > PATIENCE and not gone(session, now)
+            if self._provide(session, need, want, now, pressing=pressing):
+                served.append(session)
+                del self._wants[session.id]
             elif pressing and want.source is None:
                 break  # whoever came later does not take what this one waits for
-        return [seat for seat in served if seat.slot is not None]
+        return [session for session in served if session.cache.slot is not None]
 
-    def leave(self, seat: CloudSession, now: float, *, keep: bool = True) -> None:
+    def leave(self, session: CloudSession, now: float, *, keep: bool = True) -> None:
         """A session is over. What its slot holds is kept until the memory is needed, unless it is
         worth nothing."""
-        if seat.slot is None:
+        if session.cache.slot is None:
             return
-        text = self._texts[seat.slot]
-        cached, seat.slot, seat.cached = seat.cached, None, 0
-        tokens = packed(seat.state.tokens[:cached])
-        kept = [other for other in self._texts.values() if other.seat is None]
+        text = self._texts[session.cache.slot]
+        cached = session.cache.length
+        session.cache.take()
+        tokens = packed(session.state.tokens[:cached])
+        kept = [other for other in self._texts.values() if other.session is None]
         if not keep or cached < LEAST or any(k.tokens.startswith(tokens) for k in kept):
             self._close(text)
             return
@@ -160,7 +161,7 @@ class Memory:
             if other.free and tokens.startswith(other.tokens):
                 self._close(other)
         self._prefixes.remove(text.tokens, text)
-        text.seat, text.tokens, text.since = None, tokens, now
+        text.session, text.tokens, text.since = None, tokens, now
         text.size = min(text.size, self._engine.slot_bytes(cached))
         self._prefixes.add(tokens, text)
         self._engine.truncate(text.slot, cached)
@@ -170,11 +171,11 @@ class Memory:
             self._close(min(free, key=lambda other: other.since))
 
     def _provide(
-        self, seat: CloudSession, need: int, want: SlotRequest, now: float, *, pressing: bool
+        self, session: CloudSession, need: int, want: SlotRequest, now: float, *, pressing: bool
     ) -> bool:
-        """Gives a seat its memory, if there is or can be any."""
-        if seat.slot is not None:
-            text = self._texts[seat.slot]
+        """Gives a session its memory, if there is or can be any."""
+        if session.cache.slot is not None:
+            text = self._texts[session.cache.slot]
             if not self._room(need - text.size, 0, now, text, pressing=pressing):
                 return False
             text.size = need
@@ -183,17 +184,17 @@ class Memory:
             if self._being_read(want.source) and want.source.cached < want.shared:
                 return False
             want.drop()
-        source, shared = self._source(seat, want)
+        source, shared = self._source(session, want)
         if want.source is not None:
             return False
-        return self._begin(seat, need, source, shared, now, pressing=pressing)
+        return self._begin(session, need, source, shared, now, pressing=pressing)
 
-    def _source(self, seat: CloudSession, want: SlotRequest) -> tuple[CacheEntry | None, int]:
+    def _source(self, session: CloudSession, want: SlotRequest) -> tuple[CacheEntry | None, int]:
         """The text to begin with, and how much of it; `want` notes one worth waiting for."""
         best, have = None, LEAST - 1
         coming, more = None, 0
         # All but the last token, since something must run.
-        for shared, text in self._prefixes.like(packed(seat.state.tokens[:-1])):
+        for shared, text in self._prefixes.like(packed(session.state.tokens[:-1])):
             if shared <= have:
                 break
             if min(shared, text.cached) > have:
@@ -206,12 +207,16 @@ class Memory:
 
     def _being_read(self, text: CacheEntry) -> bool:
         """Whether its session is on the way to having all cached that it began with."""
-        seat = text.seat
-        return seat is not None and (seat.ready or seat.running) and seat.slot == text.slot
+        session = text.session
+        return (
+            session is not None
+            and (session.ready or session.progress.running)
+            and session.cache.slot == text.slot
+        )
 
     def _begin(
         self,
-        seat: CloudSession,
+        session: CloudSession,
         need: int,
         source: CacheEntry | None,
         shared: int,
@@ -219,7 +224,7 @@ class Memory:
         *,
         pressing: bool,
     ) -> bool:
-        """Gives a seat without a slot one that holds `shared` positions of `source`."""
+        """Gives a session without a slot one that holds `shared` positions of `source`."""
         if (
             source is not None
             and source.free
@@ -236,13 +241,13 @@ class Memory:
             slot = self._engine.open()
             if source is not None:
                 shared = self._copied(source, slot, shared)
-                source.since = now if source.seat is None else source.since
-        self._texts[slot] = CacheEntry(slot, need, packed(seat.state.tokens), seat, now)
+                source.since = now if source.session is None else source.since
+        self._texts[slot] = CacheEntry(slot, need, packed(session.state.tokens), session, now)
         self._prefixes.add(self._texts[slot].tokens, self._texts[slot])
-        self.counts.prefix_queries += seat.length
+        self.counts.prefix_queries += session.length
         self.counts.prefix_hits += shared
-        self.counts.read_again += max(0, seat.lost - shared)
-        seat.slot, seat.cached, seat.lost = slot, shared, 0
+        self.counts.read_again += max(0, session.cache.lost_tokens - shared)
+        session.cache.give(slot, shared)
         return True
 
     def _copied(self, source: CacheEntry, slot: int, shared: int) -> int:
@@ -281,10 +286,9 @@ class Memory:
         """Makes room, if that can be, without touching `spared`."""
         taken = self._victims(size, slots, now, spared, pressing=pressing)
         for text in taken or ():
-            if text.seat is not None:
+            if text.session is not None:
                 self.counts.evictions += 1
-                text.seat.lost = max(text.seat.lost, text.seat.cached)
-                text.seat.slot, text.seat.cached = None, 0
+                text.session.cache.take(evicted=True)
             self._close(text)
         return taken is not None
 

@@ -56,13 +56,13 @@ def view(service: Service, recent: Recent, now: float, target: str, endpoint: st
     """What `/fleet` says, but for the uptime."""
     mark = recent.since(service.tally, now)
     steps = max(mark.steps, 1)
-    seats = service.unfinished
-    open_ = Counter(seat.peer for seat in seats)
+    open_sessions = service.sessions.unfinished
+    open_ = Counter(session.connection.peer for session in open_sessions)
     memory = service.memory
     return Fleet(
         target=target,
         endpoint=endpoint,
-        state="draining" if service.draining else "ready",
+        state="draining" if service.sessions.draining else "ready",
         step=mark.seconds / steps,
         step_error=service.speeds.costs.error,
         prompt_step_error=service.speeds.chunks.error,
@@ -77,30 +77,33 @@ def view(service: Service, recent: Recent, now: float, target: str, endpoint: st
         read_again=memory.counts.read_again,
         prefix_queries=memory.counts.prefix_queries,
         prefix_hits=memory.counts.prefix_hits,
-        sessions=tuple(_session(seat, service.devices.get(seat.peer), now) for seat in seats),
+        sessions=tuple(
+            _session(session, service.devices.get(session.connection.peer), now)
+            for session in open_sessions
+        ),
         devices=tuple(
             _device(device, open_[device.peer], now)
             for device in service.devices
-            if open_[device.peer] or (now - device.heard < QUIET and device.away != "gone")
+            if open_[device.peer] or (now - device.heard_at < QUIET and device.away != "gone")
         ),
     )
 
 
-def _session(seat: CloudSession, device: ConnectedDevice | None, now: float) -> SessionView:
-    record = seat.record
+def _session(session: CloudSession, device: ConnectedDevice | None, now: float) -> SessionView:
+    record = session.record
     return SessionView(
-        session=f"{seat.session:x}",
+        session=f"{session.id:x}",
         device=device.name if device else "",
         drafter=device.drafter if device else "",
         hardware=device.hardware if device else "",
-        mode=mode(seat.terms),
-        state=_state(seat),
-        tokens=len(seat.state.tokens) - seat.state.prompt_length,
+        mode=mode(session.terms),
+        state=_state(session),
+        tokens=len(session.state.tokens) - session.state.prompt_length,
         rate=record.rate,
-        promised=seat.terms.target_rate,
+        promised=session.terms.target_rate,
         verified=record.verified,
         confirmed=record.confirmed,
-        reaction=seat.arrivals.reaction,
+        reaction=session.drafts.arrivals.reaction_s,
         seconds=now - record.opened,
     )
 
@@ -111,12 +114,12 @@ def mode(terms: Terms) -> str:
     return "cloud-draft" if terms.cloud_draft else "cloud"
 
 
-def _state(seat: CloudSession) -> State:
-    if seat.away:
+def _state(session: CloudSession) -> State:
+    if session.connection.away:
         return "away"
-    if seat.slot is None:
-        return "evicted" if seat.record.first else "waiting"
-    return "reading" if seat.length - seat.cached > READING else "running"
+    if session.cache.slot is None:
+        return "evicted" if session.record.first else "waiting"
+    return "reading" if session.pending > READING else "running"
 
 
 def _device(device: ConnectedDevice, sessions: int, now: float) -> DeviceView:
@@ -124,7 +127,7 @@ def _device(device: ConnectedDevice, sessions: int, now: float) -> DeviceView:
         name=device.name,
         drafter=device.drafter,
         hardware=device.hardware,
-        silent=now - device.heard,
+        silent=now - device.heard_at,
         sessions=sessions,
         away=device.away or "",
         troubles=dict(device.troubles.items()),

@@ -1,8 +1,9 @@
-"""How long a newcomer waits, as a table."""
+"""Expected wait of a new session, as a table."""
 
 import pytest
 
-from cloud_runtime.admission import FIRST_GUESS, AnswerDurations, waiting_time
+from cloud_runtime.admission import AnswerDurations, waiting_time
+from edgespec.policies import SchedulerPolicy
 
 
 @pytest.mark.parametrize(
@@ -15,12 +16,12 @@ def test_the_wait_is_what_those_ahead_need_at_the_rate_at_which_answers_end(
     assert waiting_time(ahead, active, seconds) == pytest.approx(wait)
 
 
-def test_the_pace_is_a_guess_then_a_mean_then_what_was_lately():
-    pace = AnswerDurations()
-    assert pace.seconds == FIRST_GUESS
+def test_the_duration_is_a_guess_then_a_mean_then_that_of_recent_answers():
+    durations = AnswerDurations()
+    assert durations.mean_s == SchedulerPolicy().first_answer_s
     for seconds in (2.0, 4.0):
-        pace.ended(seconds)
-    assert pace.seconds == pytest.approx(3.0)
+        durations.ended(seconds)
+    assert durations.mean_s == pytest.approx(3.0)
     for _ in range(100):
-        pace.ended(1.0)
-    assert pace.seconds == pytest.approx(1.0, abs=0.01)
+        durations.ended(1.0)
+    assert durations.mean_s == pytest.approx(1.0, abs=0.01)

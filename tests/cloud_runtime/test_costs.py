@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from cloud_runtime.costs import SHORT, Speeds, StepCosts
+from cloud_runtime.costs import Speeds, StepCosts
+from edgespec.policies import SchedulerPolicy
 
 
 def machine(rows, width, cached=0, *, least=1):
@@ -61,7 +62,7 @@ def test_the_median_error_of_predictions_is_told():
 
 
 def test_rows_are_padded_to_what_the_engine_runs_at_least():
-    costs = taught(StepCosts(least=4), random.Random(1), 200, least=4)
+    costs = taught(StepCosts(min_tokens=4), random.Random(1), 200, least=4)
     assert costs.step(1, 3) == costs.step(4, 3) < costs.step(5, 3)
     assert costs.step(1, 3) == pytest.approx(machine(3, 4), rel=0.01)
 
@@ -123,7 +124,7 @@ def test_a_clock_that_stands_or_jumps_is_no_measurement(seconds):
 
 
 def test_short_rows_and_prompts_are_learnt_apart():
-    speeds = Speeds()
-    assert speeds.of(1) is speeds.of(SHORT) is speeds.costs
-    assert speeds.of(SHORT + 1) is speeds.chunks
+    speeds, short = Speeds(), SchedulerPolicy().short_row_tokens
+    assert speeds.for_width(1) is speeds.for_width(short) is speeds.costs
+    assert speeds.for_width(short + 1) is speeds.chunks
     assert speeds.cloud_draft is None

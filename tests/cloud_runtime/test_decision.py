@@ -5,7 +5,11 @@ import random
 
 import pytest
 
-from cloud_runtime.decision import AHEAD, SHORTEST, Decision, Outlook, decide
+from cloud_runtime.decision import Decision, Outlook, decide
+from edgespec.policies import SchedulerPolicy
+
+AHEAD = SchedulerPolicy().lookahead_tokens
+SHORTEST = SchedulerPolicy().shortest_wait_s
 
 
 def flat(rows, width):
@@ -35,33 +39,41 @@ LACKS = Outlook(cloud_draft=True, cloud_draft_confidence=0.9)
         # Nothing is here: 1 token in 20.
         (Outlook(), flat, DECODE),
         # 1/20 < 1.9/22 < 2.71/24 < 3.44/26
-        (Outlook(here=(0.9, 0.9, 0.9)), flat, Decision("verify", 3)),
+        (Outlook(arrived=(0.9, 0.9, 0.9)), flat, Decision("verify", 3)),
         # 1/20 < 1.9/30 = 0.063 > 1.945/40 = 0.049
-        (Outlook(here=(0.9, 0.05, 0.05)), steep, Decision("verify", 1)),
+        (Outlook(arrived=(0.9, 0.05, 0.05)), steep, Decision("verify", 1)),
         # A doubt in the middle that what follows makes up for: 1.2/22 = 0.055, 1.4/24 = 0.058
-        (Outlook(here=(0.2, 0.99)), flat, Decision("verify", 2)),
+        (Outlook(arrived=(0.2, 0.99)), flat, Decision("verify", 2)),
         # 1.01/22 < 1/20: not worth its room in the step.
-        (Outlook(here=(0.01, 0.9)), flat, DECODE),
+        (Outlook(arrived=(0.01, 0.9)), flat, DECODE),
         # 1.9/30 in a machine whose tokens cost much, but 1.4/30 < 1/20
-        (Outlook(here=(0.4,)), steep, DECODE),
+        (Outlook(arrived=(0.4,)), steep, DECODE),
         # One on its way in 2 ms: 1.9/24 = 0.079; both 2.71/28 = 0.097. All of it beats 1/20.
-        (Outlook(coming=SOON, coming_confidence=0.9), flat, Decision("wait", 0, 0.002)),
+        (Outlook(expected_s=SOON, expected_confidence=0.9), flat, Decision("wait", 0, 0.002)),
         # It is waited for the first, though the second decided.
-        (Outlook(coming=(0.003, 0.004), coming_confidence=0.9), flat, Decision("wait", 0, 0.003)),
+        (
+            Outlook(expected_s=(0.003, 0.004), expected_confidence=0.9),
+            flat,
+            Decision("wait", 0, 0.003),
+        ),
         # Too far away: 1.9/82 < 1/20.
-        (Outlook(coming=(0.060,), coming_confidence=0.9), flat, DECODE),
+        (Outlook(expected_s=(0.060,), expected_confidence=0.9), flat, DECODE),
         # Seldom right: 1.05/24 < 1/20.
-        (Outlook(coming=SOON, coming_confidence=0.05), flat, DECODE),
+        (Outlook(expected_s=SOON, expected_confidence=0.05), flat, DECODE),
         # One here, one on its way: 1.9/22 = 0.086 < 2.71/26 = 0.104.
         (
-            Outlook(here=(0.9,), coming=(0.002,), coming_confidence=0.9),
+            Outlook(arrived=(0.9,), expected_s=(0.002,), expected_confidence=0.9),
             flat,
             Decision("wait", 0, 0.002),
         ),
         # The same for one in 12 ms: 2.71/36 = 0.075.
-        (Outlook(here=(0.9,), coming=(0.012,), coming_confidence=0.9), flat, Decision("verify", 1)),
+        (
+            Outlook(arrived=(0.9,), expected_s=(0.012,), expected_confidence=0.9),
+            flat,
+            Decision("verify", 1),
+        ),
         # Due already: the shortest wait that there is.
-        (Outlook(coming=(0.0,), coming_confidence=0.9), flat, Decision("wait", 0, SHORTEST)),
+        (Outlook(expected_s=(0.0,), expected_confidence=0.9), flat, Decision("wait", 0, SHORTEST)),
     ],
 )
 def test_of_one_session_the_best_rate_wins(outlook, step, expected):
@@ -78,11 +90,14 @@ def test_of_one_session_the_best_rate_wins(outlook, step, expected):
         # Nor one that is seldom right: 1.1/25 < 1/20.
         (Outlook(cloud_draft=True, cloud_draft_confidence=0.1), 3, DECODE),
         # With ids here that are sure to be wrong, nothing behind them is worth drafting.
-        (Outlook(here=(0.02,), cloud_draft=True, cloud_draft_confidence=0.9), 3, DECODE),
+        (Outlook(arrived=(0.02,), cloud_draft=True, cloud_draft_confidence=0.9), 3, DECODE),
         # The device is faster than the draft here: 2.71/28 = 0.097 against at best 4.1/52 = 0.079.
         (
             Outlook(
-                coming=SOON, coming_confidence=0.9, cloud_draft=True, cloud_draft_confidence=0.9
+                expected_s=SOON,
+                expected_confidence=0.9,
+                cloud_draft=True,
+                cloud_draft_confidence=0.9,
             ),
             6,
             Decision("wait", 0, 0.002),
@@ -90,8 +105,8 @@ def test_of_one_session_the_best_rate_wins(outlook, step, expected):
         # And the other way round: 2.71/36 = 0.075 against 5.7/48 = 0.1187.
         (
             Outlook(
-                coming=(0.006, 0.012),
-                coming_confidence=0.9,
+                expected_s=(0.006, 0.012),
+                expected_confidence=0.9,
                 cloud_draft=True,
                 cloud_draft_confidence=0.9,
             ),
@@ -118,7 +133,9 @@ def test_drafting_beside_the_target_ends():
 
     def decision():
         return decide(
-            [Outlook(here=here, cloud_draft=True, cloud_draft_confidence=0.8)], flat, cloud_draft(3)
+            [Outlook(arrived=here, cloud_draft=True, cloud_draft_confidence=0.8)],
+            flat,
+            cloud_draft(3),
         )
 
     while decision().what == "draft":
@@ -128,9 +145,9 @@ def test_drafting_beside_the_target_ends():
 
 
 NOBODYS = Outlook()
-SURE = Outlook(here=(0.95, 0.95))
-DOUBTFUL = Outlook(here=(0.05, 0.05))
-HALF = Outlook(here=(0.6,))
+SURE = Outlook(arrived=(0.95, 0.95))
+DOUBTFUL = Outlook(arrived=(0.05, 0.05))
+HALF = Outlook(arrived=(0.6,))
 
 
 @pytest.mark.parametrize(
@@ -150,12 +167,12 @@ HALF = Outlook(here=(0.6,))
         # Two rows wide for one, four for many: 5/28 = 0.179 > 5.95/38 > 6.85/48.
         ([SURE, *[NOBODYS] * 4], DECODE),
         # One width for all: 4/26 = 0.154, 7.6/34 = 0.224, with one row longer 8.41/42 = 0.2.
-        ([Outlook(here=(0.9, 0.9)), *[Outlook(here=(0.9,))] * 3], Decision("verify", 1)),
+        ([Outlook(arrived=(0.9, 0.9)), *[Outlook(arrived=(0.9,))] * 3], Decision("verify", 1)),
         # A row that has two tokens to run is as wide with none as its neighbour with one.
-        ([Outlook(pending=2), DOUBTFUL], Decision("verify", 1)),
-        ([Outlook(pending=2), Outlook(pending=2), DOUBTFUL], Decision("verify", 1)),
+        ([Outlook(pending_tokens=2), DOUBTFUL], Decision("verify", 1)),
+        ([Outlook(pending_tokens=2), Outlook(pending_tokens=2), DOUBTFUL], Decision("verify", 1)),
         # With its one id it is three wide, and so may its neighbour be: 2/26 < 2.4525/30.
-        ([Outlook(here=(0.4,), pending=2), DOUBTFUL], Decision("verify", 2)),
+        ([Outlook(arrived=(0.4,), pending_tokens=2), DOUBTFUL], Decision("verify", 2)),
     ],
 )
 def test_one_width_for_all_rows(outlooks, expected):
@@ -163,11 +180,11 @@ def test_one_width_for_all_rows(outlooks, expected):
     assert decide(outlooks[::-1], flat) == expected
 
 
-HERE = Outlook(here=(0.9,))
+HERE = Outlook(arrived=(0.9,))
 
 
 def soon(*coming):
-    return Outlook(coming=coming, coming_confidence=0.9)
+    return Outlook(expected_s=coming, expected_confidence=0.9)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +211,7 @@ def test_waiting_among_several(outlooks, expected):
     assert decide(outlooks[::-1], flat) == expected
 
 
-THREE = Outlook(here=(0.9, 0.9, 0.9))
+THREE = Outlook(arrived=(0.9, 0.9, 0.9))
 
 
 def per_text(texts, width):
@@ -215,7 +232,7 @@ def per_text(texts, width):
         ([LACKS, *[NOBODYS] * 6], DECODE),
         # Nobody waits for a draft that is seldom right: 5.69/42 = 0.1354 > 6.22/46 = 0.1351.
         (
-            [Outlook(here=(0.9,) * 6), Outlook(cloud_draft=True, cloud_draft_confidence=0.1)],
+            [Outlook(arrived=(0.9,) * 6), Outlook(cloud_draft=True, cloud_draft_confidence=0.1)],
             Decision("verify", 5),
         ),
     ],
@@ -232,7 +249,7 @@ def test_those_who_lack_most_are_drafted_for_first():
         texts.append(number)
         return per_text(number, width)
 
-    has_two = Outlook(here=(0.9, 0.9), cloud_draft=True, cloud_draft_confidence=0.9)
+    has_two = Outlook(arrived=(0.9, 0.9), cloud_draft=True, cloud_draft_confidence=0.9)
     decide([has_two, LACKS, NOBODYS], flat, counted)
     assert texts == [1, 1, *[2] * (AHEAD - 2)]
 
@@ -249,11 +266,11 @@ def test_those_who_lack_most_are_drafted_for_first():
     ],
 )
 def test_what_the_draft_beside_has_yet_to_read_counts(unread, expected):
-    outlook = Outlook(cloud_draft=True, cloud_draft_confidence=0.9, unread=unread)
+    outlook = Outlook(cloud_draft=True, cloud_draft_confidence=0.9, unread_tokens=unread)
     assert decide([outlook], flat, cloud_draft(3)) == expected
 
 
-LOCKSTEP = Outlook(here=(0.05, 0.05), lockstep=True)
+LOCKSTEP = Outlook(arrived=(0.05, 0.05), lockstep=True)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +302,7 @@ def test_lock_step_verifies_what_came(outlooks, expected):
     ],
 )
 def test_an_urgent_session_may_widen_the_step(weight, expected):
-    assert decide([Outlook(here=(0.9,), weight=weight), *[NOBODYS] * 3], flat) == expected
+    assert decide([Outlook(arrived=(0.9,), weight=weight), *[NOBODYS] * 3], flat) == expected
 
 
 TEN = (0.9,) * 10
@@ -294,14 +311,14 @@ TEN = (0.9,) * 10
 @pytest.mark.parametrize(
     ("outlook", "widest", "expected"),
     [
-        (Outlook(here=TEN), 1 << 16, Decision("verify", 10)),
-        (Outlook(here=TEN), 11, Decision("verify", 10)),
-        (Outlook(here=TEN), 4, Decision("verify", 3)),
-        (Outlook(here=TEN, pending=2), 4, Decision("verify", 2)),
-        (Outlook(here=TEN), 1, DECODE),
+        (Outlook(arrived=TEN), 1 << 16, Decision("verify", 10)),
+        (Outlook(arrived=TEN), 11, Decision("verify", 10)),
+        (Outlook(arrived=TEN), 4, Decision("verify", 3)),
+        (Outlook(arrived=TEN, pending_tokens=2), 4, Decision("verify", 2)),
+        (Outlook(arrived=TEN), 1, DECODE),
         # What is committed runs in any case, and so does a draft in lock-step.
-        (Outlook(here=TEN, pending=9), 4, DECODE),
-        (Outlook(here=TEN, lockstep=True), 4, Decision("verify", 10)),
+        (Outlook(arrived=TEN, pending_tokens=9), 4, DECODE),
+        (Outlook(arrived=TEN, lockstep=True), 4, Decision("verify", 10)),
         (LACKS, 1 << 16, Decision("draft", 6)),
         (LACKS, 3, Decision("draft", 2)),
         (LACKS, 1, DECODE),
@@ -319,7 +336,7 @@ def test_it_looks_no_further_than_it_must():
         asked.append(width)
         return flat(rows, width)
 
-    decide([Outlook(coming=far, coming_confidence=0.9)], step)
+    decide([Outlook(expected_s=far, expected_confidence=0.9)], step)
     assert max(asked) == 1 + AHEAD
 
 
@@ -329,8 +346,8 @@ def test_the_budget_is_that_of_trying_all():
     for _ in range(300):
         outlooks = [
             Outlook(
-                here=[chance.random() for _ in range(chance.randint(0, 6))],
-                pending=chance.randint(1, 2),
+                arrived=[chance.random() for _ in range(chance.randint(0, 6))],
+                pending_tokens=chance.randint(1, 2),
                 weight=chance.choice([1.0, 2.0]),
             )
             for _ in range(chance.randint(1, 9))
@@ -338,10 +355,10 @@ def test_the_budget_is_that_of_trying_all():
 
         def rate(ids, outlooks=outlooks):
             tokens = sum(
-                one.weight * (1 + sum(itertools.accumulate(one.here[:ids], lambda a, b: a * b)))
+                one.weight * (1 + sum(itertools.accumulate(one.arrived[:ids], lambda a, b: a * b)))
                 for one in outlooks
             )
-            width = max(one.pending + min(ids, len(one.here)) for one in outlooks)
+            width = max(one.pending_tokens + min(ids, len(one.arrived)) for one in outlooks)
             return tokens / steep(len(outlooks), width)
 
         rates = [rate(ids) for ids in range(7)]

@@ -1,13 +1,14 @@
-"""Who may send how much, and who is forgotten."""
+"""Packet budgets, and which devices are forgotten."""
 
-from cloud_runtime.devices import REPEAT, Budget, Devices
+from cloud_runtime.devices import Devices, PacketBudget
+from edgespec.policies import LinkLimits
 from edgespec.protocol import VERSION, Hello
 
 HELLO = Hello(VERSION, "t", "k", "robot", "cpu-int8", "a board")
 
 
 def test_a_budget_refills_up_to_its_burst():
-    budget = Budget(10.0, 3.0, 0.0)
+    budget = PacketBudget(10.0, 3.0, 0.0)
     assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
     assert [budget.take(0.1), budget.take(0.1)] == [True, False]
     assert [budget.take(99.0) for _ in range(4)] == [True, True, True, False]
@@ -21,11 +22,11 @@ def test_a_hello_names_a_stranger():
     devices.greet(stranger, HELLO)
     assert (str(stranger), len(devices), devices.strangers) == ("robot", 1, 0)
     assert devices.heard(b"a", 2.0) is stranger
-    assert (stranger.heard, stranger.hardware, stranger.drafter) == (2.0, "a board", "cpu-int8")
+    assert (stranger.heard_at, stranger.hardware, stranger.drafter) == (2.0, "a board", "cpu-int8")
 
 
 def test_the_longest_silent_is_forgotten_first_and_strangers_push_out_nobody():
-    devices = Devices(most=3)
+    devices = Devices(LinkLimits(known_devices=3))
     for peer in (b"a", b"b", b"c"):
         devices.greet(devices.heard(peer, 0.0), HELLO)
     devices.heard(b"a", 1.0)
@@ -39,8 +40,10 @@ def test_the_longest_silent_is_forgotten_first_and_strangers_push_out_nobody():
 
 
 def test_trouble_is_counted_always_and_told_once_a_while():
-    device = Devices().heard(b"a", 0.0)
-    told = [device.trouble("flood", now) for now in (0.0, 1.0, REPEAT - 1, REPEAT, REPEAT + 1)]
+    device, repeat_s = Devices().heard(b"a", 0.0), LinkLimits().repeat_s
+    told = [
+        device.trouble("flood", now) for now in (0.0, 1.0, repeat_s - 1, repeat_s, repeat_s + 1)
+    ]
     assert told == [True, False, False, True, False]
     assert device.trouble("garbage", 1.0)
     assert device.troubles == {"flood": 5, "garbage": 1}

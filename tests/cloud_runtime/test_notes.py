@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from cloud_runtime.devices import BURST, REPEAT
 from cloud_runtime.service import Identity, Service
 from edgespec.config import CloudSettings
+from edgespec.policies import LinkLimits
 from edgespec.protocol import VERSION, Close, Error, Hello, Open, Ping, Pong, Resume, Terms, pack
 from edgespec.sampling import Sampling
 from engines.toy import ToyEngine
@@ -34,10 +34,10 @@ def notes(service):
 
 
 def step(service, now):
-    batch = service.next(now)
-    for each in service._engine.run(batch.rows):
+    batch = service.stepping.next(now)
+    for each in service.stepping._engine.run(batch.rows):
         if each.final:
-            service.commit(batch, each.choices, now)
+            service.stepping.commit(batch, each.choices, now)
 
 
 def test_a_device_is_announced_once(service):
@@ -49,7 +49,7 @@ def test_a_device_is_announced_once(service):
 
 
 def test_one_that_does_not_fit_is_named_with_the_reason(service):
-    for now in (0.0, 1.0, REPEAT):
+    for now in (0.0, 1.0, LinkLimits().repeat_s):
         assert tell(service, Hello(VERSION, "other", "k", "robot"), now)[0].code == "bundle"
     said = notes(service)
     assert [level for level, _, _ in said] == [logging.WARNING] * 2
@@ -86,7 +86,7 @@ def test_a_full_house_is_news_but_no_warning(service):
 
 def test_what_is_over_the_budget_is_dropped_unseen(service):
     tell(service, HELLO)
-    replies = [tell(service, Ping(1)) for _ in range(int(BURST) + 50)]
+    replies = [tell(service, Ping(1)) for _ in range(int(LinkLimits().burst_packets) + 50)]
     assert [len(reply) for reply in replies].count(0) == 51
     assert service.tally.dropped == {"flood": 51}
     assert [event for _, _, event in notes(service)] == ["device", "flood"]
@@ -97,24 +97,24 @@ def test_a_device_that_nothing_reaches_rests_until_it_asks(service):
     tell(service, HELLO)
     tell(service, opening(1))
     step(service, 1.0)
-    (seat,) = service.seats
+    (session,) = service.sessions
     service.lost(A, "unread", 1.0)
-    assert seat.away and not seat.ready
+    assert session.connection.away and not session.ready
     service.receive(A, [b"\xff"], 1.0)
-    assert seat.away, "garbage is no question"
+    assert session.connection.away, "garbage is no question"
     tell(service, Ping(1), 2.0)
-    assert seat.ready
+    assert session.ready
     service.lost(A, "unread", 2.0)
     assert [event for _, _, event in notes(service)] == ["device", "unread", "garbage"]
-    assert seat.away
+    assert session.connection.away
 
 
 def test_what_is_handed_back_can_go_on_elsewhere(service):
     tell(service, HELLO)
     tell(service, opening(1))
-    ((peer, error),) = service.hand_back(1.0)
+    ((peer, error),) = service.sessions.hand_back(1.0)
     assert peer == A and isinstance(error, Error)
     assert (error.code, error.session, error.retryable) == ("drained", 1, True)
     assert error.retry_ms > 0
-    assert service.unfinished == [] and service.active == 0
+    assert service.sessions.unfinished == [] and service.sessions.active == 0
     assert service.tally.finished == {"drained": 1}

@@ -2,8 +2,12 @@
 
 import pytest
 
-from cloud_runtime.paths import KEPT, LONGEST, SPARE, CandidatePaths
+from cloud_runtime.paths import CandidatePaths
+from edgespec.policies import SchedulerPolicy
 from edgespec.protocol import Draft
+
+POLICY = SchedulerPolicy()
+KEPT, SPARE, LONGEST = POLICY.kept_paths, POLICY.spare_paths, POLICY.path_tokens
 
 PROMPT = (10, 11, 12)
 

@@ -1,31 +1,22 @@
-"""Which step runs next, as tables: sessions, measured times and the clock in, a step out."""
+"""The next step, as tables: sessions, measured times and the clock in, a plan out."""
 
 import pytest
 
 from cloud_runtime.costs import Speeds, StepCosts
-from cloud_runtime.scheduler import (
-    LATE,
-    LONGEST,
-    NARROW,
-    PAUSE,
-    RESUME,
-    SHARE,
-    TURN,
-    Batch,
-    DraftStep,
-    Wait,
-    pick,
-)
-from cloud_runtime.sessions import CloudSession
+from cloud_runtime.scheduler import pick
+from cloud_runtime.sessions import CloudSession, Connection, FirstVerdict
+from cloud_runtime.steps import Batch, DraftStep, Wait
 from edgespec.config import CloudSettings
-from edgespec.protocol import Draft, Terms, Verdict
+from edgespec.policies import SchedulerPolicy
+from edgespec.protocol import Draft, Terms
 from edgespec.sampling import Sampling
 from edgespec.session import Session
 
 NOW = 100.0
+POLICY = SchedulerPolicy()
 PLAIN = Terms(drafting=False)
 LOCKSTEP = Terms(decoding=False)
-BESIDE = Terms(drafting=False, cloud_draft=True)
+CLOUD_DRAFT = Terms(drafting=False, cloud_draft=True)
 STEP = (0.020, 0.001, 0.001, 0.0)
 """20 ms, 1 for each row, 1 for each token."""
 QUICK = (0.005, 0.0, 0.0002, 0.0)
@@ -40,89 +31,102 @@ def speeds(step=STEP, chunks=QUICK, cloud_draft=None):
     )
 
 
-def seat(session, *, peer=None, length=3, pending=1, ready=NOW - 0.01, left=100, **about):
-    """One that decodes, without a promise, unless told otherwise."""
-    terms, slot = about.pop("terms", PLAIN), about.pop("slot", session)
+def decoding(number, *, peer=None, length=3, pending=1, ready=NOW - 0.01, left=100, **about):
+    """A session that decodes, without a target rate and after its first verdict."""
+    terms, slot = about.pop("terms", PLAIN), about.pop("slot", number)
+    opened, first = about.pop("opened", True), about.pop("first", None)
     state = Session(list(range(length)), length, left, frozenset())
-    peer = peer or b"device %d" % session
-    made = CloudSession(peer, session, state, Sampling(), terms, slot, NOW, ready, length - pending)
-    made.verdict = Verdict(session, 0, length, 0, 0, 0, [])
-    for name, value in about.items():
-        setattr(made, name, value)
+    connection = Connection(peer or b"device %d" % number, NOW, about.pop("away", False))
+    made = CloudSession(number, state, Sampling(), terms, connection, ready)
+    if slot is not None:
+        made.cache.give(slot, length - pending)
+    made.progress.running = about.pop("running", False)
+    made.progress.first_verdict = first or (FirstVerdict(NOW, length) if opened else None)
+    made.drafts.waiting = about.pop("waiting", False)
+    made.turn = made.turn._replace(paused=about.pop("paused", False))
+    assert not about
     return made
 
 
-def promised(session, due, *, rate=1.0, **about):
-    """Its next token is due `due` seconds from now."""
-    length = about.get("length", 3)
-    began = NOW + due - 1 / rate, length
-    return seat(session, terms=Terms(drafting=False, target_rate=rate), began=began, **about)
+def rated(number, due, *, rate=1.0, **about):
+    """A session with a target rate, whose next token is due `due` seconds from now."""
+    first = FirstVerdict(NOW + due - 1 / rate, about.get("length", 3))
+    return decoding(number, terms=Terms(drafting=False, target_rate=rate), first=first, **about)
 
 
 def drafted(one, ids, confidence=0.9):
-    """Gives a seat so many ids of its device."""
-    said = bytes([round(255 * confidence)] * ids)
-    one.paths.add(Draft(one.session, 1, 0, one.length, [7] * ids, said))
-    one.asked = True
+    """Gives a session that many draft tokens of its device."""
+    confidences = bytes([round(255 * confidence)] * ids)
+    one.drafts.paths.add(Draft(one.id, 1, 0, one.length, [7] * ids, confidences))
+    one.drafts.waiting = True
     return one
 
 
-def picked(seats, times=None, now=NOW, **settings):
-    return pick(seats, CloudSettings(**settings), times or speeds(), now)
+def planned(sessions, times=None, now=NOW, **settings):
+    return pick(sessions, CloudSettings(**settings), times or speeds(), now)
 
 
-def sessions(step):
-    return [one.session for one in step.seats]
+def picked(sessions, times=None, now=NOW, **settings):
+    return planned(sessions, times, now, **settings).step
+
+
+def applied(plan):
+    """The step of a plan, after its turns have been set."""
+    for one, turn in plan.turns:
+        one.turn = turn
+    return plan.step
+
+
+def ids_of(step):
+    return [one.id for one in step.sessions]
 
 
 def rows(batch):
-    return dict(zip(sessions(batch), batch.rows, strict=True))
+    return dict(zip(ids_of(batch), batch.rows, strict=True))
 
 
 def done(batch, now):
-    """Its rows have run; each that wanted a token has one more."""
-    for one, row in zip(batch.seats, batch.rows, strict=True):
-        one.running, one.ready_since = False, now
-        one.cached = row.start + len(row.tokens)
+    """Ends a batch; each session whose row wanted a token has one more."""
+    for one, row in zip(batch.sessions, batch.rows, strict=True):
+        one.progress.ended_at = now
+        end = row.start + len(row.tokens)
+        one.cache.advance(min(end, one.length))
         if row.choice_count:
-            one.cached = one.length
             one.state.commit([7])
 
 
 @pytest.mark.parametrize(
-    ("seats", "order"),
+    ("sessions", "order"),
     [
         # Without a promise it is due since it could be served.
-        ([seat(1, ready=99.9), seat(2, ready=99.8), seat(3, ready=99.95)], [2, 1, 3]),
+        ([decoding(1, ready=99.9), decoding(2, ready=99.8), decoding(3, ready=99.95)], [2, 1, 3]),
         # A promise of 10 tokens a second, half a second ago and in half a second.
-        ([seat(1, ready=99.6), promised(2, -0.5)], [2, 1]),
-        ([promised(1, 0.5), seat(2, ready=99.9)], [2, 1]),
-        ([promised(1, -0.1), promised(2, -0.3), promised(3, -0.2)], [2, 3, 1]),
+        ([decoding(1, ready=99.6), rated(2, -0.5)], [2, 1]),
+        ([rated(1, 0.5), decoding(2, ready=99.9)], [2, 1]),
+        ([rated(1, -0.1), rated(2, -0.3), rated(3, -0.2)], [2, 3, 1]),
         # Later than that is not more urgent: then whoever was served longest ago.
-        ([promised(1, -50.0, ready=99.9), seat(2, ready=NOW - LATE - 0.5)], [2, 1]),
-        ([promised(1, -50.0, ready=98.0), seat(2, ready=NOW - LATE - 0.5)], [1, 2]),
-        ([promised(1, -50.0), seat(2, ready=NOW - LATE / 2)], [1, 2]),
-        ([seat(1, ready=90.0), seat(2, ready=80.0), seat(3, ready=95.0)], [2, 1, 3]),
+        ([rated(1, -50.0, ready=99.9), decoding(2, ready=NOW - POLICY.lateness_s - 0.5)], [2, 1]),
+        ([rated(1, -50.0, ready=98.0), decoding(2, ready=NOW - POLICY.lateness_s - 0.5)], [1, 2]),
+        ([rated(1, -50.0), decoding(2, ready=NOW - POLICY.lateness_s / 2)], [1, 2]),
+        ([decoding(1, ready=90.0), decoding(2, ready=80.0), decoding(3, ready=95.0)], [2, 1, 3]),
     ],
 )
 @pytest.mark.parametrize("most", [1, 2, 3, 0])
-def test_the_earliest_due_goes_first(seats, order, most):
-    for one in seats:
-        one.running = False
-    assert sessions(picked(seats, max_batch_rows=most)) == order[: most or None]
+def test_the_earliest_due_goes_first(sessions, order, most):
+    assert ids_of(picked(sessions, max_batch_rows=most)) == order[: most or None]
 
 
 @pytest.mark.parametrize("promises", [0, 1, 5])
 def test_nobody_starves(promises):
     """Sixty sessions for one place, steps of 100 ms; some are promised what nobody could keep."""
-    seats = [promised(n, -5.0, rate=1000.0, ready=NOW - 5) for n in range(promises)]
-    seats += [seat(n, ready=NOW) for n in range(promises, 60)]
+    sessions = [rated(n, -5.0, rate=1000.0, ready=NOW - 5) for n in range(promises)]
+    sessions += [decoding(n, ready=NOW) for n in range(promises, 60)]
     served, now = dict.fromkeys(range(60), 0), NOW
     for _ in range(60 * 4):
-        batch = picked(seats, now=now, max_batch_rows=1)
+        batch = applied(planned(sessions, now=now, max_batch_rows=1))
         now += 0.1
         done(batch, now)
-        served[batch.seats[0].session] += 1
+        served[batch.sessions[0].id] += 1
     assert min(served.values()) >= 3
     assert max(served.values()) <= 5 + 10 * bool(promises), "the first second is theirs"
 
@@ -130,22 +134,22 @@ def test_nobody_starves(promises):
 @pytest.mark.parametrize(
     ("ready", "served"),
     [({}, True), ({"slot": None}, False), ({"away": True}, False), ({"running": True}, False),
-     ({"terms": LOCKSTEP}, False), ({"terms": LOCKSTEP, "asked": True}, True),
-     ({"terms": LOCKSTEP, "verdict": None}, True), ({"left": 1}, True)],
+     ({"terms": LOCKSTEP}, False), ({"terms": LOCKSTEP, "waiting": True}, True),
+     ({"terms": LOCKSTEP, "opened": False}, True), ({"left": 1}, True)],
 )  # fmt: skip
 def test_who_is_not_ready_or_has_no_slot_is_not_served(ready, served):
-    assert (picked([seat(1, **ready)]) == Wait(None)) == (not served)
-    batch = picked([seat(1, **ready), seat(2)])
-    assert sessions(batch) == ([1, 2] if served else [2])
-    assert all(one.running for one in batch.seats)
+    assert (picked([decoding(1, **ready)]) == Wait(None)) == (not served)
+    batch = picked([decoding(1, **ready), decoding(2)])
+    assert ids_of(batch) == ([1, 2] if served else [2])
+    assert not any(one.progress.running for one in batch.sessions), "a plan changes nothing"
     for pending in (1, 40):
-        assert (picked([seat(1, length=50, pending=pending, **ready)]) == Wait(None)) != served
+        assert (picked([decoding(1, length=50, pending=pending, **ready)]) == Wait(None)) != served
 
 
 def early(seconds):
     """Two that decode and one that is not due for so long; a step of theirs takes 29 ms."""
-    return [seat(8), seat(9), seat(7)] if seconds is None else [
-        promised(n, seconds) for n in (7, 8, 9)
+    return [decoding(8), decoding(9), decoding(7)] if seconds is None else [
+        rated(n, seconds) for n in (7, 8, 9)
     ]  # fmt: skip
 
 
@@ -175,45 +179,44 @@ def early(seconds):
 def test_a_prompts_chunk_takes_as_long_as_those_who_wait_can_bear(
     chunks, others, about, settings, width
 ):
-    for one in others:
-        one.running = False
-    prompt = seat(1, length=4000, pending=4000, ready=NOW - 1, **about)
+    cached = about.get("cached", 0)
+    prompt = decoding(1, length=4000, pending=4000 - cached, ready=NOW - 1)
     batch = picked([*others, prompt], speeds(chunks=chunks), **settings)
-    assert (sessions(batch), batch.width) == ([1], width)
-    assert batch.cached == prompt.cached
-    assert batch.rows[0].choice_count == (prompt.cached + width == 4000)
+    assert (ids_of(batch), batch.width) == ([1], width)
+    assert batch.cached == cached
+    assert batch.rows[0].choice_count == (cached + width == 4000)
 
 
 def test_a_long_prompt_and_the_others_take_turns():
     """However long it is, nobody waits for more than one chunk of it."""
-    prompt, others = seat(1, length=2014, pending=2014), [seat(n) for n in (2, 3, 4)]
+    prompt, others = decoding(1, length=2014, pending=2014), [decoding(n) for n in (2, 3, 4)]
     times, now, turns = speeds(), NOW, []
     waited = dict.fromkeys((2, 3, 4), NOW)
-    while prompt.pending > NARROW:
-        batch = picked([prompt, *others], times, now)
-        seconds = times.of(batch.width).step(batch.width, len(batch.rows), batch.cached)
-        own = times.costs.step(NARROW, len(others))
+    while prompt.pending > POLICY.narrow_tokens:
+        batch = applied(planned([prompt, *others], times, now))
+        seconds = times.for_width(batch.width).step(batch.width, len(batch.rows), batch.cached)
+        own = times.costs.step(POLICY.narrow_tokens, len(others))
         assert seconds <= own
         now += seconds
-        turns.append(sessions(batch))
+        turns.append(ids_of(batch))
         for session in turns[-1]:
             if session != 1:
-                assert now - waited[session] < (1 + LONGEST) * own
+                assert now - waited[session] < (1 + POLICY.chunk_steps) * own
                 waited[session] = now
         done(batch, now)
     assert turns[0] == [1], "it has waited as long as they have"
     assert turns[::2] == [[1]] * len(turns[::2])
     assert all(set(turn) == {2, 3, 4} for turn in turns[1::2])
-    assert set(sessions(picked([prompt, *others], times, now))) == {1, 2, 3, 4}, "it is none now"
+    assert set(ids_of(picked([prompt, *others], times, now))) == {1, 2, 3, 4}, "it is none now"
 
 
 def test_those_who_came_and_went_on_do_not_keep_a_prompt_waiting():
     """Short answers come all the time; each is as new as the prompt's last chunk is old."""
-    prompt, now, chunks = seat(1, length=2000, pending=2000), NOW, 0
+    prompt, now, chunks = decoding(1, length=2000, pending=2000), NOW, 0
     for number in range(2, 60):
-        batch = picked([prompt, seat(number, ready=now)], now=now)
+        batch = picked([prompt, decoding(number, ready=now)], now=now)
         now += 0.030
-        chunks += sessions(batch) == [1]
+        chunks += ids_of(batch) == [1]
         done(batch, now)
     assert chunks >= 25
 
@@ -221,7 +224,7 @@ def test_those_who_came_and_went_on_do_not_keep_a_prompt_waiting():
 def prompts(*lengths):
     """The first came first."""
     return [
-        seat(n, length=length, pending=length, ready=NOW - 9 + n, verdict=None)
+        decoding(n, length=length, pending=length, ready=NOW - 9 + n, opened=False)
         for n, length in enumerate(lengths, 1)
     ]
 
@@ -246,14 +249,12 @@ def prompts(*lengths):
     ],
 )
 def test_several_prompts(waiting, others, settings, order, width):
-    for one in waiting:
-        one.running = False
-    batch = picked([*(seat(n) for n in others), *waiting], **settings)
-    assert (sessions(batch), batch.width) == (order, width)
+    batch = picked([*(decoding(n) for n in others), *waiting], **settings)
+    assert (ids_of(batch), batch.width) == (order, width)
 
 
 @pytest.mark.parametrize(
-    ("seats", "position", "served"),
+    ("sessions", "position", "served"),
     [
         # 20 ms and 3 a row: one each of three devices 29 ms, with 10 % more 31.9.
         ([*"abc"], 0.0, [1, 2, 3]),
@@ -269,82 +270,82 @@ def test_several_prompts(waiting, others, settings, order, width):
         ([*"abca"], 1e-5, [1, 2, 3]),
     ],
 )
-def test_further_sessions_of_a_device_wait_where_they_cost_the_others_much(seats, position, served):
+def test_further_sessions_of_a_device_wait_where_they_cost_the_others_much(
+    sessions, position, served
+):
     held = [
-        seat(n, peer=peer.encode(), ready=NOW - 1 + n / 100, length=1000)
-        for n, peer in enumerate(seats, 1)
+        decoding(n, peer=peer.encode(), ready=NOW - 1 + n / 100, length=1000)
+        for n, peer in enumerate(sessions, 1)
     ]
     batch = picked(held, speeds((*STEP[:3], position)))
-    assert sessions(batch) == served
-    first = len(set(seats))
+    assert ids_of(batch) == served
+    first = len(set(sessions))
     if len(served) > first > 1:
-        assert 20 + 3 * len(served) <= (1 + SHARE) * (20 + 3 * first)
+        assert 20 + 3 * len(served) <= (1 + POLICY.further_sessions_cost) * (20 + 3 * first)
 
 
 def test_the_sessions_of_a_device_take_turns_that_last_a_while():
     """Six of one device beside one of another, for six turns each; slots are not moved at every
     step."""
-    seats = [seat(n, peer=b"a", ready=NOW - n / 1e3, left=4000) for n in range(6)]
-    seats += [seat(9, peer=b"b", left=4000)]
+    sessions = [decoding(n, peer=b"a", ready=NOW - n / 1e3, left=4000) for n in range(6)]
+    sessions += [decoding(9, peer=b"b", left=4000)]
     now, served, changes, last = NOW, dict.fromkeys([*range(6), 9], 0), 0, []
-    while now < NOW + 36 * TURN:
-        batch = picked(seats, now=now)
+    while now < NOW + 36 * POLICY.turn_s:
+        batch = applied(planned(sessions, now=now))
         now += 0.026
         done(batch, now)
-        for session in sessions(batch):
+        for session in ids_of(batch):
             served[session] += 1
-        changes += sorted(sessions(batch)) != last
-        last = sorted(sessions(batch))
+        changes += sorted(ids_of(batch)) != last
+        last = sorted(ids_of(batch))
     steps = served.pop(9)
-    assert sum(served.values()) == steps == pytest.approx(36 * TURN / 0.026, abs=2)
-    assert min(served.values()) > steps / 6 - 3 * TURN / 0.026
+    assert sum(served.values()) == steps == pytest.approx(36 * POLICY.turn_s / 0.026, abs=2)
+    assert min(served.values()) > steps / 6 - 3 * POLICY.turn_s / 0.026
     assert changes <= 37
 
 
 @pytest.mark.parametrize(
     ("late", "due", "before", "paused"),
     [
-        (-0.1, PAUSE + 0.1, False, True),
-        (-0.1, PAUSE - 0.1, False, False),
-        (-0.1, PAUSE - 0.1, True, True),
-        (-0.1, RESUME + 0.01, True, True),
-        (-0.1, RESUME - 0.01, True, False),
+        (-0.1, POLICY.pause_s + 0.1, False, True),
+        (-0.1, POLICY.pause_s - 0.1, False, False),
+        (-0.1, POLICY.pause_s - 0.1, True, True),
+        (-0.1, POLICY.resume_s + 0.01, True, True),
+        (-0.1, POLICY.resume_s - 0.01, True, False),
         (-0.1, -0.2, True, False),
         # Nobody is late, so nobody is left out.
-        (0.1, PAUSE + 9, False, False),
-        (0.1, PAUSE + 9, True, False),
+        (0.1, POLICY.pause_s + 9, False, False),
+        (0.1, POLICY.pause_s + 9, True, False),
     ],
 )
 def test_who_is_early_is_left_out_while_another_is_late(late, due, before, paused):
-    one = promised(1, due, paused=before)
-    batch = picked([promised(2, late), one, seat(3)])
-    assert sorted(sessions(batch)) == ([2, 3] if paused else [1, 2, 3])
-    assert one.paused == paused
+    one = rated(1, due, paused=before)
+    step = applied(planned([rated(2, late), one, decoding(3)]))
+    assert sorted(ids_of(step)) == ([2, 3] if paused else [1, 2, 3])
+    assert one.turn.paused == paused
 
 
 def test_without_a_promise_nobody_is_late_and_nobody_early():
-    seats = [seat(1, ready=NOW - 60), promised(2, 5.0), seat(3)]
-    assert sorted(sessions(picked(seats))) == [1, 2, 3]
-    first_token = seat(4, terms=Terms(target_rate=5.0), began=None, ready=NOW - 60)
-    for one in seats:
-        one.running = False
-    assert sorted(sessions(picked([*seats, first_token]))) == [1, 2, 3, 4]
+    sessions = [decoding(1, ready=NOW - 60), rated(2, 5.0), decoding(3)]
+    assert sorted(ids_of(picked(sessions))) == [1, 2, 3]
+    first_token = decoding(4, terms=Terms(target_rate=5.0), opened=False, ready=NOW - 60)
+    assert sorted(ids_of(picked([*sessions, first_token]))) == [1, 2, 3, 4]
 
 
 def test_the_early_give_way_until_the_late_one_is_not_late_any_more():
     """Places for all, but steps too long for the one that was promised most."""
-    fast = promised(0, -0.2, rate=20.0, left=4000)
-    slow = [promised(n, 1.0, rate=2.0, left=4000) for n in range(1, 12)]
+    fast = rated(0, -0.2, rate=20.0, left=4000)
+    slow = [rated(n, 1.0, rate=2.0, left=4000) for n in range(1, 12)]
     times, now, counts = speeds(), NOW, []
     for _ in range(400):
-        batch = picked([fast, *slow], times, now)
-        assert 0 in sessions(batch)
+        batch = applied(planned([fast, *slow], times, now))
+        assert 0 in ids_of(batch)
         now += times.costs.step(1, len(batch.rows))
         done(batch, now)
         counts.append(len(batch.rows))
     assert min(counts) <= 2 and max(counts) == 12
     for one in (fast, *slow):
-        since, length = one.began
+        since, length = one.progress.first_verdict
         rate = (one.length - length) / (now - since)
         assert rate > 0.95 * one.terms.target_rate, "what was promised was kept"
 
@@ -364,39 +365,35 @@ def test_the_early_give_way_until_the_late_one_is_not_late_any_more():
 @pytest.mark.parametrize("terms", [LOCKSTEP, Terms()], ids=["lock-step", "streaming"])
 @pytest.mark.parametrize("shared", [False, True])
 def test_no_more_ids_than_may_be_verified_and_committed(ids, left, most, width, terms, shared):
-    one = drafted(seat(1, terms=terms, left=left), ids, 0.99)
-    others = [seat(2)] if shared else []
+    one = drafted(decoding(1, terms=terms, left=left), ids, 0.99)
+    others = [decoding(2)] if shared else []
     batch = picked([one, *others], speeds((0.050, 0.001, 1e-5, 0.0)), max_draft=most)
     row = rows(batch)[1]
     assert len(row.tokens) == row.choice_count == width
-    assert one.verifying == width - 1
+    assert len(batch.entries[ids_of(batch).index(1)].draft) == width - 1
 
 
 def test_lock_step_verifies_all_that_came_and_others_do_as_pays():
     """However doubtful; where decoding goes on by itself, nothing is."""
     doubtful = [
-        drafted(seat(n, terms=terms), 5, 0.02) for n, terms in ((1, LOCKSTEP), (2, Terms()))
+        drafted(decoding(n, terms=terms), 5, 0.02) for n, terms in ((1, LOCKSTEP), (2, Terms()))
     ]
     assert [len(row.tokens) for row in picked(doubtful[1:]).rows] == [1]
     assert [len(row.tokens) for row in picked(doubtful[:1]).rows] == [6]
-    for one in doubtful:
-        one.running = False
-    batch = picked([*doubtful, seat(3)])
+    batch = picked([*doubtful, decoding(3)])
     widths = {session: len(row.tokens) for session, row in rows(batch).items()}
     assert widths == {1: 6, 2: 6, 3: 1}, "the step is as wide anyway"
 
 
 def test_hints_are_for_those_who_verify_and_asked():
-    seats = [
-        drafted(seat(1, terms=Terms(hints=True)), 2),
-        drafted(seat(2, terms=Terms()), 2),
-        seat(3, terms=Terms(hints=True)),
+    sessions = [
+        drafted(decoding(1, terms=Terms(hints=True)), 2),
+        drafted(decoding(2, terms=Terms()), 2),
+        decoding(3, terms=Terms(hints=True)),
     ]
-    hints = {session: row.hints for session, row in rows(picked(seats)).items()}
+    hints = {session: row.hints for session, row in rows(picked(sessions)).items()}
     assert hints == {1: True, 2: False, 3: False}
-    for one in seats:
-        one.running = False
-    assert not any(row.hints for row in picked(seats, hints=False).rows)
+    assert not any(row.hints for row in picked(sessions, hints=False).rows)
 
 
 DRAFT = (0.001, 0.0001, 0.0, 0.0)
@@ -404,56 +401,56 @@ DRAFT = (0.001, 0.0001, 0.0, 0.0)
 
 @pytest.mark.parametrize("max_draft", [3, 32])
 def test_the_draft_beside_is_asked_for_those_who_lack_ids_and_can_use_them(max_draft):
-    seats = [
-        seat(1, terms=BESIDE),
-        seat(2, terms=BESIDE, left=3),
-        seat(3),
-        drafted(seat(4, terms=Terms(cloud_draft=True)), 2),
-        drafted(seat(5, terms=Terms(cloud_draft=True, decoding=False)), 2),
-        seat(6, terms=BESIDE, verdict=None),  # nobody drafts before the opening round
-        seat(7, terms=BESIDE, left=1),
+    sessions = [
+        decoding(1, terms=CLOUD_DRAFT),
+        decoding(2, terms=CLOUD_DRAFT, left=3),
+        decoding(3),
+        drafted(decoding(4, terms=Terms(cloud_draft=True)), 2),
+        drafted(decoding(5, terms=Terms(cloud_draft=True, decoding=False)), 2),
+        decoding(6, terms=CLOUD_DRAFT, opened=False),  # nobody drafts before the opening round
+        decoding(7, terms=CLOUD_DRAFT, left=1),
     ]
     asked = []
     while isinstance(
-        step := picked(seats, speeds(cloud_draft=DRAFT), max_draft=max_draft), DraftStep
+        step := picked(sessions, speeds(cloud_draft=DRAFT), max_draft=max_draft), DraftStep
     ):
-        asked.append(sessions(step))
-        for one in step.seats:
-            one.drafted(9, 0.95)
+        asked.append(ids_of(step))
+        for one in step.sessions:
+            one.add_cloud_token(9, 0.95)
     assert asked[:2] == [[1, 2], [1, 2]]
     assert asked[2:] == [[1, 4]] * len(asked[2:]), "the others have what they can use"
-    ahead = {one.session: one.ahead for one in seats}
+    ahead = {one.id: one.ahead for one in sessions}
     assert ahead[1] == ahead[4] == len(asked) <= max_draft
     assert (ahead[2], ahead[3], ahead[5], ahead[6], ahead[7]) == (2, 0, 2, 0, 0)
     assert {session: len(row.tokens) - 1 for session, row in rows(step).items()} == ahead
 
 
 def test_without_a_draft_beside_the_target_nobody_is_drafted_for():
-    assert isinstance(picked([seat(1, terms=BESIDE)]), Batch)
+    assert isinstance(picked([decoding(1, terms=CLOUD_DRAFT)]), Batch)
 
 
-def expecting(session):
+def expecting(number):
     """Ids come every 2 ms, the next in 1 ms."""
-    one = seat(session, terms=Terms())
-    one.arrivals.sent(3, now=NOW - 0.010)
+    one = decoding(number, terms=Terms())
+    one.drafts.arrivals.verdict_sent(3, now=NOW - 0.010)
     for base, when in ((3, NOW - 0.003), (4, NOW - 0.001)):
-        message = Draft(session, 1, 0, base, [7], bytes([240]))
-        one.arrivals.came(message, one.paths.add(message), when)
+        message = Draft(number, 1, 0, base, [7], bytes([240]))
+        path = one.drafts.paths.add(message)
+        one.drafts.arrivals.draft_arrived(message, path, when)
     return one
 
 
 @pytest.mark.parametrize(
-    ("seats", "waits"),
+    ("sessions", "waits"),
     [
         ([expecting(1)], True),
         ([expecting(1), expecting(2)], True),
         # Eight whose tokens are as good now as later.
-        ([expecting(1), *(seat(n) for n in range(2, 10))], False),
+        ([expecting(1), *(decoding(n) for n in range(2, 10))], False),
     ],
 )
-def test_waiting_is_a_matter_of_everybodys_rate(seats, waits):
-    step = picked(seats)
+def test_waiting_is_a_matter_of_everybodys_rate(sessions, waits):
+    step = picked(sessions)
     assert isinstance(step, Wait if waits else Batch)
     if waits:
         assert step.seconds == pytest.approx(0.001)
-        assert not any(one.running for one in seats)

@@ -31,7 +31,7 @@ def test_the_sessions_of_a_failed_batch_end_and_the_cloud_goes_on(house):
     home.engine.fail = True
     with pytest.raises(LinkError, match="no memory"):
         list(pieces)
-    assert home.service.active == 0
+    assert home.service.sessions.active == 0
     answer = home.answer(NoDrafter(), request)
     assert answer.stats.token_ids == home.alone(request)
 
@@ -51,7 +51,7 @@ def test_sessions_whose_draft_beside_the_target_fails_go_on_without(house, caplo
         pass
     assert answer.stats.token_ids == home.alone(request)
     assert home.service.tally.cloud_draft_steps == drafted + 1
-    assert "the draft beside the target failed on 1 texts: no memory" in caplog.text
+    assert "the cloud draft failed on 1 sessions: no memory" in caplog.text
     later = home.answer(NoDrafter(), request)
     assert later.stats.token_ids == home.alone(request)
     assert home.service.tally.cloud_draft_steps > drafted + 1, "the next session tries again"

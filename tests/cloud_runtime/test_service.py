@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cloud_runtime.costs import Speeds, StepCosts
-from cloud_runtime.devices import PEERS
-from cloud_runtime.scheduler import Batch, DraftStep, Wait
 from cloud_runtime.service import Identity, Service
+from cloud_runtime.steps import Batch, DraftStep, Wait
 from edgespec.config import CloudSettings
+from edgespec.policies import LinkLimits
 from edgespec.protocol import (
     VERSION,
     Admitted,
@@ -38,7 +38,7 @@ HELLO = Hello(VERSION, "t", "k", "robot")
 A, B = b"a", b"b"
 LOCKSTEP = Terms(decoding=False)
 PLAIN = Terms(drafting=False)
-BESIDE = Terms(drafting=False, cloud_draft=True)
+CLOUD_DRAFT = Terms(drafting=False, cloud_draft=True)
 
 
 class Desk:
@@ -60,13 +60,13 @@ class Desk:
         return [reply for _, reply in replies]
 
     def batch(self):
-        batch = self.service.next(self.now)
+        batch = self.service.stepping.next(self.now)
         assert isinstance(batch, Batch)
         return batch
 
     def turn(self):
         """One batch, if there is one; what it sends."""
-        batch = self.service.next(self.now)
+        batch = self.service.stepping.next(self.now)
         if not isinstance(batch, Batch):
             assert batch == Wait(None)
             return []
@@ -76,9 +76,9 @@ class Desk:
         sent = []
         for step in self.engine.run(batch.rows):
             if step.final:
-                sent += self.service.commit(batch, step.choices, self.now)
+                sent += self.service.stepping.commit(batch, step.choices, self.now)
             else:
-                sent += self.service.hints(batch, step.layer, step.choices)
+                sent += self.service.stepping.hints(batch, step.layer, step.choices)
         return sent
 
     def verdict(self):
@@ -157,7 +157,7 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(desk, message, word
     (error,) = desk.tell(message)
     assert error.code == "invalid"
     assert words in error.message
-    assert desk.service.active == 0
+    assert desk.service.sessions.active == 0
     assert desk.turn() == []
 
 
@@ -275,30 +275,30 @@ def test_the_draft_beside_the_target_is_asked_verified_and_let_go():
     desk = Desk(cloud_draft=1e-4)
     right = text()
     desk.tell(HELLO)
-    desk.tell(opening(terms=BESIDE))
+    desk.tell(opening(terms=CLOUD_DRAFT))
     desk.turn()
     drafted = 0
-    while isinstance(step := desk.service.next(desk.now), DraftStep):
-        assert step.seats[0].text == right[: 4 + drafted]
-        desk.service.drafted(step, [Guess(right[4 + drafted], 0.9)])
+    while isinstance(step := desk.service.stepping.next(desk.now), DraftStep):
+        assert step.sessions[0].draft_prefix == right[: 4 + drafted]
+        desk.service.stepping.drafted(step, [Guess(right[4 + drafted], 0.9)])
         drafted += 1
     assert drafted > 2
     (verdict,) = [m for _, m in desk.run(step) if isinstance(m, Verdict)]
     assert (verdict.round, verdict.accepted) == (0, 0), "nothing of the device's"
     assert (verdict.verified, verdict.confirmed) == (drafted, drafted)
     assert verdict.tokens == right[4 : 5 + drafted]
-    step = desk.service.next(desk.now)
-    desk.service.drafted(step, [None])
-    assert isinstance(desk.service.next(desk.now), Batch), "it had nothing to say"
+    step = desk.service.stepping.next(desk.now)
+    desk.service.stepping.drafted(step, [None])
+    assert isinstance(desk.service.stepping.next(desk.now), Batch), "it had nothing to say"
     # One that is wrong costs nothing but time.
     desk = Desk(cloud_draft=1e-4)
     desk.tell(HELLO)
-    desk.tell(opening(terms=BESIDE))
+    desk.tell(opening(terms=CLOUD_DRAFT))
     written = []
-    while desk.service.active:
-        step = desk.service.next(desk.now)
+    while desk.service.sessions.active:
+        step = desk.service.stepping.next(desk.now)
         if isinstance(step, DraftStep):
-            desk.service.drafted(step, [Guess(7, 0.9)])
+            desk.service.stepping.drafted(step, [Guess(7, 0.9)])
         else:
             written += [t for _, m in desk.run(step) if isinstance(m, Verdict) for t in m.tokens]
     assert written == right[3:]
@@ -308,12 +308,12 @@ def test_a_step_that_took_longer_is_remembered(desk):
     desk.tell(opening(terms=PLAIN))
     batch = desk.batch()
     before = desk.service.speeds.costs.step(3)
-    desk.service.learn(batch, 5.0)
+    desk.service.stepping.learn(batch, 5.0)
     assert desk.service.speeds.costs.step(3) > 10 * before
 
 
 def test_connections_are_forgotten_when_they_are_too_many(desk):
-    for number in range(PEERS):
+    for number in range(LinkLimits().known_devices):
         desk.tell(HELLO, number.to_bytes(4, "big"))
     assert desk.tell(opening())[0].code == "hello"
     assert desk.tell(opening(), (5).to_bytes(4, "big")) == [Admitted(1)]
@@ -334,7 +334,7 @@ def test_an_open_that_is_repeated_resumes_and_one_that_differs_is_refused(desk):
     (verdict,) = desk.tell(opening(terms=PLAIN))
     assert verdict.tokens == [first]
     assert desk.tell(opening(prompt=(9, 9)))[0].code == "invalid"
-    assert desk.service.active == 1
+    assert desk.service.sessions.active == 1
 
 
 def test_a_session_that_a_late_packet_opened_gives_way_to_a_later_open(desk):
@@ -343,7 +343,7 @@ def test_a_session_that_a_late_packet_opened_gives_way_to_a_later_open(desk):
     later = opening(tokens=text()[:8], terms=PLAIN)
     assert desk.tell(later) == [Admitted(1)]
     assert desk.verdict().base == 8
-    assert desk.service.active == 1
+    assert desk.service.sessions.active == 1
 
 
 def test_a_long_prompt_runs_in_chunks_and_takes_turns_with_others():
@@ -368,7 +368,7 @@ def test_the_longest_waiting_goes_first_and_the_budget_holds():
         desk.tell(opening(number, (1, 2, 3, 4), terms=PLAIN), peer)
     assert [len(row.tokens) for row in desk.batch().rows] == [4, 4]
     assert [len(row.tokens) for row in desk.batch().rows] == [4]
-    assert desk.service.next(desk.now) == Wait(None)
+    assert desk.service.stepping.next(desk.now) == Wait(None)
 
 
 def test_full_house_is_retryable_and_a_closed_session_makes_room():
@@ -388,7 +388,7 @@ def test_a_session_closed_in_the_middle_of_a_batch_gives_its_slot_back():
     batch = desk.batch()
     desk.tell(Close(1))
     (step,) = [step for step in desk.engine.run(batch.rows) if step.final]
-    desk.service.commit(batch, step.choices, 0.0)
+    desk.service.stepping.commit(batch, step.choices, 0.0)
     assert desk.tell(opening(2)) == [Admitted(2)]
     assert len(desk.turn()) == 1
 
@@ -407,10 +407,10 @@ def test_a_session_closed_in_flight_keeps_its_slot_and_a_new_one_waits():
     (busy,) = desk.tell(opening(3))
     assert (busy.code, busy.retryable) == ("busy", True)
     *_, last = steps
-    sent = desk.service.commit(batch, last.choices, 0.0)
+    sent = desk.service.stepping.commit(batch, last.choices, 0.0)
     assert [message.session for to, message in sent if to == B] == [2]
     assert desk.tell(opening(3)) == [Admitted(3)]
-    assert desk.service.active == 2
+    assert desk.service.sessions.active == 2
 
 
 def test_a_target_that_overflows_ends_that_session_alone(desk):
@@ -421,11 +421,11 @@ def test_a_target_that_overflows_ends_that_session_alone(desk):
     *_, last = desk.engine.run(batch.rows)
     for values in (last.choices[0].logits, last.choices[0].top_logits):
         values[:] = np.nan
-    sent = dict(desk.service.commit(batch, last.choices, 0.0))
+    sent = dict(desk.service.stepping.commit(batch, last.choices, 0.0))
     assert sent[A].code == "internal"
     assert "not finite" in sent[A].message
     assert len(sent[B].tokens) == 1
-    assert desk.service.active == 1
+    assert desk.service.sessions.active == 1
 
 
 def test_a_device_that_only_reads_stays_alive_by_pinging(desk):
@@ -433,9 +433,9 @@ def test_a_device_that_only_reads_stays_alive_by_pinging(desk):
     desk.now = 500.0
     desk.tell(Ping(1))
     desk.now = 520.0
-    assert desk.service.expire(desk.now) == []
+    assert desk.service.sessions.expire(desk.now) == []
     desk.now = 5000.0
-    assert desk.service.expire(desk.now) == [1]
+    assert desk.service.sessions.expire(desk.now) == [1]
 
 
 def test_silent_sessions_are_closed_and_finished_ones_can_still_be_asked():
@@ -444,11 +444,11 @@ def test_silent_sessions_are_closed_and_finished_ones_can_still_be_asked():
     desk.tell(opening(1, max_tokens=1))
     desk.turn()
     desk.tell(opening(2))
-    assert desk.service.active == 1
+    assert desk.service.sessions.active == 1
     assert desk.tell(Resume(1, 3))[0].finish == "length"
     desk.now = 20.0
-    assert sorted(desk.service.expire(desk.now)) == [1, 2]
-    assert desk.service.active == 0
+    assert sorted(desk.service.sessions.expire(desk.now)) == [1, 2]
+    assert desk.service.sessions.active == 0
 
 
 def test_draining_refuses_new_sessions_and_finishes_old_ones(desk):
@@ -457,15 +457,15 @@ def test_draining_refuses_new_sessions_and_finishes_old_ones(desk):
     assert desk.tell(opening(2))[0].retryable
     for _ in range(3):
         desk.turn()
-    assert desk.service.active == 0
+    assert desk.service.sessions.active == 0
 
 
 def test_a_failing_target_ends_its_sessions_with_an_error(desk):
     desk.tell(opening(1))
     batch = desk.batch()
-    ((peer, error),) = desk.service.abandon(batch, "no memory", 0.0)
+    ((peer, error),) = desk.service.stepping.abandon(batch, "no memory", 0.0)
     assert (peer, error.code, error.session) == (A, "internal", 1)
-    assert desk.service.active == 0
+    assert desk.service.sessions.active == 0
     assert desk.tell(Resume(1, 3))[0].code == "session"
 
 
@@ -476,7 +476,7 @@ def test_garbage_from_one_device_never_touches_anothers_text():
         desk.tell(opening(7, terms=PLAIN), B)
         chance = random.Random(3)
         tokens = []
-        while desk.service.active:
+        while desk.service.sessions.active:
             if noise:
                 packet = garbage(chance)
                 for to, reply in desk.service.receive(A, packet, desk.now):

@@ -3,7 +3,7 @@
 import pytest
 
 from cloud_runtime.costs import StepCosts
-from cloud_runtime.warmup import PAST, REPEATS, SHAPES, TEXTS, measure
+from cloud_runtime.warmup import CLOUD_DRAFT_ROWS, PAST_TOKENS, REPEATS, SHAPES, measure
 from engines.drafters.model import ModelDrafter
 from engines.toy import ToyEngine
 
@@ -39,7 +39,7 @@ class Timed(ToyEngine):
 
 
 def cached(rows):
-    return rows * PAST
+    return rows * PAST_TOKENS
 
 
 @pytest.mark.parametrize("least", [1, 2])
@@ -54,7 +54,7 @@ def test_what_is_measured_is_what_it_costs(least):
     for rows, width in ((1, 32), (1, 64), (2, 64), (4, 64)):
         expected = engine.seconds(rows, width, cached(rows))
         assert speeds.chunks.step(width, rows, cached(rows)) == pytest.approx(expected, rel=0.1)
-    assert speeds.cloud_draft is None and speeds.hints == 0.0
+    assert speeds.cloud_draft is None and speeds.hints_s == 0.0
     assert engine.shapes.count((1, 1)) == REPEATS + 1
     assert not engine._cache.length, "no session is left behind"
 
@@ -62,7 +62,7 @@ def test_what_is_measured_is_what_it_costs(least):
 def test_exit_heads_are_what_they_add():
     clock = Clock()
     speeds = measure(Timed(clock), None, hints=True, clock=clock)
-    assert speeds.hints == pytest.approx(0.002)
+    assert speeds.hints_s == pytest.approx(0.002)
 
 
 @pytest.mark.parametrize(("slots", "context", "most"), [(1, 512, 1), (3, 512, 2), (9, 40, 8)])
@@ -70,8 +70,10 @@ def test_a_small_engine_is_measured_as_far_as_it_goes(slots, context, most):
     clock = Clock()
     engine = Timed(clock, slots=slots, context=context)
     speeds = measure(engine, None, hints=True, clock=clock)
-    assert max(rows for rows, width in engine.shapes if width < PAST) == most
-    assert speeds.costs.step(2, 1, PAST) == pytest.approx(engine.seconds(1, 2, PAST), rel=0.05)
+    assert max(rows for rows, width in engine.shapes if width < PAST_TOKENS) == most
+    assert speeds.costs.step(2, 1, PAST_TOKENS) == pytest.approx(
+        engine.seconds(1, 2, PAST_TOKENS), rel=0.05
+    )
     assert not engine._cache.length
 
 
@@ -80,7 +82,7 @@ class TimedDraft(Timed):
 
     def __init__(self, clock, **options):
         super().__init__(clock, **options)
-        self.shapes = [(rows, width) for rows in range(9) for width in range(PAST)]
+        self.shapes = [(rows, width) for rows in range(9) for width in range(PAST_TOKENS)]
 
     def seconds(self, rows, width, cached):
         del width, cached
@@ -93,7 +95,7 @@ def test_the_draft_beside_is_measured_by_number_of_texts(slots):
     draft = TimedDraft(clock, slots=slots)
     speeds = measure(Timed(clock), ModelDrafter(draft, "toy", branches=1), hints=False, clock=clock)
     assert speeds.cloud_draft is not None
-    times = [speeds.cloud_draft.step(1, texts) for texts in TEXTS]
+    times = [speeds.cloud_draft.step(1, texts) for texts in CLOUD_DRAFT_ROWS]
     if slots == 8:
         assert times == pytest.approx([0.005, 0.006, 0.008], rel=0.05)
     else:  # in two steps: 5, 6 and 12 ms

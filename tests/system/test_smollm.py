@@ -211,8 +211,8 @@ def test_every_way_and_a_link_in_trouble_give_the_targets_text(
             pass
         expected = written(pair, codec, texts, question, sampling)
         assert answer.stats.token_ids == expected, (question, seed)
-        while home.service.active:  # a link in trouble may keep the device's last word
-            home.service._forget(home.service.unfinished[0], "closed", 0.0)
+        while home.service.sessions.active:  # a link in trouble may keep the device's last word
+            home.service.sessions.remove(home.service.sessions.unfinished[0], "closed", 0.0)
 
 
 def test_every_answer_of_eight_devices_of_four_kinds_with_memory_for_three_is_the_targets_own(

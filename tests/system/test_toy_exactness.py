@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cloud_runtime.scheduler import Batch
+from cloud_runtime.steps import Batch
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.sampling import Sampling
 from engines.base import Row, final_choices
@@ -73,7 +73,7 @@ def test_the_answer_is_the_targets_own(house, drafter, way):
         answer = home.answer(make(home, drafter), request, **WAYS[way])
         assert answer.stats.token_ids == home.alone(request)
         assert answer.stats.finish == "length"
-        assert home.service.active == 0
+        assert home.service.sessions.active == 0
 
 
 def test_sampled_answers_follow_the_targets_distribution_with_drafting(house):
@@ -119,7 +119,7 @@ def test_several_devices_share_batches_and_get_their_own_text(house):
     requests = [Request(r.prompt or (1,), r.max_tokens, r.sampling) for r in requests]
     expected = [home.alone(request) for request in requests]
     sizes = []
-    next_step = home.service.next
+    next_step = home.service.stepping.next
 
     def counted(now):
         step = next_step(now)
@@ -127,12 +127,12 @@ def test_several_devices_share_batches_and_get_their_own_text(house):
             sizes.append(len(step.rows))
         return step
 
-    home.service.next = counted
+    home.service.stepping.next = counted
     loops = [home.device(make(home, name)) for name in drafters]
     answers = home.together(loops, requests)
     assert [answer.stats.token_ids for answer in answers] == expected
     assert max(sizes) > 1
-    assert home.service.active == 0
+    assert home.service.sessions.active == 0
 
 
 @pytest.mark.parametrize("length", range(1, 9))

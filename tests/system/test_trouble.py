@@ -115,10 +115,10 @@ def test_a_device_that_vanishes_in_the_middle_of_a_draft(cloud, caplog, expected
         dealer.send_multipart(pack(Draft(1, 1, 0, 3, [7, 8, 9])))
         assert dealer.poll(10_000)
     until(lambda: said(caplog, "vanishing has gone away", "sessions: ['1']"))
-    (seat,) = (seat for seat in cloud.service.seats if seat.session == 1)
-    before = seat.length
+    (session,) = (s for s in cloud.service.sessions if s.id == 1)
+    before = session.length
     assert cloud.answer() == expected
-    assert seat.away and seat.length <= before + 1, "nobody writes for nobody"
+    assert session.connection.away and session.length <= before + 1, "nobody writes for nobody"
     assert len(said(caplog, "vanishing has gone away")) == 1
 
 
@@ -127,25 +127,25 @@ def test_a_device_that_comes_back_goes_on(cloud, caplog):
         dealer.send_multipart(opening(1))
         assert dealer.poll(10_000)
     until(lambda: said(caplog, "vanishing has gone away"))
-    (seat,) = cloud.service.seats
-    before = seat.length
+    (session,) = cloud.service.sessions
+    before = session.length
     with raw(cloud, "vanishing") as dealer:
         dealer.send_multipart(pack(Resume(1, 3)))
-        until(lambda: seat.length > before + 10)
-        assert not seat.away
+        until(lambda: session.length > before + 10)
+        assert not session.connection.away
 
 
 def test_a_device_that_never_reads(cloud, caplog, expected):
     with raw(cloud, "deaf", RCVHWM=1) as dealer:
         dealer.send_multipart(opening(1))
         until(lambda: said(caplog, "deaf does not read", "sessions: ['1']"))
-        (seat,) = (seat for seat in cloud.service.seats if seat.session == 1)
-        before = seat.length
-        assert seat.away
+        (session,) = (s for s in cloud.service.sessions if s.id == 1)
+        before = session.length
+        assert session.connection.away
         dealer.send_multipart(pack(Ping(1)))  # it speaks, but a reply does not reach it
         dealer.send_multipart(pack(Draft(1, 1, 0, 3, [7])))
         assert cloud.answer() == expected
-        assert seat.away and seat.length <= before + 2
+        assert session.connection.away and session.length <= before + 2
         assert cloud.service.tally.dropped["unread"] < WAITING
         assert len(said(caplog, "deaf does not read")) == 1
 

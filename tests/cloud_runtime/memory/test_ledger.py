@@ -19,7 +19,7 @@ from cloud_runtime.memory.eviction import (
 from cloud_runtime.memory.ledger import KEPT, Memory, share_of
 from cloud_runtime.memory.prefixes import packed
 from cloud_runtime.service import Identity, Service
-from cloud_runtime.sessions import CloudSession
+from cloud_runtime.sessions import CloudSession, Connection
 from edgespec.config import CloudSettings
 from edgespec.errors import EngineError, UsageError
 from edgespec.protocol import VERSION, Admitted, Close, Hello, Open, Terms, Verdict, pack
@@ -35,20 +35,21 @@ SLOT = ToyEngine().slot_bytes(1)
 NOW = 100.0
 
 
-def seat(session=1, prompt=range(20), answer=20, *, now=NOW, **terms):
+def new_session(number=1, prompt=range(20), answer=20, *, now=NOW, **terms):
     state = Session(list(prompt), len(prompt), answer, frozenset())
-    return CloudSession(b"a", session, state, Sampling(), Terms(**terms), None, now, now)
+    connection = Connection(b"a", now)
+    return CloudSession(number, state, Sampling(), Terms(**terms), connection, now)
 
 
 def text(**about):
     """Of a session that runs and has had its turn, unless told otherwise."""
-    owner = {
-        "running": False, "away": False, "ready": True, "heard": NOW, "ready_since": NOW,
-        "due": NOW, "cached": 0,
-    }  # fmt: skip
-    own = {key: about.pop(key) for key in list(about) if key in owner}
+    own = {"ready": True, "ready_since": NOW, "due": NOW}
+    own |= {key: about.pop(key) for key in list(about) if key in own}
+    own["progress"] = SimpleNamespace(running=about.pop("running", False))
+    heard_at, away = about.pop("heard_at", NOW), about.pop("away", False)
+    own["connection"] = SimpleNamespace(heard_at=heard_at, away=away)
     values = {
-        "slot": 0, "size": 1, "tokens": b"", "seat": SimpleNamespace(**{**owner, **own}),
+        "slot": 0, "size": 1, "tokens": b"", "session": SimpleNamespace(**own),
         "since": NOW - 9, "settled": NOW - 8,
     }  # fmt: skip
     return CacheEntry(**{**values, **about})
@@ -57,9 +58,9 @@ def text(**about):
 @pytest.mark.parametrize(
     ("one", "pressing", "place"),
     [
-        (text(seat=None), False, (1, NOW - 9)),
-        (text(seat=None, references=1), True, None),
-        (text(heard=NOW - GONE - 1), False, (2, NOW - GONE - 1)),
+        (text(session=None), False, (1, NOW - 9)),
+        (text(session=None, references=1), True, None),
+        (text(heard_at=NOW - GONE - 1), False, (2, NOW - GONE - 1)),
         (text(away=True), False, (2, NOW)),
         (text(away=True, running=True), True, None),
         (text(ready=False, ready_since=NOW - IDLE - 1), False, (3, NOW - IDLE - 1)),
@@ -79,16 +80,16 @@ def test_places_in_the_order(one, pressing, place):
 
 
 ORDER = [
-    text(seat=None, since=NOW - 7),
-    text(seat=None, since=NOW - 3),
-    text(heard=NOW - 20),
+    text(session=None, since=NOW - 7),
+    text(session=None, since=NOW - 3),
+    text(heard_at=NOW - 20),
     text(away=True),
     text(ready=False, ready_since=NOW - 9),
     text(ready=False, ready_since=NOW - 3),
     text(due=NOW + 2),
     text(due=NOW - 2),
     text(running=True),
-    text(seat=None, references=1),
+    text(session=None, references=1),
 ]
 
 
@@ -102,40 +103,40 @@ def test_as_many_go_as_are_needed_in_that_order_or_none(size, pressing):
 
 
 class Bank:
-    """A memory over a toy, and its seats, which it steps."""
+    """A memory over a toy, and its sessions, which it steps."""
 
-    def __init__(self, slots, seats=(), engine=None):
+    def __init__(self, slots, sessions=(), engine=None):
         self.engine = engine or ToyEngine()
         self.memory = Memory(self.engine, slots * SLOT)
-        self.seats = list(seats)
+        self.sessions = list(sessions)
         self.now = NOW
 
     def lend(self, seconds=0.0):
         self.now += seconds
-        for one in self.seats:
-            one.heard = self.now
-        return [one.session for one in self.memory.lend(self.seats, 4, self.now)]
+        for one in self.sessions:
+            one.connection.heard_at = self.now
+        return [one.id for one in self.memory.lend(self.sessions, 4, self.now)]
 
     def run(self, one, tokens=1000):
-        """The next tokens of a seat's text that are not cached; one more where it is all."""
-        ids = one.state.tokens[one.cached :][:tokens]
-        (choice,) = final_choices(self.engine, [Row(one.slot, one.cached, ids)])
-        one.cached += len(ids)
-        if one.cached == one.length:
+        """The next tokens of a session's text that are not cached; one more where it is all."""
+        ids = one.state.tokens[one.cache.length :][:tokens]
+        (choice,) = final_choices(self.engine, [Row(one.cache.slot, one.cache.length, ids)])
+        one.cache.advance(one.cache.length + len(ids))
+        if one.cache.length == one.length:
             one.state.commit([int(choice.argmax[0])])
-            one.ready_since = self.now
+            one.progress.ended_at = self.now
 
     def leave(self, one, **how):
         self.memory.leave(one, self.now, **how)
-        self.seats.remove(one)
+        self.sessions.remove(one)
 
 
 def test_first_come_first_served_and_nothing_beyond_the_limit():
-    bank = Bank(2, [seat(n, [n] * 20) for n in (1, 2, 3)])
+    bank = Bank(2, [new_session(n, [n] * 20) for n in (1, 2, 3)])
     assert bank.lend() == [1, 2]
     assert bank.memory.session_bytes == bank.memory.limit == 2 * SLOT
     assert bank.memory.waiting == 1
-    bank.leave(bank.seats[0], keep=False)
+    bank.leave(bank.sessions[0], keep=False)
     assert bank.lend() == [2, 3]
     assert bank.memory.waiting == 0
 
@@ -146,20 +147,20 @@ class FullEngine(ToyEngine):
 
 
 def test_a_beginning_that_cannot_be_copied_is_read(caplog):
-    first, second = seat(1, [5] * 100), seat(2, [5] * 90 + [7])
+    first, second = new_session(1, [5] * 100), new_session(2, [5] * 90 + [7])
     bank = Bank(4, [first], FullEngine())
     bank.lend()
     bank.run(first)
-    bank.seats.append(second)
+    bank.sessions.append(second)
     assert bank.lend() == [1, 2]
-    assert second.cached == 0 and bank.memory.counts.prefix_hits == 0
+    assert second.cache.length == 0 and bank.memory.counts.prefix_hits == 0
     assert "90 tokens are read again: the device's memory is full" in caplog.text
     bank.run(second)
     assert second.state.answer == write_alone(ToyEngine(), second.state.tokens[:91], 1, Sampling())
 
 
 def test_who_waits_takes_the_slot_of_one_that_has_had_its_turn_and_both_get_on():
-    first, second = seat(1, [1] * 20, 60), seat(2, [2] * 20, 60)
+    first, second = new_session(1, [1] * 20, 60), new_session(2, [2] * 20, 60)
     bank = Bank(1, [first, second])
     turns = []
     for _ in range(200):
@@ -170,7 +171,7 @@ def test_who_waits_takes_the_slot_of_one_that_has_had_its_turn_and_both_get_on()
             turns.append((session, bank.now))
         if one.state.finish:
             bank.leave(one)
-        if not bank.seats:
+        if not bank.sessions:
             break
     reference = ToyEngine()
     for one in (first, second):
@@ -183,12 +184,12 @@ def test_who_waits_takes_the_slot_of_one_that_has_had_its_turn_and_both_get_on()
 
 
 def test_a_session_that_reads_its_text_is_let_finish_however_long_that_takes():
-    first, second = seat(1, [1] * 150, 100), seat(2, [2] * 20)
+    first, second = new_session(1, [1] * 150, 100), new_session(2, [2] * 20)
     bank = Bank(1, [first, second])
     for _ in range(15):
         assert bank.lend(3.0) == [1]
         bank.run(first, 10)
-    assert first.cached == 150
+    assert first.cache.length == 150
     began = bank.now
     while bank.lend(1.0) == [1]:
         bank.run(first)
@@ -196,20 +197,20 @@ def test_a_session_that_reads_its_text_is_let_finish_however_long_that_takes():
 
 
 def test_growing_is_asked_for_and_may_have_to_wait():
-    first, second = seat(1, [1] * 240, 100), seat(2, [2] * 20)
+    first, second = new_session(1, [1] * 240, 100), new_session(2, [2] * 20)
     bank = Bank(2, [first, second])
     assert bank.lend() == [1, 2]
     for _ in range(13):
         bank.run(first)
     assert bank.lend() == [2], "it needs two slots' bytes, and there is one"
-    assert first.slot is not None
+    assert first.cache.slot is not None
     bank.leave(second)
     assert bank.lend() == [1]
     assert bank.memory.session_bytes == 2 * SLOT and not bank.memory.kept_bytes
 
 
 def test_two_that_need_what_the_other_has_both_finish():
-    pair = [seat(n, [n] * 240, 60) for n in (1, 2)]
+    pair = [new_session(n, [n] * 240, 60) for n in (1, 2)]
     bank = Bank(3, pair)
     for _ in range(2000):
         for session in bank.lend(0.05):
@@ -217,7 +218,7 @@ def test_two_that_need_what_the_other_has_both_finish():
             bank.run(one, 64)
             if one.state.finish:
                 bank.leave(one)
-        if not bank.seats:
+        if not bank.sessions:
             break
     reference = ToyEngine()
     for one in pair:
@@ -225,14 +226,14 @@ def test_two_that_need_what_the_other_has_both_finish():
 
 
 def test_who_waits_longest_is_not_overtaken_by_those_that_need_less():
-    large, small = seat(1, [1] * 300), seat(2, [2] * 20)
+    large, small = new_session(1, [1] * 300), new_session(2, [2] * 20)
     bank = Bank(2, [small])
     assert bank.lend() == [2]
     bank.run(small)
-    bank.seats = [small, large, seat(3, [3] * 20)]
+    bank.sessions = [small, large, new_session(3, [3] * 20)]
     assert sorted(bank.lend()) == [2, 3]
-    bank.seats.append(seat(4, [4] * 20))
-    bank.leave(bank.seats[2], keep=False)
+    bank.sessions.append(new_session(4, [4] * 20))
+    bank.leave(bank.sessions[2], keep=False)
     assert 4 not in bank.lend(PATIENCE + 0.1)
     bank.lend(QUANTUM)
     assert bank.lend(0.1) == [1]
@@ -241,20 +242,20 @@ def test_who_waits_longest_is_not_overtaken_by_those_that_need_less():
 def test_a_kept_text_is_copied_or_goes_on_in_its_own_slot():
     bank = Bank(4)
     words = list(range(30))
-    first = seat(1, words)
-    bank.seats = [first]
+    first = new_session(1, words)
+    bank.sessions = [first]
     bank.lend()
     bank.run(first)
     bank.leave(first)
     assert (bank.memory.session_bytes, bank.memory.kept_bytes) == (0, SLOT)
-    other, follow = seat(2, [*words[:12], 40, 41]), seat(3, [*words, 42, 43])
-    bank.seats = [other]
+    other, follow = new_session(2, [*words[:12], 40, 41]), new_session(3, [*words, 42, 43])
+    bank.sessions = [other]
     bank.lend()
-    assert (other.cached, bank.memory.counts.prefix_hits) == (12, 12)
+    assert (other.cache.length, bank.memory.counts.prefix_hits) == (12, 12)
     assert bank.memory.kept_bytes == SLOT
-    bank.seats = [other, follow]
+    bank.sessions = [other, follow]
     bank.lend()
-    assert follow.cached == 30
+    assert follow.cache.length == 30
     assert bank.memory.kept_bytes == 0, "it goes on where the kept text ended"
     counts = bank.memory.counts
     assert (counts.prefix_queries, counts.prefix_hits) == (30 + 14 + 32, 12 + 30)
@@ -266,28 +267,28 @@ def test_a_kept_text_is_copied_or_goes_on_in_its_own_slot():
 
 
 def test_the_last_token_is_always_run():
-    bank = Bank(4, [seat(1)])
-    first = bank.seats[0]
+    bank = Bank(4, [new_session(1)])
+    first = bank.sessions[0]
     bank.lend()
     bank.run(first)
-    again = seat(2)
-    bank.seats.append(again)
+    again = new_session(2)
+    bank.sessions.append(again)
     bank.lend()
-    assert again.cached == again.length - 1
+    assert again.cache.length == again.length - 1
 
 
 def test_short_beginnings_are_not_worth_a_copy():
-    bank = Bank(4, [seat(1)])
+    bank = Bank(4, [new_session(1)])
     bank.lend()
-    bank.run(bank.seats[0])
-    bank.seats.append(seat(2, [*range(7), *range(30, 40)]))
+    bank.run(bank.sessions[0])
+    bank.sessions.append(new_session(2, [*range(7), *range(30, 40)]))
     bank.lend()
-    assert bank.seats[1].cached == 0
+    assert bank.sessions[1].cache.length == 0
 
 
 def test_those_that_begin_alike_wait_for_the_first_and_are_computed_once():
     words = list(range(32))
-    group = [seat(n, [*words, 40 + n, 3, n]) for n in range(8)]
+    group = [new_session(n, [*words, 40 + n, 3, n]) for n in range(8)]
     bank = Bank(20, group)
     assert bank.lend() == [0]
     bank.run(group[0], 16)
@@ -295,46 +296,46 @@ def test_those_that_begin_alike_wait_for_the_first_and_are_computed_once():
     assert bank.memory.waiting == 7
     bank.run(group[0], 16)
     assert sorted(bank.lend()) == list(range(8))
-    assert [one.cached for one in group[1:]] == [32] * 7
+    assert [one.cache.length for one in group[1:]] == [32] * 7
     assert bank.memory.counts.prefix_hits == 7 * 32
 
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_if_the_first_leaves_in_the_middle_the_next_goes_on_from_there(keep):
     words = list(range(40))
-    group = [seat(n, [*words, n, n]) for n in range(3)]
+    group = [new_session(n, [*words, n, n]) for n in range(3)]
     bank = Bank(20, group)
     bank.lend()
     bank.run(group[0], 16)
     bank.lend()
     bank.leave(group[0], keep=keep)
     assert bank.lend() == [1]
-    assert group[1].cached == (16 if keep else 0)
+    assert group[1].cache.length == (16 if keep else 0)
     bank.run(group[1])
     assert sorted(bank.lend()) == [1, 2]
-    assert group[2].cached == 40
+    assert group[2].cache.length == 40
 
 
 def test_the_one_waited_for_keeps_its_slot():
-    first, second = seat(1, range(30)), seat(2, [*range(30), 1])
+    first, second = new_session(1, range(30)), new_session(2, [*range(30), 1])
     bank = Bank(2, [first, second])
     bank.lend()
     bank.run(first, 10)
     bank.lend()
     for one in (first, second):
-        one.away = one is first  # its device has gone, which makes it the first to go
+        one.connection.away = one is first  # its device has gone, which makes it the first to go
     (held,) = bank.memory._texts.values()
     assert held.references == 1
-    bank.seats.append(seat(3, [9] * 300))
-    bank.memory.lend([second, bank.seats[2]], 4, bank.now)
+    bank.sessions.append(new_session(3, [9] * 300))
+    bank.memory.lend([second, bank.sessions[2]], 4, bank.now)
     assert held.references == 0, "nobody reads it any more, so nobody waits"
 
 
 def test_kept_texts_that_say_nothing_new_are_dropped():
     bank = Bank(9)
     for tokens in ([*range(20)], [*range(25)], [*range(22)], [*range(10), 40, 41]):
-        one = seat(len(tokens), tokens)
-        bank.seats = [one]
+        one = new_session(len(tokens), tokens)
+        bank.sessions = [one]
         bank.lend()
         bank.run(one)
         bank.leave(one)
@@ -343,15 +344,15 @@ def test_kept_texts_that_say_nothing_new_are_dropped():
 
 
 def test_with_room_for_one_the_kept_text_itself_gives_its_beginning():
-    bank = Bank(1, [seat(1, range(30))])
-    (first,) = bank.seats
+    bank = Bank(1, [new_session(1, range(30))])
+    (first,) = bank.sessions
     bank.lend()
     bank.run(first)
     bank.leave(first)
-    second = seat(2, [*range(20), 40, 41, 42])
-    bank.seats = [second]
+    second = new_session(2, [*range(20), 40, 41, 42])
+    bank.sessions = [second]
     assert bank.lend() == [2]
-    assert second.cached == 20
+    assert second.cache.length == 20
     bank.run(second)
     reference = ToyEngine()
     assert second.state.answer == write_alone(reference, second.state.tokens[:23], 1, Sampling())
@@ -360,8 +361,8 @@ def test_with_room_for_one_the_kept_text_itself_gives_its_beginning():
 def test_no_more_texts_are_kept_than_the_engine_has_slots_for():
     bank = Bank(99, engine=ToyEngine(slots=3))
     for number in range(8):
-        one = seat(number, [number] * 10)
-        bank.seats = [one]
+        one = new_session(number, [number] * 10)
+        bank.sessions = [one]
         assert bank.lend() == [number]
         bank.run(one)
         bank.leave(one)
@@ -429,9 +430,9 @@ class Desk:
         return reply
 
     def turn(self):
-        batch = self.service.next(self.now)
+        batch = self.service.stepping.next(self.now)
         *_, last = self.engine.run(batch.rows)
-        sent = self.service.commit(batch, last.choices, self.now)
+        sent = self.service.stepping.commit(batch, last.choices, self.now)
         return [message for _, message in sent if isinstance(message, Verdict)]
 
 
@@ -444,7 +445,7 @@ def test_yes_later_or_no():
     waits = [desk.open(session).wait_ms for session in range(2, 11)]
     # The one that runs and those ahead end at a rate of active / 5 s.
     assert waits == pytest.approx([5e3 * (n + 1) / n for n in range(1, 10)])
-    desk.service._pace.ended(30.0)
+    desk.service.sessions._durations.ended(30.0)
     later = desk.open(11)
     assert (later.code, later.retryable, later.session) == ("busy", True, 11)
     assert later.retry_ms == pytest.approx(33e3)
@@ -472,7 +473,7 @@ def test_an_hour_of_churn_leaves_nothing_behind():
                 desk.turn()
             desk.tell(Close(number))
             if number % 100 == 0:
-                desk.service.expire(desk.now)
+                desk.service.sessions.expire(desk.now)
                 desk.service.notes()
 
     churn(range(1, 2000))
@@ -487,7 +488,7 @@ def test_an_hour_of_churn_leaves_nothing_behind():
     churn(range(4000, 20_000))
     assert first < 100_000
     assert _sizes(desk.service) <= sizes * 1.2
-    assert desk.service.active == 0
+    assert desk.service.sessions.active == 0
     assert len(desk.service.memory._texts) <= 40
     assert desk.service.memory.counts.prefix_hits > 0
 

@@ -56,11 +56,11 @@ def fleet(status):
 
 
 def step(service, now):
-    batch = service.next(now)
-    for each in service._engine.run(batch.rows):
+    batch = service.stepping.next(now)
+    for each in service.stepping._engine.run(batch.rows):
         if each.final:
-            service.commit(batch, each.choices, now)
-    service.learn(batch, 0.02)
+            service.stepping.commit(batch, each.choices, now)
+    service.stepping.learn(batch, 0.02)
 
 
 def test_loading_then_ready_then_draining(status, service, clock):

@@ -1,0 +1,245 @@
+"""The open sessions: opening, drafts, changed terms, resuming and closing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from cloud_runtime.admission import AnswerDurations, unfit, waiting_time
+from cloud_runtime.devices import Devices
+from cloud_runtime.events import Events
+from cloud_runtime.memory.ledger import Memory
+from cloud_runtime.sessions import CloudSession, Connection
+from cloud_runtime.status.tally import Tally
+from edgespec.config import CloudSettings
+from edgespec.protocol import Admitted, Close, Draft, Error, Message, Open, Resume, Serve, Verdict
+from edgespec.sampling import common_prefix
+from edgespec.session import Session
+from engines.base import Engine
+
+Outgoing = list[tuple[bytes, Message]]
+"""Messages with the peers that they go to."""
+LONGEST_ERROR = 1000
+"""Characters of an error message."""
+
+
+class SessionTable:
+    """Sessions by id. Packets of devices change them here; steps change them in `stepping`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        memory: Memory,
+        settings: CloudSettings,
+        devices: Devices,
+        events: Events,
+        tally: Tally,
+    ) -> None:
+        """`engine` is asked for its sizes and moves idle slots; it is never run here."""
+        self._engine = engine
+        self._memory = memory
+        self._settings = settings
+        self._policy = settings.scheduler
+        self._devices = devices
+        self._events = events
+        self._tally = tally
+        self._sessions: dict[int, CloudSession] = {}
+        self._closed_in_flight: list[CloudSession] = []
+        """Closed sessions that keep their slots until their batch has run."""
+        self._durations = AnswerDurations(self._policy)
+        self.draining = False
+        """True if no new sessions are admitted."""
+
+    def __iter__(self) -> Iterator[CloudSession]:
+        return iter(self._sessions.values())
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session: CloudSession) -> bool:
+        return self._sessions.get(session.id) is session
+
+    @property
+    def unfinished(self) -> list[CloudSession]:
+        """Sessions whose answers are being written or wait to begin."""
+        return [session for session in self if not session.state.finish]
+
+    @property
+    def active(self) -> int:
+        """Unfinished sessions, and those closed while their batch runs."""
+        return len(self.unfinished) + len(self._closed_in_flight)
+
+    def heard(self, peer: bytes, now: float) -> None:
+        """A device sent a ping, which keeps its sessions open."""
+        for session in self:
+            if session.connection.peer == peer:
+                session.connection.heard_at = now
+
+    def away(self, peer: bytes) -> list[CloudSession]:
+        """Messages do not reach a device: its sessions rest. Returns those that are unfinished."""
+        sessions = [session for session in self if session.connection.peer == peer]
+        for session in sessions:
+            if session.cache.slot is not None and not session.idle:
+                self._engine.rest(session.cache.slot)
+            session.connection.away = True
+        return [session for session in sessions if not session.state.finish]
+
+    def back(self, peer: bytes) -> None:
+        """A device asks for something again: its sessions go on."""
+        for session in self:
+            if session.connection.peer == peer:
+                session.connection.away = False
+
+    def open(self, peer: bytes, message: Open, now: float) -> Message:
+        """Opens a session, or resumes the one that is open under this id."""
+        session = self._sessions.get(message.session)
+        if session is not None:
+            shared = common_prefix(message.tokens, session.state.tokens)
+            if shared < min(len(message.tokens), session.length):
+                return _invalid(message, "that session is another's")
+            if shared == len(message.tokens):
+                session.terms = message.terms
+                return self._standing(session, peer, shared, now)
+            # A late packet opened that session; the device has more tokens by now.
+            self._remove(session, now)
+        reason = unfit(message, self._engine, self._memory)
+        if reason:
+            return _invalid(message, reason)
+        if self.draining:
+            sentence = "the cloud is shutting down"
+            return Error("busy", sentence, message.session, True, self._policy.retry_ms)
+        if self.active >= self._settings.max_sessions:
+            return self._busy(message, waiting_time(1, self.active, self._durations.mean_s))
+        return self._admit(peer, message, now)
+
+    def _admit(self, peer: bytes, message: Open, now: float) -> Message:
+        end_ids = frozenset(message.end_ids)
+        session = CloudSession(
+            id=message.session,
+            state=Session(message.tokens, message.prompt_length, message.max_tokens, end_ids),
+            sampling=message.sampling,
+            terms=message.terms,
+            connection=Connection(peer, now),
+            opened_at=now,
+            policy=self._policy,
+        )
+        finished = bool(session.state.finish)
+        wait_s = 0.0 if finished else self._wait_s(session, now)
+        if wait_s > self._policy.longest_wait_s:
+            return self._busy(message, wait_s)
+        self._sessions[message.session] = session
+        self._tally.opened += 1
+        if finished:
+            return self._standing(session, peer, session.length, now)
+        return Admitted(message.session, 1e3 * wait_s)
+
+    def _wait_s(self, session: CloudSession, now: float) -> float:
+        """Expected seconds until a new session gets memory; 0: there is some."""
+        waiting = [other for other in self.unfinished if other.cache.slot is None and other.ready]
+        if self._memory.fits([*waiting, session], self._settings.max_draft, now):
+            return 0.0
+        return waiting_time(len(waiting) + 1, self.active, self._durations.mean_s)
+
+    def _busy(self, message: Open, wait_s: float) -> Error:
+        wait_ms = max(self._policy.retry_ms, 1e3 * wait_s)
+        sentence = (
+            f"all places are taken by {self.active} sessions; try again in {wait_ms / 1e3:.0f} s"
+        )
+        return Error("busy", sentence, message.session, True, wait_ms)
+
+    def receive(
+        self, peer: bytes, message: Draft | Serve | Resume | Close, now: float
+    ) -> Message | None:
+        """Handles a message about an open session; returns the reply, if any."""
+        session = self._sessions.get(message.session)
+        if session is None:
+            if isinstance(message, Close | Serve):
+                return None
+            return Error("session", "no such session here", message.session, True)
+        if isinstance(message, Close):
+            self.remove(session, "closed", now)
+            return None
+        if isinstance(message, Resume):
+            return self._standing(session, peer, message.base, now)
+        session.connection.heard(peer, now)
+        if isinstance(message, Serve):
+            session.terms = message.terms
+            return None
+        return self._draft(session, message, now)
+
+    def _draft(self, session: CloudSession, draft: Draft, now: float) -> Message | None:
+        """Adds a draft, cut before the first token that the target's vocabulary lacks."""
+        ids, vocabulary = draft.tokens, self._engine.vocabulary
+        if ids and max(ids) >= vocabulary:
+            known = next(place for place, token in enumerate(ids) if token >= vocabulary)
+            draft = msgspec.structs.replace(
+                draft, tokens=ids[:known], confidences=draft.confidences[:known]
+            )
+        if draft.confidences and len(draft.confidences) != len(draft.tokens):
+            sentence = f"{len(draft.confidences)} probabilities for {len(draft.tokens)} ids"
+            return _invalid(draft, sentence)
+        session.add_draft(draft, now)
+        return None
+
+    def _standing(self, session: CloudSession, peer: bytes, base: int, now: float) -> Message:
+        """All committed tokens from `base` on, for a device that missed verdicts."""
+        session.connection = Connection(peer, now)
+        tokens = session.state.tokens
+        if base > len(tokens):
+            return Error("session", "the device is ahead of this session", session.id, True)
+        return Verdict(session.id, 0, base, 0, 0, 0, tokens[base:], session.state.finish)
+
+    def expire(self, now: float) -> list[int]:
+        """Closes sessions of silent devices; returns their ids. Drops finished sessions above the
+        bound."""
+        timeout_s = self._settings.idle_timeout
+        silent = [
+            session
+            for session in self
+            if now - session.connection.heard_at > timeout_s and not session.progress.running
+        ]
+        finished = [session for session in self if session.state.finish]
+        surplus = max(0, len(finished) - self._policy.finished_sessions)
+        for session in [*silent, *finished[:surplus]]:
+            self.remove(session, "silent", now)
+        return [session.id for session in silent]
+
+    def hand_back(self, now: float) -> Outgoing:
+        """Ends all unfinished sessions; their devices may open them again on another cloud."""
+        outgoing: Outgoing = []
+        for session in self.unfinished:
+            self.remove(session, "drained", now)
+            sentence = "the cloud has shut down before the answer was finished"
+            error = Error("drained", sentence, session.id, True, self._policy.retry_ms)
+            outgoing.append((session.connection.peer, error))
+        return outgoing
+
+    def ended(self, session: CloudSession, reason: str, now: float) -> None:
+        """Records the end of an answer."""
+        self._durations.ended(now - session.opened_at)
+        device = self._devices.get(session.connection.peer)
+        self._events.ended(session, device, reason, now)
+
+    def remove(self, session: CloudSession, reason: str, now: float) -> None:
+        """Removes a session; `reason` says why, if its answer was not finished."""
+        if not session.state.finish and session in self:
+            self.ended(session, reason, now)
+        self._remove(session, now, keep=reason != "error")
+
+    def _remove(self, session: CloudSession, now: float, *, keep: bool = True) -> None:
+        if session in self:
+            del self._sessions[session.id]
+            if session.progress.running:
+                self._closed_in_flight.append(session)
+        if not session.progress.running:
+            self.release(session, now, keep=keep)
+
+    def release(self, session: CloudSession, now: float, *, keep: bool = True) -> None:
+        """Gives a session's memory back once no batch runs it. `keep`: the cache may be reused."""
+        self._memory.leave(session, now, keep=keep)
+        self._closed_in_flight = [s for s in self._closed_in_flight if s is not session]
+
+
+def _invalid(message: Open | Draft, reason: str) -> Error:
+    return Error("invalid", reason[:LONGEST_ERROR], message.session)
