@@ -1,4 +1,4 @@
-"""`cloud-run --energy`: what the cloud's machine takes while it serves."""
+"""Energy of the cloud's machine while it serves, for `cloud-run --energy`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ log = logging.getLogger("edgespec.cloud")
 
 @contextmanager
 def metered(root: Path | None, service: Service, status: Status | None) -> Iterator[None]:
-    """Measures while the block runs, by the sensors below `root`, and logs what it came to, a token
-    that was committed meanwhile too; shown by `status` as it goes. Without `root` does nothing."""
+    """Measure energy while the block runs, with the sensors below `root`; log the total and the
+    energy per committed token at the end. `status` shows it meanwhile. No effect without `root`."""
     if root is None:
         yield
         return

@@ -1,7 +1,7 @@
-"""`/metrics`: a snapshot in Prometheus's format.
+"""The reply to `/metrics`: a snapshot in Prometheus's format.
 
-Names are vLLM's with `edgespec:` for `vllm:` wherever both count the same thing, and carry its
-label `model_name`, so that its dashboards need another prefix and no more.
+Where vLLM counts the same thing, the metric has vLLM's name with the prefix `edgespec:` and its
+label `model_name`. A dashboard for vLLM thus only needs another prefix.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODES = ("edge", "edge + cloud-draft", "cloud-draft", "cloud")
 
 
 def exposition(fleet: Fleet, tally: Tally, accept: str = "") -> tuple[str, bytes]:
-    """Content type and body; `accept` is the header of the request."""
+    """Return content type and body. `accept`: the request's Accept header."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Snapshot(fleet, tally))
     ProcessCollector(registry=registry)
@@ -41,114 +41,134 @@ class _Snapshot(Collector):
     tally: Tally
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._as_vllm()
-        yield from self._of_steps()
-        yield from self._of_devices()
-        yield from self._of_energy()
+        yield from self._requests()
+        yield from self._steps()
+        yield from self._devices()
+        yield from self._energy()
 
-    def _as_vllm(self) -> Iterator[Metric]:
+    def _requests(self) -> Iterator[Metric]:
         fleet, tally = self.fleet, self.tally
         states = Counter(session.state for session in fleet.sessions)
         waiting = states["waiting"]
         yield self._gauge(
-            "num_requests_running", "Sessions that have begun.", len(fleet.sessions) - waiting
+            "num_requests_running",
+            "Sessions that have a slot or had one.",
+            len(fleet.sessions) - waiting,
         )
-        yield self._gauge("num_requests_waiting", "Sessions that wait to begin.", waiting)
+        yield self._gauge(
+            "num_requests_waiting", "Sessions that wait for their first slot.", waiting
+        )
         share = fleet.memory_used / fleet.memory_limit if fleet.memory_limit else 0.0
-        yield self._gauge("kv_cache_usage_perc", "Memory of open sessions; 1: all.", share)
+        yield self._gauge("kv_cache_usage_perc", "KV cache of open sessions, from 0 to 1.", share)
         yield self._counter(
             "num_preemptions", "Slots taken from sessions (evictions).", fleet.evictions
         )
         yield self._counter(
-            "prefix_cache_queries", "Tokens that sessions began with.", fleet.prefix_queries
+            "prefix_cache_queries", "Tokens of sessions that got a slot.", fleet.prefix_queries
         )
-        yield self._counter("prefix_cache_hits", "Of those, found in the cache.", fleet.prefix_hits)
-        yield self._counter("prompt_tokens", "Prompt tokens read.", tally.prompt_tokens)
+        yield self._counter(
+            "prefix_cache_hits", "Tokens copied from a shared prefix.", fleet.prefix_hits
+        )
+        yield self._counter(
+            "prompt_tokens", "Prompt tokens of sessions with a first verdict.", tally.prompt_tokens
+        )
         yield self._counter("generation_tokens", "Tokens committed.", tally.tokens)
         yield self._counters(
             "request_success", "Sessions that ended.", "finished_reason", tally.finished
         )
         yield self._histogram(
-            "time_to_first_token_seconds", "From the opening to the first verdict.",
+            "time_to_first_token_seconds", "Time from opening a session to its first verdict.",
             tally.first_token,
         )  # fmt: skip
         yield self._histogram(
             "inter_token_latency_seconds",
-            "Between two tokens of a session; those of one verdict share its time evenly.",
+            "Time between two tokens of a session; the tokens of a verdict share its time evenly.",
             tally.between_tokens,
         )
         yield self._histogram(
-            "e2e_request_latency_seconds", "From the opening to the end.", tally.whole
+            "e2e_request_latency_seconds",
+            "Time from opening a session to its end.",
+            tally.session_seconds,
         )
         yield self._counter(
-            "spec_decode_num_drafts", "Verdicts on at least one drafted id.", tally.drafts
+            "spec_decode_num_drafts", "Verdicts on at least one draft token.", tally.drafts
         )
         yield self._counter(
-            "spec_decode_num_draft_tokens", "Drafted ids that were verified.", tally.verified
+            "spec_decode_num_draft_tokens", "Draft tokens that were verified.", tally.verified
         )
         yield self._counter(
-            "spec_decode_num_accepted_tokens", "Of those, the target's own.", tally.confirmed
+            "spec_decode_num_accepted_tokens",
+            "Verified tokens that are the target's own.",
+            tally.confirmed,
         )
-        places = {str(place): count for place, count in enumerate(tally.confirmed_at)}
+        positions = {str(n): count for n, count in enumerate(tally.confirmed_by_position)}
         yield self._counters(
-            "spec_decode_num_accepted_tokens_per_pos", "The same by place in the draft.",
-            "position", places,
+            "spec_decode_num_accepted_tokens_per_pos", "Accepted tokens by position in the draft.",
+            "position", positions,
         )  # fmt: skip
 
-    def _of_steps(self) -> Iterator[Metric]:
+    def _steps(self) -> Iterator[Metric]:
         tally = self.tally
-        yield self._histogram("step_seconds", "A step of the target.", tally.step_seconds)
-        yield self._histogram("step_rows", "Sessions of a step.", tally.step_rows)
-        yield self._histogram("step_tokens", "Tokens of a step.", tally.step_tokens)
+        yield self._histogram("step_seconds", "Time of a step of the target.", tally.step_seconds)
+        yield self._histogram("step_rows", "Sessions in a step of the target.", tally.step_rows)
+        yield self._histogram("step_tokens", "Tokens in a step of the target.", tally.step_tokens)
         yield self._gauge(
-            "step_error_ratio", "Median error of the predicted time of a step, relative to it.",
+            "step_error_ratio", "Median relative error of the predicted time of a step.",
             self.fleet.step_error,
         )  # fmt: skip
         yield self._gauge(
-            "prompt_step_error_ratio", "The same of steps over prompts.",
+            "prompt_step_error_ratio", "Median relative error of the predicted time of a prefill.",
             self.fleet.prompt_step_error,
         )  # fmt: skip
         yield self._counter(
-            "cloud_draft_steps", "Steps of the draft beside.", tally.cloud_draft_steps
+            "cloud_draft_steps", "Steps of the cloud draft.", tally.cloud_draft_steps
         )
         yield self._counter(
-            "cloud_draft_seconds", "Seconds that they took.", tally.cloud_draft_seconds
+            "cloud_draft_seconds", "Time of the cloud draft's steps.", tally.cloud_draft_seconds
         )
         yield self._counters(
-            "loop_seconds", "Seconds of the loop by what it did.", "activity", tally.activities
+            "loop_seconds", "Time of the cloud's loop by activity.", "activity", tally.activities
         )
         yield self._counter(
-            "device_accepted_tokens", "Accepted ids that devices drafted.", tally.accepted
+            "device_accepted_tokens", "Accepted tokens that devices drafted.", tally.accepted
         )
 
-    def _of_devices(self) -> Iterator[Metric]:
+    def _devices(self) -> Iterator[Metric]:
         fleet, tally = self.fleet, self.tally
         states = Counter[str](session.state for session in fleet.sessions)
         modes = Counter(session.mode for session in fleet.sessions)
-        yield self._gauges("sessions", "Open sessions.", "state", states, STATES)
-        yield self._gauges("session_modes", "Open sessions.", "mode", modes, MODES)
-        yield self._gauge("devices", "Devices that are here.", len(fleet.devices))
+        yield self._gauges("sessions", "Open sessions by state.", "state", states, STATES)
+        yield self._gauges("session_modes", "Open sessions by mode.", "mode", modes, MODES)
+        yield self._gauge("devices", "Connected devices.", len(fleet.devices))
         yield self._gauge("kv_cache_bytes", "KV cache of open sessions.", fleet.memory_used)
-        yield self._gauge("kv_cache_kept_bytes", "KV cache of kept texts.", fleet.memory_kept)
-        yield self._gauge("kv_cache_limit_bytes", "The most both may be.", fleet.memory_limit)
-        yield self._counter("read_again_tokens", "Read again after evictions.", fleet.read_again)
-        yield self._counters("packets_dropped", "Packets lost.", "reason", tally.dropped)
-        yield self._counters("refused", "Devices and sessions refused.", "code", tally.refused)
-        yield self._gauge("uptime_seconds", "Since the start.", fleet.uptime)
-        yield self._gauge("ready", "Whether new sessions are taken.", fleet.state == "ready")
+        yield self._gauge(
+            "kv_cache_kept_bytes", "KV cache kept of ended sessions.", fleet.memory_kept
+        )
+        yield self._gauge("kv_cache_limit_bytes", "Most KV cache in all.", fleet.memory_limit)
+        yield self._counter(
+            "read_again_tokens", "Tokens computed again after evictions.", fleet.read_again
+        )
+        yield self._counters("packets_dropped", "Packets lost by reason.", "reason", tally.dropped)
+        yield self._counters(
+            "refused", "Refused devices and sessions by error code.", "code", tally.refused
+        )
+        yield self._gauge("uptime_seconds", "Time since the start.", fleet.uptime)
+        yield self._gauge("ready", "1 if new sessions are accepted.", fleet.state == "ready")
 
-    def _of_energy(self) -> Iterator[Metric]:
-        """What is not measured is absent, not 0."""
+    def _energy(self) -> Iterator[Metric]:
+        """Yield the metrics that are measured; the others are absent, not 0."""
         energy = self.fleet.energy
         if energy is None:
             return
         if energy.joules is not None:
-            text = "Energy of this machine's rails, idle power included."
+            text = "Energy of this machine by rail, idle power included."
             yield self._counters("energy_joules", text, "rail", energy.rails)
         if energy.celsius is not None:
-            yield self._gauge("temperature_celsius", "The warmest sensor.", energy.celsius)
+            yield self._gauge(
+                "temperature_celsius", "Temperature of the warmest sensor.", energy.celsius
+            )
         if energy.throttled is not None:
-            text = "Whether heat or a lack of power has slowed this machine since the start."
+            text = "1 if heat or low power has slowed this machine since the start."
             yield self._gauge("throttled", text, energy.throttled)
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:

@@ -1,12 +1,12 @@
-"""The status port: what a cloud shows to whoever watches it, over HTTP, from a thread of its own.
+"""The status port: metrics, health and the fleet of a cloud over HTTP, from a thread of its own.
 
 The thread never touches the loop's state. It serves the last snapshot that the loop has published,
 an immutable value made at most twice a second.
 
     /metrics        Prometheus
-    /health         200 while the loop turns, else 503 and a sentence
-    /health/ready   200 while new sessions are taken, else 503 and why not
-    /fleet          JSON: what `edgespec top` shows (`edgespec/fleet.py`)
+    /health         200 while the loop turns, else 503 and the reason
+    /health/ready   200 while new sessions are accepted, else 503 and the reason
+    /fleet          JSON, the content of `edgespec top` (`edgespec/fleet.py`)
 """
 
 from __future__ import annotations
@@ -31,12 +31,11 @@ from edgespec.fleet import Fleet
 from engines.machine.energy.meter import EnergyMeter
 
 log = logging.getLogger("edgespec.cloud")
-EVERY = 0.5
-"""Seconds between two snapshots."""
-STUCK = 30.0
-"""Seconds without a turn of the loop after which a cloud that has begun is no longer alive."""
-SLOW_READER = 5.0
-"""Seconds that a client may take."""
+SNAPSHOT_INTERVAL_S = 0.5
+STUCK_S = 30.0
+"""Time without a turn of the loop after which `/health` reports 503."""
+CLIENT_TIMEOUT_S = 5.0
+"""Time that a client may take to send its request or read the reply."""
 
 
 class Snapshot(NamedTuple):
@@ -51,7 +50,7 @@ class Reply(NamedTuple):
 
 
 class Status:
-    """What the loop publishes and the port serves."""
+    """The snapshots that the loop publishes, and the replies of the port made from them."""
 
     def __init__(self, target: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -62,18 +61,18 @@ class Status:
         self._recent = Recent()
         self._endpoint = ""
         self.meter: EnergyMeter | None = None
-        """Of this machine, where energy is measured."""
+        """Energy meter of this machine; None if energy is not measured."""
         self.snapshot = Snapshot(Fleet(target=target, state="loading"), Tally())
 
     def listening(self, service: Service, endpoint: str) -> None:
-        """The cloud takes sessions from now on."""
+        """Publish that the cloud accepts sessions from now on."""
         self._endpoint = endpoint
         self._publish(service, self._clock())
 
     def turned(self, service: Service, now: float) -> None:
-        """The loop has turned; every now and then it publishes."""
+        """Note a turn of the loop, and publish a snapshot if the last one is old."""
         self._beat = self._clock()
-        if not 0 <= self._beat - self._published < EVERY:
+        if not 0 <= self._beat - self._published < SNAPSHOT_INTERVAL_S:
             self._publish(service, now)
 
     def _publish(self, service: Service, now: float) -> None:
@@ -85,7 +84,7 @@ class Status:
         self.snapshot = Snapshot(fleet, service.tally.copy())
 
     def reply(self, path: str, accept: str = "") -> Reply:
-        """Of any thread."""
+        """Return the reply to a GET request. Safe to call from any thread."""
         if path == "/metrics":
             kind, body = exposition(*self.snapshot, accept)
             return Reply(200, kind, body)
@@ -98,7 +97,7 @@ class Status:
 
     def _stuck(self) -> str:
         silent = self._clock() - self._beat if self._beat is not None else 0.0
-        return f"the loop has not turned for {silent:.0f} s" if silent > STUCK else ""
+        return f"the loop has not turned for {silent:.0f} s" if silent > STUCK_S else ""
 
     def _unready(self) -> str:
         state = self.snapshot.fleet.state
@@ -113,18 +112,18 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """A client that left in the middle of a reply is no news; anything else is a line."""
+        """Log errors, except for clients that closed the connection."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             log.error("the status port failed on a request: %r", error)
 
 
 class StatusServer:
-    """Listens from the start, so that a cloud that still loads says so."""
+    """The HTTP server of the status port. It also replies while the cloud loads its model."""
 
     def __init__(self, address: str, status: Status) -> None:
-        """`address`: HOST:PORT. Raises `UsageError` for another form, `LinkError` where it cannot
-        listen."""
+        """`address`: HOST:PORT. Raises `UsageError` for another form, `LinkError` if the port
+        cannot be opened."""
         host, port = _parse(address)
         handler = type("Handler", (_Handler,), {"status": status})
         try:
@@ -146,7 +145,7 @@ class StatusServer:
 
 class _Handler(BaseHTTPRequestHandler):
     status: Status
-    timeout = SLOW_READER
+    timeout = CLIENT_TIMEOUT_S
     server_version = "edgespec"
     sys_version = ""
 
@@ -159,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(reply.body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Whoever scrapes is no news."""
+        """Requests are not logged."""
 
 
 def _parse(address: str) -> tuple[str, int]:

@@ -118,7 +118,7 @@ def _state(session: CloudSession) -> State:
     if session.connection.away:
         return "away"
     if session.cache.slot is None:
-        return "evicted" if session.record.first else "waiting"
+        return "evicted" if session.record.first_verdict_at else "waiting"
     return "reading" if session.pending > READING else "running"
 
 

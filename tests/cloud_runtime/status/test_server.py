@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from cloud_runtime.service import Identity, Service
-from cloud_runtime.status.server import EVERY, STUCK, Status, StatusServer
+from cloud_runtime.status.server import SNAPSHOT_INTERVAL_S, STUCK_S, Status, StatusServer
 from edgespec.config import CloudSettings
 from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import Fleet
@@ -82,7 +82,7 @@ def test_loading_then_ready_then_draining(status, service, clock):
 def test_a_loop_that_does_not_turn_is_not_alive(status, service, clock):
     status.listening(service, "tcp://here:1")
     status.turned(service, 0.0)
-    clock.now += STUCK + 1
+    clock.now += STUCK_S + 1
     for path in ("/health", "/health/ready"):
         assert said(status, path) == (503, "the loop has not turned for 31 s")
     status.turned(service, 0.0)
@@ -93,10 +93,10 @@ def test_a_snapshot_stands_still_and_is_made_now_and_then(status, service, clock
     status.listening(service, "tcp://here:1")
     before = status.snapshot
     step(service, 0.0)
-    clock.now += EVERY / 2
+    clock.now += SNAPSHOT_INTERVAL_S / 2
     status.turned(service, 1.0)
     assert status.snapshot is before and before.tally.tokens == 0
-    clock.now += EVERY
+    clock.now += SNAPSHOT_INTERVAL_S
     status.turned(service, 1.0)
     assert status.snapshot.tally.tokens == 1
 

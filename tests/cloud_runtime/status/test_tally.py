@@ -33,7 +33,7 @@ def tally():
 def test_verdicts_are_counted(tally):
     assert (tally.prompt_tokens, tally.tokens, tally.drafts) == (3, 5, 1)
     assert (tally.verified, tally.confirmed, tally.accepted) == (4, 2, 1)
-    assert tally.confirmed_at == [1, 1]
+    assert tally.confirmed_by_position == [1, 1]
     assert tally.finished == {"length": 1}
     assert sum(tally.between_tokens.counts) == 4, "a step's tokens share its time"
     assert tally.between_tokens.sum == pytest.approx(0.4)
@@ -79,5 +79,5 @@ def test_prometheus_sees_vllms_names(tally):
 def test_a_copy_stands_still(tally):
     before = tally.copy()
     tally.verdict(Record(opened=0.0), Verdict(1, 1, 5, 4, 2, 1, [7, 7, 7]), 1.0)
-    assert (before.tokens, before.confirmed_at) == (5, [1, 1])
+    assert (before.tokens, before.confirmed_by_position) == (5, [1, 1])
     assert before.first_token.counts != tally.first_token.counts
