@@ -164,7 +164,7 @@ def top(connect: str, once: bool, as_json: bool, interval: float) -> None:
 
     The keys q and Ctrl-C end it.
     """
-    from cli.fleet_view import watch
+    from cli.watch import watch
 
     watch(connect, once=once, as_json=as_json, interval_s=interval)
 

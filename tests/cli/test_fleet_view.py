@@ -1,11 +1,11 @@
 """What `edgespec top` shows of a fleet."""
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from cli.fleet_view import _url, fetch, render
+from cli.fleet_view import shortened, view
 from edgespec.energy_report import Energy
-from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import DeviceView, Fleet, SessionView
 
 
@@ -19,10 +19,10 @@ def session(number, **changes):
     return SessionView(**{**values, **changes})
 
 
-def shown(fleet, height=None):
-    console = Console(width=150)
+def shown(fleet, height=None, width=150):
+    console = Console(width=width)
     with console.capture() as capture:
-        console.print(render(fleet, height))
+        console.print(view(fleet, console, height))
     return capture.get()
 
 
@@ -73,21 +73,50 @@ def test_those_behind_come_first_and_the_rest_is_counted():
     assert shown(fleet).splitlines()[-1].split()[2] == "3", "who is away comes last"
 
 
+LONG = "".join(f"robot {number:02}, " for number in range(7))[:60]
+
+
+@pytest.mark.parametrize("width", [80, 100, 110, 130, 140, 200])
+def test_a_session_is_one_line_of_the_terminal_whatever_its_names(width):
+    names = {"device": LONG, "hardware": LONG, "drafter": LONG, "mode": "edge + cloud-draft"}
+    sessions = [session(n, **names, promised=15.0, tokens=12_345, seconds=1e5) for n in range(9)]
+    sessions.append(session(9, device="ロボット" * 15, hardware="[red]x[/]"))
+    text = shown(Fleet(target=LONG, state="ready", sessions=tuple(sessions)), 40, width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    rows = [line for line in text.splitlines() if "running" in line and "sessions" not in line]
+    assert len(rows) == 10
+    for row in rows[:9]:
+        assert "…" in row and "12345" in row and "12.3" in row and "27 h" in row
+    assert ("[red]x[/]" in text) == (width >= 130)
+
+
+def test_every_line_of_a_usual_view_fits_80_columns():
+    fleet = Fleet(
+        target="SmolLM2-135M-Instruct", state="draining", uptime=1e5, step=0.2, rows=33.3,
+        endpoint="tcp://0.0.0.0:5555", width=99.9, rate=1234.5, memory_used=10**11,
+        memory_limit=2 * 10**11, memory_kept=10**10, evictions=12345,
+        sessions=tuple(session(n) for n in range(50)),
+    )  # fmt: skip
+    lines = shown(fleet, 24, 80).splitlines()
+    assert len(lines) == 24 and "more" in lines[-1]
+    assert [line.split()[0] for line in lines[:6]] == [
+        "SmolLM2-135M-Instruct", "1234.5", "batch", "memory", "prefix", "0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [
+        ("short", 5, "short"),
+        ("robot 17", 5, "ro…17"),
+        ("robot 17", 6, "rob…17"),
+        ("ロボット", 6, "ロ…ト"),  # each character takes two columns
+        ("a\x1b[31mb\a", 9, "a[31mb"),
+    ],
+)
+def test_a_shortened_name_keeps_both_ends(name, width, expected):
+    assert shortened(name, width) == expected
+
+
 def test_a_cloud_that_loads_has_a_view_too():
     assert "loading" in shown(Fleet(target="t", state="loading"), height=5)
-
-
-@pytest.mark.parametrize("connect", ["localhost:5556", "http://localhost:5556/", "10.0.0.1:1"])
-def test_addresses(connect):
-    assert _url(connect) == f"http://{connect.removeprefix('http://').rstrip('/')}"
-
-
-@pytest.mark.parametrize("connect", ["", "tcp://here:1", "http://", "here:there"])
-def test_what_is_no_address(connect):
-    with pytest.raises(UsageError, match="is no address"):
-        _url(connect)
-
-
-def test_nobody_there():
-    with pytest.raises(LinkError, match=r"no cloud answers at http://127\.0\.0\.1:9"):
-        fetch("http://127.0.0.1:9")

@@ -1,0 +1,130 @@
+"""`edgespec top`: asks a cloud's status address again and again, and shows the answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from cli.fleet_view import view
+from edgespec.errors import LinkError, UsageError
+from edgespec.fleet import Fleet
+
+REPLY_TIMEOUT_S = 5.0
+PIPE_COLUMNS = 150
+"""Width of the view in a pipe or a file."""
+END_KEYS = frozenset(b"qQ\x03")
+"""Keys that end the view; the last is Ctrl-C where the terminal sends it as a character."""
+KEYS_AT_ONCE = 64
+
+
+def watch(connect: str, *, once: bool, as_json: bool, interval_s: float) -> None:
+    """Shows the cloud until interrupted, or once.
+
+    Raises `UsageError` for a malformed address and, except in the full-screen view, `LinkError` if
+    no cloud answers.
+    """
+    url = status_url(connect)
+    if as_json or once or not sys.stdout.isatty():
+        _print_views(url, once=once, as_json=as_json, interval_s=interval_s)
+        return
+    with contextlib.suppress(KeyboardInterrupt), _single_keys(), Live(
+        screen=True, auto_refresh=False
+    ) as live:  # fmt: skip
+        while True:
+            live.update(_screen(url, live.console), refresh=True)
+            if _ended(interval_s):
+                return
+
+
+def _screen(url: str, console: Console) -> Group:
+    keys = Text("q ends this view", style="dim")
+    try:
+        return Group(view(fetch(url), console, console.height - 1), keys)
+    except LinkError as error:
+        return Group(Text(f"{error}; trying again", style="red"), keys)
+
+
+@contextlib.contextmanager
+def _single_keys() -> Iterator[None]:
+    """Delivers keys without waiting for Enter, and without echo, while the block runs."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    import termios
+    import tty
+
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _ended(interval_s: float) -> bool:
+    """Waits for `interval_s` seconds; returns True early if a key ends the view."""
+    end = time.monotonic() + interval_s
+    while (left := end - time.monotonic()) > 0:
+        if not sys.stdin.isatty():
+            time.sleep(left)
+        elif select.select([sys.stdin], [], [], left)[0]:
+            keys = os.read(sys.stdin.fileno(), KEYS_AT_ONCE)
+            if not keys or END_KEYS.intersection(keys):
+                return True
+    return False
+
+
+def _print_views(url: str, *, once: bool, as_json: bool, interval_s: float) -> None:
+    while True:
+        fleet = fetch(url)
+        if as_json:
+            print(msgspec.json.encode(fleet).decode(), flush=True)
+        else:
+            on_terminal = sys.stdout.isatty()
+            console = Console() if on_terminal else Console(width=PIPE_COLUMNS)
+            console.print(view(fleet, console, console.height if on_terminal else None))
+        if once:
+            return
+        time.sleep(interval_s)
+
+
+def fetch(url: str) -> Fleet:
+    """The state of the cloud now. Raises `LinkError`."""
+    try:
+        with urllib.request.urlopen(f"{url}/fleet", timeout=REPLY_TIMEOUT_S) as reply:
+            return msgspec.json.decode(reply.read(), type=Fleet)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise LinkError(f"{url} is no cloud's status port: it says {error.code}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        reason = getattr(reason, "strerror", None) or reason
+        raise LinkError(
+            f"no cloud answers at {url} ({reason}); was it started with --status?", retryable=True
+        ) from error
+    except msgspec.DecodeError as error:
+        raise LinkError(f"{url} is no cloud's status port of this edgespec: {error}") from error
+
+
+def status_url(connect: str) -> str:
+    """The URL of `HOST:PORT` or of a URL. Raises `UsageError` for anything else."""
+    url = (connect if "://" in connect else f"http://{connect}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return url
+    except ValueError:
+        pass
+    raise UsageError(f"{connect!r} is no address; write http://HOST:PORT, as --status has it")
