@@ -1,13 +1,12 @@
-"""ONNX Runtime: the graphs of a bundle over an in-place KV cache.
+"""The ONNX Runtime back end: a bundle's graphs over a KV cache that is written in place.
 
-Every cache tensor is bound as input and as output of a graph with the same address, so it is
-written in place. The bindings for one shape of call (pool, neighbours, width) are made once and
-kept in a frame. On a GPU caches, hidden states and features stay in its memory; ids come from the
-host and choices go to it, which ONNX Runtime copies itself (so its own CUDA graphs, which want
-every tensor on the device and one shape each, are not used).
+Every cache tensor is bound to the same address as input and as output of a graph. The bindings for
+one shape of call (pool, slots, width) are made once and kept in a frame. On a GPU, caches, hidden
+states and features stay in its memory. ONNX Runtime itself copies ids from the host and choices to
+it. Its own CUDA graphs are not used: they require every tensor on the device and one shape each.
 
-A target never runs one new token alone (`min_tokens=2`): ORT's attention takes another path for it,
-whose result differs in the last bits (4e-7, which int8 activations blow up to whole logits). From
+A target never runs one new token alone (`min_tokens=2`): ORT's attention has another path for it,
+whose result differs by 4e-7, and int8 activations amplify that to logit differences near 1. From
 two tokens up, every way of computing a position gives the same bits.
 """
 
@@ -49,28 +48,31 @@ log = logging.getLogger("edgespec.engines")
 
 
 class OrtSegment(NamedTuple):
+    """Graphs of one segment."""
+
     end: int
-    """Layers done after it."""
+    """Number of layers that have run after it."""
     graph: Graph
     exit: Graph | None = None
 
 
 class OrtRunner:
-    """Segments with their exit heads, and the head; None where the last graph has it inside.
-
-    `device`: where caches, hidden states and features lie, if not in the host's memory.
-    """
+    """Runs calls through segments with their exit heads and the final head."""
 
     def __init__(
         self, segments: Sequence[OrtSegment], head: Graph | None, device: GpuDevice | None = None
     ) -> None:
+        """`head` is None if the last segment's graph contains the head.
+
+        `device` is the memory of caches, hidden states and features; None for host memory.
+        """
         self.segments = segments
         self.head = head
         self.stages = [Stage(segment.end, segment.exit is not None) for segment in segments]
         self.tensors = [tensor for part in segments for tensor in part.graph.cache_tensors()]
         self.make_pool: MakePool = device_pools(device) if device else HostPool
         self.empty: Callable[..., Tensor] = DeviceStore(device).empty if device else np.empty
-        """Takes a shape and a type."""
+        """Makes an uninitialised tensor from a shape and a type."""
 
     def frame(self, call: Call) -> OrtFrame:
         return OrtFrame(self, call)
@@ -88,7 +90,7 @@ class OrtFrame:
             self._tensors[name] = array[call.first : call.first + call.count]
         self._bindings = [self._bind(segment.graph) for segment in runner.segments]
         self._exits: dict[int, tuple[Any, Tensor]] = {}
-        """By stage: what an exit head is bound to, and the features that it makes."""
+        """For each stage, its exit head's binding and output features."""
 
     def run(self, stage: int, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
         try:
@@ -111,12 +113,12 @@ class OrtFrame:
         return binding
 
     def _states(self, graph: Graph, name: str) -> Tensor:
-        """Room for an output `[count, width, hidden]`."""
+        """Makes a tensor for an output `[count, width, hidden]`."""
         return self._runner.empty((*self._shape, graph.outputs[name].shape[-1]), graph.dtype(name))
 
     def _run(self, stage: int, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
         segment, binding = self._runner.segments[stage], self._bindings[stage]
-        if "select" in segment.graph.inputs:  # the head is inside, and needs at least one token
+        if "select" in segment.graph.inputs:  # contains the head, which takes at least one token
             padded = select if select.size else np.zeros(1, np.int64)
             return run_head(segment.graph, binding, padded)
         segment.graph.session.run_with_iobinding(binding)
@@ -130,7 +132,7 @@ class OrtFrame:
         return run_head(head, binding, select)
 
     def _exit(self, stage: int) -> Tensor:
-        """The features that the exit head after a stage makes."""
+        """Runs the exit head after a stage and returns its features."""
         segment = self._runner.segments[stage]
         assert segment.exit is not None
         if stage not in self._exits:
@@ -146,14 +148,15 @@ class OrtFrame:
 
 
 def open_device(settings: OrtSettings) -> GpuDevice | None:
-    """The GPU, where the settings ask for CUDA and this ONNX Runtime is one that has it; else None.
+    """Opens the GPU if the settings name CUDA and this ONNX Runtime has it; else returns None.
 
-    Raises `EngineError` where the GPU, its driver or cuda-python is missing.
+    Raises `EngineError` if the GPU, its driver or cuda-python is missing.
     """
     if CUDA not in settings.providers or CUDA not in onnxruntime.get_available_providers():
         return None
     device = CudaDevice()
-    # CUDA's libraries may be wheels, which only this finds (since 1.21); it prints what it misses.
+    # CUDA's libraries may come from wheels, which only this function finds (since 1.21). It prints
+    # the missing ones.
     if hasattr(onnxruntime, "preload_dlls"):
         with redirect_stdout(sys.stderr):
             onnxruntime.preload_dlls()
@@ -161,7 +164,7 @@ def open_device(settings: OrtSettings) -> GpuDevice | None:
 
 
 def usable_providers() -> tuple[str, ...]:
-    """CUDA first where this ONNX Runtime has it and there is a GPU."""
+    """Returns the providers to use: CUDA first if this ONNX Runtime has it and there is a GPU."""
     if CUDA not in onnxruntime.get_available_providers():
         return (CPU,)
     try:
@@ -175,7 +178,7 @@ def usable_providers() -> tuple[str, ...]:
 def load_target(
     bundle: Bundle, settings: OrtSettings, device: GpuDevice | None = None
 ) -> StagedEngine:
-    """The bundle's target, segment by segment. Checks the files it reads."""
+    """Loads the bundle's target, segment by segment, and checks its files."""
     bundle.check("target")
     target = bundle.manifest.target
     device = device or open_device(settings)
@@ -193,13 +196,15 @@ def load_target(
 
 
 def open_target(bundle: Bundle, threads: int) -> StagedEngine:
-    """On the GPU where this machine and this ONNX Runtime have it, else on the CPU."""
+    """Loads the bundle's target, on the GPU if there is one that ONNX Runtime can use."""
     return load_target(bundle, OrtSettings(threads=threads, providers=usable_providers()))
 
 
 def device_settings(name: str, threads: int = 0, slots: int = 1) -> OrtSettings:
-    """How a device runs the draft of a profile: single tokens, as the profile says. `threads` 0 is
-    what the profile says too, and there 0 is every usable core."""
+    """Returns the settings of a device that runs the draft of a profile, one token a row.
+
+    `threads` 0 takes the profile's number; if that is 0 too, every usable core.
+    """
     chosen = profiles.profile(name)
     return OrtSettings(
         threads=threads or chosen.threads or usable_cores(),
@@ -214,7 +219,7 @@ def device_settings(name: str, threads: int = 0, slots: int = 1) -> OrtSettings:
 def load_draft(
     bundle: Bundle, profile: str, settings: OrtSettings, device: GpuDevice | None = None
 ) -> StagedEngine:
-    """The bundle's draft for a profile. Checks the files it reads."""
+    """Loads the bundle's draft for a profile and checks its files."""
     draft = bundle.draft(profile)
     bundle.check(f"draft/{profile}")
     device = device or open_device(settings)
@@ -242,4 +247,5 @@ def _engine(
 
 
 def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> StagedEngine:
+    """Loads the bundle's draft for a device, as its profile says."""
     return load_draft(bundle, profile, device_settings(profile, threads, slots))

@@ -1,8 +1,8 @@
-"""Memory that a session freed while it was loaded goes back to the system.
+"""Return of freed memory to the system after a graph was loaded.
 
-ONNX Runtime lays weights out anew when it loads a graph and frees what it laid them out from. glibc
-keeps much of that for later: of int8 weights as much as a third again. `malloc_trim(3)` hands it
-back.
+ONNX Runtime copies weights into a layout of its own when it loads a graph, and frees the originals.
+glibc keeps much of the freed memory: with int8 weights up to a third of their size. `malloc_trim`
+(3) returns it to the system.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ctypes
 
 
 def give_back_freed() -> None:
-    """Does nothing where the C library is not glibc."""
+    """Returns freed memory to the system. Does nothing if the C library is not glibc."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError):

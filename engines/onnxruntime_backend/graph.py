@@ -1,15 +1,16 @@
 """One ONNX file in ONNX Runtime, on a CPU or on a GPU.
 
 **CUDA.** `onnxruntime-gpu` 1.31.1 registers CUDA kernels for every operator of the opset-24 graphs:
-`TensorScatter` 24 (copies its cache only where the output lies elsewhere: tensorscatter.cc),
+`TensorScatter` 24 (copies its cache only if the output has another address: tensorscatter.cc),
 `Attention` 24 with `nonpad_kv_seqlen` (Flash Attention for fp16 and bf16, an unfused path for fp32;
 causal from the bottom right since pull request 28958), `RMSNormalization` 23, `RotaryEmbedding` 23,
 `Reshape`, `Transpose`, `Cast` and blocked `DequantizeLinear` 23 to 24, `TopK` 24, and contrib
-`MatMulNBits`; `Swish` has none and is expanded into `Sigmoid` and `Mul` on every provider. Read in
-its libonnxruntime_providers_cuda.so (names and version ranges of the registrations) and
-docs/OperatorKernels.md; older ones lack some (pull requests 27542 and 27742). None of it has run
-here. So nothing is taken for granted: a session says where each node went, and a graph whose
-arithmetic went to the CPU, which would carry the cache there and back in every step, is refused.
+`MatMulNBits`. `Swish` has no kernel and is expanded into `Sigmoid` and `Mul` on every provider.
+Sources: libonnxruntime_providers_cuda.so (names and version ranges of the registrations) and
+docs/OperatorKernels.md. Older versions lack some kernels (pull requests 27542 and 27742).
+
+This has not run on a GPU. Therefore the placement of every node is checked at load: arithmetic on
+the CPU would move the KV cache there and back in every step, so such a graph is refused.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _DTYPES: Mapping[str, Any] = {
 ORT_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
-    # ONNX Runtime's own have no base but Exception.
+    # ONNX Runtime's own errors have no common base class but Exception.
     *(
         kind
         for kind in vars(_native).values()
@@ -60,28 +61,30 @@ _INSTEAD: Mapping[Role, str] = MappingProxyType(
         "target": f"or export the target with --opset {COMPAT_OPSET}",
     }
 )
-"""What else helps where a graph of opset 24 is too new."""
-_SHAPES = frozenset(
+"""Other advice if ONNX Runtime is too old for a graph of opset 24."""
+_SHAPE_OPERATORS = frozenset(
     {
         "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Expand", "Gather",
         "Identity", "LessOrEqual", "Mul", "Range", "Reshape", "Shape", "Size", "Slice", "Squeeze",
         "Sub", "Tile", "Unsqueeze", "Where",
     }
 )  # fmt: skip
-"""Operators that may run on the CPU beside a GPU, outside the layers: ONNX Runtime keeps the
-arithmetic of shapes there on purpose, and a mask (of the plain operators) is small."""
-_LAYERS = ("model.layers.", "cache_")
-"""How the names of the nodes of a layer begin."""
+"""Operators that may run on the CPU of a GPU machine, outside the layers: ONNX Runtime computes
+shapes there on purpose, and the mask of the plain operators is small."""
+_LAYER_PREFIXES = ("model.layers.", "cache_")
+"""Prefixes of the names of a layer's nodes."""
 
 
 @dataclass(frozen=True)
 class OrtSettings:
+    """Settings of a graph in ONNX Runtime and of the engine over it."""
+
     threads: int = 1
     slots: int = 16
     min_tokens: int = 2
-    """2 for exactness; a draft may take 1, since its tokens are verified anyway."""
+    """2 for exactness. A draft may use 1: the target verifies its tokens anyway."""
     arena: bool = True
-    """ORT's memory arena: faster, and keeps its peak. Off on devices short of memory."""
+    """ORT's memory arena: faster, but keeps its peak. Off on devices with little memory."""
     providers: tuple[str, ...] = (CPU,)
     capacities: tuple[int, ...] = CAPACITIES
     """Positions that a slot may hold."""
@@ -99,24 +102,16 @@ class Graph:
         opset: int = MAIN_OPSET,
         role: Role = "draft",
     ) -> None:
-        """`device`: where caches and hidden states lie, if not in the host's memory. `opset` is the
-        file's, as the manifest has it. Raises `EngineError`."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = settings.threads
-        options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = settings.arena
-        options.log_severity_level = 3
-        # Both sides may share cores; a spinning pool would take the other's.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # int8 dot products for QDQ weights: 2.7 times fp32 for one row, same bits in any batch.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-        on_gpu = device is not None and device.place == "cuda"
-        if on_gpu:
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        """Loads a file. `device` is the memory of caches and hidden states; None for the host's.
+
+        `opset` is the file's opset according to the manifest. Raises `EngineError`.
+        """
+        gpu = device if device is not None and device.place == "cuda" else None
         available = set(onnxruntime.get_available_providers()) - {CUDA}
         providers: list[Any] = [p for p in settings.providers if p in available] or [CPU]
-        if on_gpu and device:
-            providers.insert(0, (CUDA, cuda_options(device)))
+        if gpu:
+            providers.insert(0, (CUDA, cuda_options(gpu)))
+        options = _session_options(settings, record_placement=gpu is not None)
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except ORT_ERRORS as error:
@@ -125,7 +120,7 @@ class Graph:
                 too_old(version, path, opset, role)
                 or f"ONNX Runtime {version} cannot load {path}: {reason(error)}"
             ) from error
-        if on_gpu:
+        if gpu:
             check_placement(path, self.session.get_providers(), placement(self.session))
         give_back_freed()
         self.inputs = {i.name: i for i in self.session.get_inputs()}
@@ -135,7 +130,7 @@ class Graph:
         return _DTYPES[(self.inputs.get(name) or self.outputs[name]).type]
 
     def cache_tensors(self) -> list[CacheTensor]:
-        """The KV cache that the graph reads and writes."""
+        """Returns the KV cache tensors that the graph reads and writes."""
         return [
             CacheTensor(name, info.shape[1], info.shape[3], self.dtype(name))
             for name, info in self.inputs.items()
@@ -143,8 +138,23 @@ class Graph:
         ]
 
 
+def _session_options(settings: OrtSettings, *, record_placement: bool) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = settings.arena
+    options.log_severity_level = 3  # errors only
+    # Device and cloud may share cores, and a spinning thread pool would block them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # int8 dot products for QDQ weights: 2.7 times fp32 for one row, same bits in any batch.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    if record_placement:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
 def too_old(version: str, path: Path, opset: int, role: Role) -> str:
-    """What an ONNX Runtime of that version is too old for, and what to do; empty if it is not."""
+    """Returns why this ONNX Runtime cannot run a graph, with advice; empty if it can."""
     if runs_graphs(version, opset):
         return ""
     needed = ".".join(map(str, ONNX_RUNTIME[opset]))
@@ -158,11 +168,12 @@ def too_old(version: str, path: Path, opset: int, role: Role) -> str:
 
 
 def reason(error: Exception) -> str:
+    """Returns the first line of an error's message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Placed(NamedTuple):
-    """Where a tensor lies, in the words of ONNX Runtime's binding."""
+    """Memory of a tensor, as ONNX Runtime's binding takes it."""
 
     place: str
     dtype: Any
@@ -180,14 +191,13 @@ def placed(tensor: Tensor) -> Placed:
 
 
 def bind(method: Any, name: str, tensor: Tensor) -> None:
-    """The tensor must outlive the binding."""
+    """Binds a tensor to a name. The tensor must live as long as the binding."""
     at = placed(tensor)
     method(name, at.place, 0, at.dtype, at.shape, at.address)
 
 
 def run_head(graph: Graph, binding: Any, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
-    """Runs a graph that ends in the head; its outputs, fresh, [N, …] for the N selected tokens, in
-    the host's memory, wherever it runs."""
+    """Runs a graph that ends with the head. Returns new host arrays [N, …], N selected tokens."""
     outputs = []
     for name in HEAD_OUTPUTS:
         shape = (len(select), *graph.outputs[name].shape[1:])
@@ -199,10 +209,12 @@ def run_head(graph: Graph, binding: Any, select: npt.NDArray[np.int64]) -> list[
 
 
 def cuda_options(device: GpuDevice) -> dict[str, str]:
-    """For ONNX Runtime's CUDA provider
-    (https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html): our stream, so
-    that what it runs and what we copy happen in order; memory as it is needed, since the rest is
-    for the cache; fp32 as fp32, not as TF32."""
+    """Returns the options of ONNX Runtime's CUDA provider.
+
+    It uses edgespec's stream, so that its kernels and edgespec's copies run in order. It allocates
+    only what it needs, since the cache needs the rest. It computes fp32 as fp32, not as TF32.
+    Source: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html.
+    """
     return {
         "device_id": "0",
         "user_compute_stream": str(device.stream),
@@ -212,15 +224,19 @@ def cuda_options(device: GpuDevice) -> dict[str, str]:
 
 
 class Node(NamedTuple):
+    """A node of a loaded graph, and the provider that runs it."""
+
     provider: str
     name: str
     operator: str
 
 
 def placement(session: Any) -> list[Node]:
-    """Which provider has which node. The session was made with
-    `session.record_ep_graph_assignment_info`, which an old ONNX Runtime does not know: a warning
-    and an empty list then."""
+    """Returns the provider of every node.
+
+    The session needs the option `session.record_ep_graph_assignment_info`. An ONNX Runtime that is
+    too old for it causes a warning and an empty list.
+    """
     ask = getattr(session, "get_provider_graph_assignment_info", None)
     if ask is None:
         log.warning(
@@ -232,7 +248,7 @@ def placement(session: Any) -> list[Node]:
 
 
 def check_placement(path: Path, providers: Iterable[str], nodes: Iterable[Node]) -> None:
-    """Raises `EngineError` where a GPU was asked for and does not run the graph."""
+    """Raises `EngineError` if the GPU does not run the graph."""
     version = onnxruntime.__version__
     if CUDA not in providers:
         raise EngineError(
@@ -240,16 +256,16 @@ def check_placement(path: Path, providers: Iterable[str], nodes: Iterable[Node])
             "most often CUDA's or cuDNN's libraries are missing); install what it needs, or use a "
             "CPU profile"
         )
-    strays = [n for n in nodes if n.provider == CPU and not _may_stray(n)]
-    if strays:
-        kinds = ", ".join(sorted({node.operator for node in strays}))
+    on_cpu = [n for n in nodes if n.provider == CPU and not _allowed_on_cpu(n)]
+    if on_cpu:
+        kinds = ", ".join(sorted({node.operator for node in on_cpu}))
         raise EngineError(
-            f"ONNX Runtime {version} has no CUDA kernels for {len(strays)} nodes of {path} "
-            f"({kinds}; first {strays[0].name!r}) and would carry the KV cache to the CPU and back "
+            f"ONNX Runtime {version} has no CUDA kernels for {len(on_cpu)} nodes of {path} "
+            f"({kinds}; first {on_cpu[0].name!r}) and would carry the KV cache to the CPU and back "
             "in every step; install a newer one (1.31.1 has them), or export the target with "
             f"--opset {COMPAT_OPSET} and the draft for a profile of it, or use a CPU profile"
         )
 
 
-def _may_stray(node: Node) -> bool:
-    return node.operator in _SHAPES and not node.name.startswith(_LAYERS)
+def _allowed_on_cpu(node: Node) -> bool:
+    return node.operator in _SHAPE_OPERATORS and not node.name.startswith(_LAYER_PREFIXES)

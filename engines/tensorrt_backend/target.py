@@ -19,15 +19,10 @@ from edgespec.manifest import Built, Bundle
 from engines.cuda import CudaDevice, GpuDevice, Runtime, count, free_memory
 from engines.machine import profiles
 from engines.staged import Sizes
-from engines.tensorrt_backend.api import (
-    installation,
-    load,
-    matching_engine,
-    mismatch,
-    rebuild_command,
-)
+from engines.tensorrt_backend.api import installation, load
 from engines.tensorrt_backend.bounded import BoundedEngine
 from engines.tensorrt_backend.engine import LoadedEngine
+from engines.tensorrt_backend.matching import matching_engine, mismatch, rebuild_command
 from engines.tensorrt_backend.model import TensorrtModel, TensorrtSegment
 from engines.tensorrt_backend.runner import TensorrtRunner
 from engines.tensorrt_backend.self_check import self_check

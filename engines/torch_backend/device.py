@@ -1,4 +1,4 @@
-"""A device of torch's: its memory for slots, what comes back from it, its errors and threads."""
+"""A torch device: memory for slots, copies to the host, errors, and the number of threads."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ NUMPY: Mapping[torch.dtype, Any] = MappingProxyType(
 _TORCH = {np.dtype(kind): dtype for dtype, kind in NUMPY.items()}
 
 
-def _refused(error: RuntimeError) -> EngineError:
-    """What torch says, in one sentence."""
+def _engine_error(error: RuntimeError) -> EngineError:
+    """Returns an error of torch in one sentence."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    short = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason
-    if short:
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in reason:
         return EngineError(
             f"torch has no memory left ({reason}); take a smaller precision or fewer slots "
             "(cloud-run --kv-memory, bench gpu --rows)"
@@ -40,15 +39,16 @@ def _refused(error: RuntimeError) -> EngineError:
 
 @contextmanager
 def torch_errors() -> Iterator[None]:
+    """Turns torch's errors in the block into `EngineError`."""
     try:
         yield
     except RuntimeError as error:
-        raise _refused(error) from error
+        raise _engine_error(error) from error
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """The number of threads is the process's; others in it find theirs again."""
+    """Sets the process's number of torch threads for the block; 0 leaves it as it is."""
     before = torch.get_num_threads()
     if count in (0, before):
         yield
@@ -62,24 +62,27 @@ def threads(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TorchStore:
-    """A device's memory, for `GrowingPool`."""
+    """A `Store` (engines/cache/pools.py) in a torch device's memory."""
 
     device: torch.device
     min_slots: int
-    """Slots that an array has at least, wanted or not."""
+    """Smallest number of slots of an array."""
 
     def zeros(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
-        whole = (max(shape[0], self.min_slots), *shape[1:])
+        enlarged = (max(shape[0], self.min_slots), *shape[1:])
         with torch_errors():
-            return torch.zeros(whole, dtype=_TORCH[np.dtype(dtype)], device=self.device)
+            return torch.zeros(enlarged, dtype=_TORCH[np.dtype(dtype)], device=self.device)
 
     def copy(self, target: Any, index: int, source: Any, place: int, start: int, end: int) -> None:
         target[index, :, start:end].copy_(source[place, :, start:end])
 
 
 def fetched(tensors: Sequence[Tensor]) -> list[npt.NDArray[Any]]:
-    """In a host's memory, where numpy has no bfloat16; a GPU's come through page-locked pages, at
-    the bus's full speed (64 rows of five with 32 000 logits are 20 MB)."""
+    """Returns the tensors in host memory, bfloat16 as float32.
+
+    Copies from a GPU go through page-locked memory, which has the bus's full speed: 64 rows of five
+    tokens with 32 000 logits are 20 MB.
+    """
     wide = [tensor.float() if tensor.dtype == torch.bfloat16 else tensor for tensor in tensors]
     if not wide or wide[0].device.type == "cpu":
         return [tensor.numpy() for tensor in wide]
@@ -91,12 +94,12 @@ def fetched(tensors: Sequence[Tensor]) -> list[npt.NDArray[Any]]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes of the GPU's memory that nobody has."""
+    """Returns the free bytes of the GPU's memory."""
     return int(torch.cuda.mem_get_info(device)[0])
 
 
 def device_named(name: str) -> torch.device:
-    """`cuda`, `cpu` or `auto`. Raises `UsageError` for CUDA where torch has none."""
+    """Returns the device `cuda`, `cpu` or `auto`. Raises `UsageError` if torch has no CUDA."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("torch finds no CUDA device here; take the device cpu")
     if name == "auto":

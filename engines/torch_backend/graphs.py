@@ -1,12 +1,12 @@
-"""CUDA graphs: what a call launches, recorded once and replayed.
+"""CUDA graphs: the kernel launches of a call, recorded once and replayed.
 
-A step of a small batch launches hundreds of kernels that take microseconds each, and Python is
-slower at naming them than a GPU at running them. A graph replays them with one launch. It fixes
-shapes and addresses, so one belongs to one shape of call over buffers that stay; the first use runs
-as it is (libraries set themselves up then), the second one is recorded. Graphs of one model share
-their scratch memory, since one runs at a time.
+A step of a small batch launches hundreds of kernels of a few microseconds each. Launching them from
+Python takes longer than running them. A graph replays them with one launch. It has fixed shapes and
+addresses, so it belongs to one shape of call over fixed buffers. The first use runs without a graph
+(libraries initialise themselves), the second is recorded. The graphs of a model share their scratch
+memory, because only one runs at a time.
 
-Unproven here: no machine of this project's tests has CUDA.
+Unproven: no machine of this project's tests has CUDA.
 """
 
 from __future__ import annotations
@@ -17,27 +17,30 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-GRAPHS = 32
-"""Kept of one frame: it has one for each span of attention and number of wanted tokens."""
+MAX_GRAPHS = 32
+"""Number of graphs kept for a frame, which has one for each attention span and number of selected
+tokens."""
 
 Result = TypeVar("Result")
 
 
 class GraphReplay(Generic[Result]):
-    """Runs functions of static buffers. What a function returns is overwritten by the next use of
-    any graph, so it is to be read at once."""
+    """Runs functions over fixed buffers, from their second use on as graphs.
+
+    The next run of any graph overwrites a function's results, so the caller reads them at once.
+    """
 
     def __init__(self, scratch: Any) -> None:
-        """`scratch`: of `torch.cuda.graph_pool_handle`."""
+        """`scratch` comes from `torch.cuda.graph_pool_handle`."""
         self._scratch = scratch
         self._graphs: OrderedDict[Hashable, tuple[Any, Result] | None] = OrderedDict()
 
     def run(self, key: Hashable, function: Callable[[], Result]) -> Result:
-        """`key` names all that the launches depend on, the function itself included."""
+        """Runs `function`. `key` identifies it, with everything that its launches depend on."""
         recorded = self._graphs.get(key)
         if key not in self._graphs:
             self._graphs[key] = None
-            if len(self._graphs) > GRAPHS:
+            if len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
             return function()
         self._graphs.move_to_end(key)
@@ -51,7 +54,7 @@ class GraphReplay(Generic[Result]):
 
 
 class DirectCalls(Generic[Result]):
-    """For a device without such graphs."""
+    """Runs functions directly, for a device without CUDA graphs."""
 
     def run(self, _: Hashable, function: Callable[[], Result]) -> Result:
         return function()

@@ -1,8 +1,8 @@
-"""The decoder in torch, for running: what the graphs that `export` writes compute, over a cache.
+"""The decoder in torch: the computation of the graphs that `export` writes.
 
-Tokens of all rows of a call lie flat, [tokens, hidden]; where a matrix product or the attention is
-cut into pieces is the affair of `engines.torch_backend.shapes`. Norms compute in float32 whatever
-the type of weights and activations (torch's `rms_norm` does so itself).
+The tokens of all rows of a call are flat, [tokens, hidden]. `engines.torch_backend.shapes` decides
+how matrix products and attention are cut into pieces. Norms compute in float32 for all types of
+weights and activations (torch's `rms_norm` does so itself).
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from edgespec.architecture import Architecture
 from engines.base import TOP
 
 GROUP_INPUTS = 32
-"""Consecutive inputs of an output that share a scale."""
+"""Number of consecutive inputs of an output that share a scale."""
 
 
 class Linear(Protocol):
+    """A matrix product with an optional bias."""
+
     @property
     def nbytes(self) -> int:
-        """Of the weights, as a call reads them."""
+        """Bytes of the weights that a call reads."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """[tokens, inputs] -> [tokens, outputs]"""
@@ -33,8 +35,10 @@ class Linear(Protocol):
 
 @dataclass(frozen=True)
 class Dense:
+    """A matrix of floats."""
+
     weight: Tensor
-    """[outputs, inputs], as libraries are fastest with, and as the embedding lies."""
+    """[outputs, inputs]: the layout of the embedding, and the fastest one in libraries."""
     bias: Tensor | None = None
 
     @property
@@ -47,17 +51,17 @@ class Dense:
 
 @dataclass(frozen=True)
 class Int4:
-    """Blocks of int4 that stay packed, multiplied by torch's "tinygemm" kernels.
+    """A matrix of packed int4 blocks, multiplied by torch's "tinygemm" kernels.
 
-    These take unsigned values u and, for each group of an output, a scale and a zero, and stand for
-    `(u - 8) * scale + zero`; the bundle's symmetric v is u = v + 8 with zero 0. On CUDA scales are
-    bfloat16, so a weight is off by up to 2**-9 of itself; the kernel is not deterministic across
-    shapes, and unproven here. The form for a CPU proves the mapping.
+    The kernels take unsigned values u and, for each group of an output, a scale and a zero; a
+    weight is `(u - 8) * scale + zero`. The bundle's symmetric value v is u = v + 8 with zero 0.
+    Scales are bfloat16, so a weight is off by up to 2**-9 of itself. On CUDA the kernel's bits
+    depend on the shape; it is unproven there. The CPU kernel proves the mapping.
     """
 
     packed: Tensor
     scales: Tensor
-    """[inputs / GROUP, outputs, 2]: scale, and zero."""
+    """[inputs / GROUP_INPUTS, outputs, 2]: scale and zero."""
     bias: Tensor | None = None
 
     @property
@@ -73,18 +77,20 @@ class Int4:
 
 
 def packable(values: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernels take a matrix `values` [inputs, outputs]: see `_inner_tiles`."""
+    """Return True if the int4 kernels take a matrix `values` [inputs, outputs]."""
     inputs, outputs = values.shape
     return dtype == torch.bfloat16 and not inputs % 32 and not outputs % 32
 
 
 def _inner_tiles(inputs: int) -> int:
-    """Tiles of 16 inputs that lie together, 8, 4 or 2: the most that divide."""
+    """Returns the number of tiles of 16 inputs that are stored together: the largest of 8, 4 and 2
+    that divides the inputs."""
     return next(tiles for tiles in (8, 4, 2) if not inputs % (16 * tiles))
 
 
 def pack(values: Tensor, scales: Tensor, bias: Tensor | None, device: torch.device) -> Int4:
-    """`values` [inputs, outputs] int8 from -8 to 7, `scales` [inputs / GROUP, outputs] float."""
+    """Packs `values` [inputs, outputs], int8 from -8 to 7, with float `scales`
+    [inputs / GROUP_INPUTS, outputs]."""
     unsigned = values.to(device).t().to(torch.int32) + 8
     tiles = _inner_tiles(len(values))
     if device.type == "cuda":
@@ -97,23 +103,26 @@ def pack(values: Tensor, scales: Tensor, bias: Tensor | None, device: torch.devi
 
 
 class Rotary(NamedTuple):
-    """Of the tokens of a call, [tokens, 1, head_dim]: cosines twice, and sines with the first half
-    negative, so that turning is `x * cos + swapped(x) * sin`."""
+    """Rotary factors of a call's tokens, [tokens, 1, head_dim].
+
+    `cos` holds the cosines twice, `sin` the sines with a negative first half, so that the rotation
+    is `x * cos + swapped_halves(x) * sin`.
+    """
 
     cos: Tensor
     sin: Tensor
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """`x` [tokens, heads, head_dim], half against half."""
+    """Rotates `x` [tokens, heads, head_dim], the first half of head_dim against the second."""
     return torch.addcmul(x * rotary.cos, x.roll(x.shape[-1] // 2, -1), rotary.sin)
 
 
 def swish(x: Tensor) -> Tensor:
-    """`x * sigmoid(x)`; on a CPU by `exp`, whose bits do not depend on where an element lies.
+    """Returns `x * sigmoid(x)`; on a CPU by `exp`, whose bits do not depend on an element's index.
 
-    Those of torch's own `silu` do there: 208 of 5000 float32 numbers came out otherwise alone than
-    among others, where its vector code meets the end of a thread's share.
+    The bits of torch's `silu` depend on it on a CPU: 208 of 5000 float32 numbers were different
+    alone and among others, where its vector code reaches the end of a thread's share.
     """
     if x.device.type == "cuda":
         return functional.silu(x)
@@ -123,11 +132,11 @@ def swish(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Weights of a layer. Projections that read the same are one matrix."""
+    """Weights of a layer. Projections with the same input are one matrix."""
 
     attention_norm: Tensor
     qkv: Linear
-    """Outputs: the heads of queries, keys, values."""
+    """Its outputs are the heads of queries, keys and values."""
     q_norm: Tensor | None
     k_norm: Tensor | None
     out: Linear
@@ -142,10 +151,10 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class ExitWeights:
-    """Of an exit head: what stands between the hidden state and the head."""
+    """Weights of an exit head, between the hidden state and the head."""
 
     norm: Tensor
-    """The final norm's weight."""
+    """Weight of the final norm."""
     adapter_norm: Tensor | None = None
     down: Linear | None = None
     up: Linear | None = None
@@ -153,22 +162,27 @@ class ExitWeights:
 
 @dataclass(frozen=True)
 class SegmentWeights:
+    """Weights of a segment."""
+
     end: int
-    """Layers done after it."""
+    """Number of layers that have run after it."""
     layers: Sequence[LayerWeights]
     exit: ExitWeights | None = None
 
 
 @dataclass(frozen=True)
 class Model:
+    """A target's weights on a device, and the parts of its computation."""
+
     architecture: Architecture
     dtype: torch.dtype
-    """Of activations, cache and logits."""
+    """Type of activations, cache and logits."""
     embedding: Tensor
     """[vocabulary, hidden]"""
     cos: Tensor
-    """[context, head_dim], as `Rotary` has them; `sin` too."""
+    """[context, head_dim], in the layout of `Rotary`."""
     sin: Tensor
+    """[context, head_dim], in the layout of `Rotary`."""
     segments: Sequence[SegmentWeights]
     norm: Tensor
     head: Linear
@@ -179,15 +193,16 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Of the weights that every step reads: all but the embedding's rows."""
+        """Bytes of the weights that every step reads: all except the embedding."""
         layers = sum(layer.nbytes for segment in self.segments for layer in segment.layers)
         return layers + self.head.nbytes
 
     def embed(self, ids: Tensor) -> Tensor:
+        """[tokens] -> [tokens, hidden]"""
         return functional.embedding(ids, self.embedding).to(self.dtype)
 
     def rotary(self, positions: Tensor) -> Rotary:
-        """`positions` [tokens]"""
+        """Returns the rotary factors of `positions` [tokens]."""
         return Rotary(self.cos[positions][:, None], self.sin[positions][:, None])
 
     def project(self, layer: LayerWeights, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -203,13 +218,14 @@ class Model:
         return torch.cat((rotate(queries_keys, Rotary(cos, sin)), y[:, turned:]), dim=1)
 
     def finish(self, layer: LayerWeights, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of a layer: `attended` [tokens, heads * head_dim] -> [tokens, hidden]."""
+        """Computes a layer after its attention: hidden states `x` [tokens, hidden] and `attended`
+        [tokens, heads * head_dim] -> [tokens, hidden]."""
         x = x + layer.out(attended)
         gate, up = layer.gate_up(self._normed(x, layer.feed_forward_norm)).chunk(2, dim=-1)
         return x + layer.down(swish(gate) * up)
 
     def logits(self, exit: ExitWeights | None, x: Tensor) -> Tensor:
-        """Hidden states [tokens, hidden], after the last layer or an exit's -> logits."""
+        """Hidden states [tokens, hidden] -> logits, by the final head or by an exit head."""
         if exit is not None and exit.adapter_norm is not None:
             assert exit.down is not None and exit.up is not None
             x = x + exit.up(swish(exit.down(self._normed(x, exit.adapter_norm))))
@@ -220,7 +236,7 @@ class Model:
 
 
 class Best(NamedTuple):
-    """As `Choices` has them; the logits' own type."""
+    """The fields of `Choices` as tensors."""
 
     argmax: Tensor
     top_ids: Tensor
@@ -229,5 +245,6 @@ class Best(NamedTuple):
 
 
 def best(logits: Tensor) -> Best:
+    """Selects the arg-max and the top candidates of logits [N, vocabulary]."""
     top = logits.topk(min(TOP, logits.shape[-1]), dim=-1)
     return Best(logits.argmax(-1), top.indices, top.values, logits)

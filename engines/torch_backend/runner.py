@@ -1,4 +1,4 @@
-"""How one call runs through one segment in torch."""
+"""The torch back end as a runner (`engines/staged.py`): one call through one segment."""
 
 from __future__ import annotations
 
@@ -31,35 +31,40 @@ from engines.torch_backend.shapes import (
 FIXED: Mapping[str, FixedShapes] = MappingProxyType(
     {"cpu": FixedShapes(tokens=16, rows=1, queries=8), "cuda": FixedShapes(128, rows=4, queries=32)}
 )
-"""A CPU computes what is padded, so pieces are small. A GPU reads the weights for each piece, so
-they are as large as costs little more than reading: 128 operations a byte of 16-bit weights, where
-the cards of `bench/gpu/cards.json` have 153 to 419. Its tiles are larger too, since each is a dozen
-launches. For CUDA these are estimates; `edgespec bench gpu` measures."""
-GRAPHED = 320
-"""Tokens of a call up to which CUDA graphs are recorded: 64 rows of five. A
-prompt's larger chunks rarely repeat a shape."""
+"""Shapes by device. On a CPU pads cost computing time, so pieces are small. A GPU reads the weights
+once for each piece, so pieces are as large as costs little more than this reading: 128 operations
+for each byte of 16-bit weights, where the cards of `bench/gpu/cards.json` can do 153 to 419. Tiles
+of attention are larger too, since each costs a dozen launches. The values for CUDA are estimates;
+`edgespec bench gpu` measures them."""
+MAX_GRAPH_TOKENS = 320
+"""Tokens of a call up to which CUDA graphs are recorded (64 rows of five). Larger chunks of prompts
+rarely repeat a shape."""
 
 
 @dataclass(frozen=True)
 class TorchSettings:
+    """Settings of the torch back end."""
+
     threads: int = 1
-    """Of a CPU; 0 leaves torch its own number."""
+    """CPU threads; 0 leaves torch's number."""
     slots: int = 16
     device: str = "auto"
-    """`cuda` or `cpu`; `auto` is CUDA where torch has it."""
+    """`cuda`, `cpu`, or `auto`: CUDA if torch has it."""
     floats: str = "auto"
-    """`fp32`, `fp16` or `bf16`; `auto` is what the bundle stores, and for integers fp32 on a CPU
-    and bf16 on CUDA."""
+    """`fp32`, `fp16`, `bf16`, or `auto`: the bundle's type, and for integers fp32 on a CPU and bf16
+    on CUDA."""
     exact: bool = True
-    """Fixed shapes: a token's bits do not depend on its company."""
+    """Use fixed shapes, so that a token's bits do not depend on the other tokens of a batch."""
     packed: bool | None = None
-    """Keep int4 as int4, with bf16; None: on CUDA."""
+    """Keep int4 weights packed, with bf16 activations; None: only on CUDA."""
     shapes: FixedShapes | None = None
-    """None: those of `FIXED` for the device."""
+    """Fixed shapes; None takes `FIXED` for the device."""
     capacities: tuple[int, ...] = CAPACITIES
 
 
 class TorchRunner:
+    """Runs calls through the segments of a model."""
+
     def __init__(self, model: Model, settings: TorchSettings) -> None:
         self.model = model
         self.settings = settings
@@ -75,7 +80,7 @@ class TorchRunner:
         self.make_pool: MakePool = partial(GrowingPool, store)
         cuda = model.device.type == "cuda"
         self.scratch = torch.cuda.graph_pool_handle() if cuda else None
-        """Of CUDA graphs."""
+        """Scratch memory of the CUDA graphs; None without CUDA."""
 
     def frame(self, call: Call) -> TorchFrame:
         with torch_errors():
@@ -92,7 +97,7 @@ def _shapes(device: torch.device, settings: TorchSettings) -> ShapePolicy:
 
 
 class TorchFrame:
-    """Buffers for calls of one shape. What a segment leaves to the next lies in `_hidden`."""
+    """Buffers for calls of one shape. `_hidden` carries hidden states from segment to segment."""
 
     def __init__(self, runner: TorchRunner, call: Call) -> None:
         self.inputs = Inputs(call.count, call.width)
@@ -103,26 +108,27 @@ class TorchFrame:
         device = model.device
         self._ids = torch.zeros(padded, dtype=torch.long, device=device)
         self._angles = torch.zeros_like(self._ids)
-        """Of each token, the position that it is turned by."""
+        """For each token, the position of its rotary embedding."""
         self._places = torch.zeros(call.count, call.width, dtype=torch.long, device=device)
-        """Of each token, the position that it is written to."""
+        """For each token, the position in the cache that it is written to."""
         self._rows = torch.arange(call.count, device=device)[:, None] + call.first
         self._select = torch.zeros(padded, dtype=torch.long, device=device)
         size = model.architecture.hidden
         self._hidden = torch.zeros(padded, size, dtype=model.dtype, device=device)
         self._span = 0
-        graphs = runner.scratch is not None and self._tokens <= GRAPHED
+        """Positions that attention spans."""
+        graphs = runner.scratch is not None and self._tokens <= MAX_GRAPH_TOKENS
         self._replay = GraphReplay[Any](runner.scratch) if graphs else DirectCalls[Any]()
 
     def run(self, stage: int, select: npt.NDArray[np.int64]) -> Sequence[npt.NDArray[Any]]:
         with torch.inference_mode(), threads(self._runner.settings.threads), torch_errors():
             if stage == 0:
                 self._upload()
-            wanted = self._runner.shapes.padded(len(select)) if len(select) else 0
+            selected = self._runner.shapes.padded(len(select)) if len(select) else 0
             self._select[: len(select)].copy_(torch.from_numpy(select))
-            key = (stage, self._span, wanted)
-            found = self._replay.run(key, partial(self._compute, stage, wanted))
-            return fetched([tensor[: len(select)] for tensor in found])
+            key = (stage, self._span, selected)
+            outputs = self._replay.run(key, partial(self._compute, stage, selected))
+            return fetched([tensor[: len(select)] for tensor in outputs])
 
     def _upload(self) -> None:
         inputs = self.inputs
@@ -134,8 +140,11 @@ class TorchFrame:
         longest = int(inputs.lengths.max())
         self._span = min(self._runner.shapes.span(longest), self._pool.capacity)
 
-    def _compute(self, stage: int, wanted: int) -> Sequence[Tensor]:
-        """A segment, and a head for `choice_count` tokens. Launches depend on `run`'s key alone."""
+    def _compute(self, stage: int, selected: int) -> Sequence[Tensor]:
+        """Computes a segment, and a head for `selected` tokens.
+
+        Kernel launches depend only on the key in `run`.
+        """
         model, shapes = self._runner.model, self._runner.shapes
         segment = model.segments[stage]
         x = self._hidden if stage else shapes.each(model.embed, self._ids)
@@ -150,19 +159,19 @@ class TorchFrame:
             padded = functional.pad(attended, (0, 0, 0, len(x) - len(attended)))
             x = shapes.each(partial(model.finish, layer), x, padded)
         self._hidden.copy_(x)
-        if not wanted:
+        if not selected:
             return ()
         exit = None if stage == len(model.segments) - 1 else segment.exit
-        picked = self._hidden[self._select[:wanted]]
+        picked = self._hidden[self._select[:selected]]
         return best(shapes.each(partial(model.logits, exit), picked))
 
     def _attend(self, layer: int, attention: CachedAttention, qkv: Tensor) -> Tensor:
-        """Writes new keys and values and attends: [tokens, heads * head_dim]."""
+        """Writes new keys and values, then attends. Returns [tokens, heads * head_dim]."""
         shapes = self._runner.model.architecture
         parts = [shapes.heads, shapes.kv_heads, shapes.kv_heads]
         split = qkv.view(*self._places.shape, *qkv.shape[1:])
         queries, *new = torch.split(split, parts, dim=2)
         cached = [self._pool.arrays[f"cache_{part}.{layer}"] for part in ("key", "value")]
-        for whole, part in zip(cached, new, strict=True):
-            whole[self._rows, :, self._places] = part
+        for cache, part in zip(cached, new, strict=True):
+            cache[self._rows, :, self._places] = part
         return attention(queries, *cached).flatten(2).flatten(0, 1)

@@ -1,17 +1,17 @@
-"""In which shapes the decoder computes: as they come, or fixed.
+"""Shapes of the decoder's computations: those of the call, or fixed ones.
 
-A library chooses a kernel by the shape of what it is given, and another kernel adds in another
-order: a token's logits then depend, in the last bits, on how many tokens came along. Fixed shapes
-take the choice away. Whatever a call has, it is computed in pieces of one shape, padded with zeros:
+A library chooses a kernel by the shape of its arguments, and another kernel adds in another order.
+The last bits of a token's logits then depend on the number of tokens in the call. With fixed shapes
+the library has no choice: every call is computed in pieces of one shape, padded with zeros.
 
-* everything but the attention in `tokens` tokens at a time;
-* attention for `queries` tokens of each of `rows` neighbouring slots, over `keys` positions at a
-  time, the parts added up as they go with a running maximum (Milakov and Gimelshein, arXiv
-  1805.02867). Blocks past a token's own position change nothing: they weigh exp(-inf) = 0 and scale
-  by exp(0) = 1. So neither the capacity nor a longer neighbour is seen.
+* Everything except attention takes `tokens` tokens at a time.
+* Attention takes `queries` tokens of each of `rows` neighbouring slots, over `keys` positions at a
+  time. The parts are added with a running maximum (Milakov and Gimelshein, arXiv 1805.02867).
+  Blocks beyond a token's own position change nothing: their weights are exp(-inf) = 0, and the sum
+  is scaled by exp(0) = 1. Therefore the bits depend neither on the capacity nor on longer slots.
 
-What is left to assume, that one kernel at one shape gives a row the same bits whatever its place
-and company, is what `edgespec doctor --exactness` measures.
+One assumption remains: a kernel at one shape gives a row the same bits at every index and with
+every other content. `edgespec doctor --exactness` measures it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-ROUNDED = 64
-"""Positions: attention in shapes as they come spans a multiple of it."""
+SPAN_STEP_TOKENS = 64
+"""Attention in free shapes spans a multiple of this number of positions."""
 
 
 class Place(NamedTuple):
-    """Where the tokens of a call lie in the cache."""
+    """Location of a call's tokens in the cache."""
 
     first: int
     """Index of the call's first slot in the pool."""
@@ -40,32 +40,36 @@ class Place(NamedTuple):
 
 
 class CachedAttention(Protocol):
+    """Attention of a call's tokens over a pool."""
+
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """`queries` [slots, width, heads, head_dim] over the pool's keys and values, [pool's slots,
-        kv_heads, capacity, head_dim] -> the queries' shape."""
+        """Attends with `queries` [slots, width, heads, head_dim] over the pool's keys and values,
+        [pool slots, kv_heads, capacity, head_dim]. Returns the shape of the queries."""
 
 
 class ShapePolicy(Protocol):
+    """Choice of the shapes in which a call is computed."""
+
     @property
     def rows(self) -> int:
-        """Slots that a pool must have room for at least."""
+        """Smallest number of slots that a pool's arrays must have."""
 
     def padded(self, tokens: int) -> int:
-        """Tokens that a call of so many is computed as."""
+        """Returns the number of tokens, pads included, that a call of `tokens` computes."""
 
     def span(self, longest: int) -> int:
-        """Positions that attention spans where the call's longest slot has so many."""
+        """Returns the positions that attention spans if the longest slot has `longest`."""
 
     def each(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """`function` of tensors whose first axis is `padded` tokens."""
+        """Applies `function` to tensors whose first axis is `padded` tokens."""
 
     def attention(self, place: Place, group: int) -> CachedAttention:
-        """`group`: queries to a key."""
+        """Makes the attention of a call, with `group` query heads for each key head."""
 
 
 @dataclass(frozen=True)
 class FreeShapes:
-    """As they come: as fast as the libraries are, and not exact."""
+    """Shapes of the call: as fast as the libraries, but not exact."""
 
     rows: int = 1
 
@@ -73,18 +77,21 @@ class FreeShapes:
         return tokens
 
     def span(self, longest: int) -> int:
-        return -(-longest // ROUNDED) * ROUNDED
+        return -(-longest // SPAN_STEP_TOKENS) * SPAN_STEP_TOKENS
 
     def each(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return function(*tensors)
 
     def attention(self, place: Place, group: int) -> CachedAttention:
-        return _Free(place, group)
+        return _FreeAttention(place, group)
 
 
-class _Free:
-    """`scaled_dot_product_attention`, the queries that share a key side by side as if they were
-    tokens: no key is copied for them, and kernels without grouped queries of their own take it."""
+class _FreeAttention:
+    """Attention by `scaled_dot_product_attention`.
+
+    Queries that share a key head are passed as further tokens, so that no key is copied and kernels
+    without support for grouped queries can be used.
+    """
 
     def __init__(self, place: Place, group: int) -> None:
         self._group = group
@@ -98,7 +105,7 @@ class _Free:
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         grouped = _grouped(queries, self._group)
         keys, values = (part[self._slots, :, : self._span] for part in (keys, values))
-        if self._bias is None:  # of the kernels' own type, or each layer would turn it into that
+        if self._bias is None:  # in the queries' type, or each layer would convert it again
             empty = torch.zeros(self._unseen.shape, dtype=queries.dtype, device=queries.device)
             self._bias = empty.masked_fill_(self._unseen, -torch.inf)
         attended = functional.scaled_dot_product_attention(grouped, keys, values, self._bias)
@@ -113,6 +120,7 @@ def _grouped(queries: Tensor, group: int) -> Tensor:
 
 
 def _ungrouped(attended: Tensor, width: int) -> Tensor:
+    """[slots, kv_heads, width * group, head_dim] -> [slots, width, heads, head_dim]."""
     slots, kv_heads, _, size = attended.shape
     split = attended.view(slots, kv_heads, width, -1, size).transpose(1, 2)
     return split.reshape(slots, width, -1, size)
@@ -120,10 +128,16 @@ def _ungrouped(attended: Tensor, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FixedShapes:
+    """Fixed shapes (see the module): exact, at the price of computing pads."""
+
     tokens: int
+    """Tokens of a piece."""
     rows: int
+    """Slots of an attention window."""
     queries: int
+    """Tokens of each slot in an attention tile."""
     keys: int = 256
+    """Positions of an attention block."""
 
     def padded(self, tokens: int) -> int:
         return -(-tokens // self.tokens) * self.tokens
@@ -136,11 +150,12 @@ class FixedShapes:
         return torch.cat([function(*piece) for piece in pieces])
 
     def attention(self, place: Place, group: int) -> CachedAttention:
-        return _Fixed(self, place, group)
+        return _FixedAttention(self, place, group)
 
 
-class _Fixed:
-    """Windows of `rows` slots, tiles of `queries` tokens, blocks of `keys` positions."""
+class _FixedAttention:
+    """Attention in windows of `rows` slots, tiles of `queries` tokens and blocks of `keys`
+    positions."""
 
     def __init__(self, shapes: FixedShapes, place: Place, group: int) -> None:
         self._shapes, self._place, self._group = shapes, place, group
@@ -152,7 +167,7 @@ class _Fixed:
         attended = torch.empty_like(queries)
         scaled = queries * queries.shape[-1] ** -0.5
         for row in range(0, count, shapes.rows):
-            # A window that would leave the pool begins earlier, and its other slots are no matter.
+            # A window that would leave the pool begins earlier; its extra slots are ignored.
             begin = min(self._place.first + row, len(keys) - shapes.rows)
             rows = slice(row, min(row + shapes.rows, count))
             window = slice(begin, begin + shapes.rows)
@@ -177,7 +192,8 @@ class _Fixed:
         values: Tensor,
         inner: tuple[slice, slice],
     ) -> Tensor:
-        """`tile` [rows, queries, heads, head_dim], scaled, over a window's keys and values."""
+        """Attends with a scaled tile [rows, queries, heads, head_dim] over a window's keys and
+        values. `corner` is (row, token) of the tile in the call, `inner` its part with tokens."""
         rows, width = tile.shape[:2]
         grouped = _grouped(tile, self._group)
         flat, keys, values = (part.flatten(0, 1) for part in (grouped, keys, values))
@@ -200,8 +216,9 @@ class _Fixed:
         return _ungrouped(found.view(rows, -1, *found.shape[1:]), width)
 
     def _mask(self, corner: tuple[int, int], inner: tuple[slice, slice]) -> Tensor:
-        """[rows, 1, queries * group, blocks * keys], made for the first layer and kept; a padded
-        query sees the first position, since a row that sees none would be NaN."""
+        """Returns the mask of a tile, [rows, 1, queries * group, blocks * keys], True for hidden
+        positions. All layers share it. A padded query sees the first position, since a query that
+        sees none would give NaN."""
         if corner not in self._unseen:
             (row, token), (rows, tokens) = corner, inner
             taken = self._place.positions[

@@ -1,10 +1,11 @@
-"""Torch behind the engines' contract: a target for a GPU in the cloud.
+"""The torch back end: a target on a GPU in the cloud.
 
-Slots lie in tensors of the device, `[slots, kv_heads, capacity, head_dim]`, written in place; a
-call is a view of neighbours. By default shapes are fixed (`engines.torch_backend.shapes`), so that
-a token's logits do not depend on its company, and answers are those of the target alone.
+Slots are in tensors of the device, `[slots, kv_heads, capacity, head_dim]`, written in place. A
+call is a view of neighbouring slots. Shapes are fixed by default (`engines.torch_backend.shapes`),
+so that a token's logits do not depend on the rest of the batch, and answers equal those of the
+target alone.
 
-On a CPU it is proven by the tests, and slower than ONNX Runtime; CUDA, what it is for, is unproven.
+The tests prove the back end on a CPU, where it is slower than ONNX Runtime. CUDA is unproven.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ FLOATS: Mapping[str, torch.dtype] = MappingProxyType(
 
 
 def load_target(bundle: Bundle, settings: TorchSettings) -> StagedEngine:
-    """The bundle's target. Checks the files it reads.
+    """Loads the bundle's target and checks its files.
 
-    Raises `UsageError` for a device that is not there, `EngineError` where memory does not suffice.
+    Raises `UsageError` if the device is missing, and `EngineError` if the memory is too small.
     """
     device = device_named(settings.device)
     dtype = _dtype(bundle, device, settings)
@@ -51,6 +52,7 @@ def load_target(bundle: Bundle, settings: TorchSettings) -> StagedEngine:
 
 
 def engine(model: Model, settings: TorchSettings, context: int) -> StagedEngine:
+    """Makes an engine over a loaded model; `context` is in positions."""
     free = partial(free_bytes, model.device) if model.device.type == "cuda" else None
     vocabulary = model.architecture.vocabulary
     sizes = Sizes(vocabulary, context, settings.slots, 1, settings.capacities, free)
@@ -58,11 +60,13 @@ def engine(model: Model, settings: TorchSettings, context: int) -> StagedEngine:
 
 
 def open_target(bundle: Bundle, threads: int) -> StagedEngine:
+    """Loads the bundle's target with fixed shapes."""
     return load_target(bundle, TorchSettings(threads=threads))
 
 
 def open_fast_target(bundle: Bundle, threads: int) -> StagedEngine:
-    """Faster, and answers may differ from the target's alone."""
+    """Loads the bundle's target with free shapes: faster, but answers may differ from those of the
+    target alone."""
     return load_target(bundle, TorchSettings(threads=threads, exact=False))
 
 

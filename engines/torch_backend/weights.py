@@ -1,10 +1,10 @@
-"""The weights of a bundle's target, from the graphs that it has into torch.
+"""Loading of a bundle's target into torch, from the initialisers of its graphs.
 
-An initialiser is found by its name and read when it is wanted (`engines/external_data.py`), so
-loading holds one set of projections besides what it has put on the device. Blocks of
-int8 and int4 are turned to floats once, at load, into exactly the numbers that blocked
-`DequantizeLinear` gives, rounded to the model's type; torch has no product over blocks of int8 (its
-`_weight_int8pack_mm` takes one scale an output). int4 stays packed where `packs` says so.
+An initialiser is found by its name and read when it is needed (`engines/external_data.py`), so host
+memory holds one set of projections at a time. Blocks of int8 and int4 become floats at load: the
+numbers of blocked `DequantizeLinear`, rounded to the model's type. torch has no product over blocks
+of int8 (its `_weight_int8pack_mm` takes one scale for each output). int4 can stay packed
+(`Placing.packs`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,17 @@ log = logging.getLogger("edgespec.torch")
 
 
 class PackedMatrix(NamedTuple):
+    """A matrix of int8 or int4 blocks."""
+
     values: Tensor
     """[inputs, outputs] int8."""
     scales: Tensor
-    """[inputs / GROUP, outputs] float32."""
+    """[inputs / GROUP_INPUTS, outputs] float32."""
     bits: int
+    """8 or 4."""
 
     def floats(self) -> Tensor:
-        """float32 [inputs, outputs]: one product, rounded once, as `DequantizeLinear` has it."""
+        """Returns float32 [inputs, outputs]: one product, rounded once, like `DequantizeLinear`."""
         grouped = self.values.float().view(-1, GROUP_INPUTS, self.values.shape[1])
         return (grouped * self.scales[:, None]).view(self.values.shape)
 
@@ -63,7 +66,7 @@ class GraphFile:
         return name in self._values
 
     def starting(self, prefix: str) -> str:
-        """The name of the one that begins so. Raises `BundleError` where there is none."""
+        """Returns the first name with this prefix. Raises `BundleError` if there is none."""
         name = next((name for name in sorted(self._values) if name.startswith(prefix)), None)
         if name is None:
             raise self._lacks(prefix)
@@ -73,13 +76,13 @@ class GraphFile:
         return self._stored(name).dtype
 
     def tensor(self, name: str) -> Tensor:
-        """A copy, int4 as int8."""
+        """Returns a copy of an initialiser, int4 as int8."""
         array = numbers(self._stored(name))
         kept = array.dtype in (np.float32, np.float16, np.int8)
         return torch.from_numpy(np.array(array, array.dtype if kept else np.int8))
 
     def matrix(self, name: str) -> Tensor | PackedMatrix:
-        """[inputs, outputs]"""
+        """Returns a matrix [inputs, outputs]."""
         if f"{name}.values" not in self:
             return self.tensor(name)
         bits = 8 if self.kind(f"{name}.values") == ir.DataType.INT8 else 4
@@ -97,32 +100,34 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class Placing:
-    """Where weights go, and as what."""
+    """Device and type that the weights get."""
 
     device: torch.device
     dtype: torch.dtype
     packs: bool
-    """Keep int4 packed, where its shape allows."""
+    """True to keep int4 packed if the matrix's shape allows it."""
 
 
 class Reader:
-    """Reads one graph's weights. `turned` counts the bytes of blocks that became floats."""
+    """Reads the weights of one graph onto a device."""
 
     def __init__(self, path: Path, placing: Placing) -> None:
         self._file = GraphFile(path)
         self._placing = placing
-        self.stored = 0
-        self.floats = 0
+        self.packed_bytes = 0
+        """Bytes of the blocks that became floats."""
+        self.float_bytes = 0
+        """Bytes of these floats."""
 
     def vector(self, name: str) -> Tensor:
         return self._put(self._file.tensor(name))
 
     def table(self, name: str) -> Tensor:
-        """The one whose name begins so, as it is stored."""
+        """Returns the tensor whose name has this prefix, in its stored type."""
         return self._file.tensor(self._file.starting(name)).to(self._placing.device)
 
     def linear(self, *names: str) -> Linear:
-        """Projections of the same inputs as one matrix."""
+        """Returns projections of the same inputs as one matrix."""
         parts = [self._file.matrix(f"{name}.weight") for name in names]
         return self.joined(parts, self._bias(names, [_outputs(part) for part in parts]))
 
@@ -137,7 +142,7 @@ class Reader:
         return Dense(self._floats(parts), bias)
 
     def rotary(self) -> tuple[Tensor, Tensor]:
-        """As `Model` has them."""
+        """Returns `Model.cos` and `Model.sin`."""
         cos, sin = (self._file.tensor(f"rotary.{kind}") for kind in ("cos", "sin"))
         return self._put(torch.cat((cos, cos), -1)), self._put(torch.cat((-sin, sin), -1))
 
@@ -149,7 +154,7 @@ class Reader:
         return ExitWeights(norm, adapter, self.linear(f"{name}.down"), self.linear(f"{name}.up"))
 
     def head(self, shapes: Architecture, embedding: Tensor) -> Linear:
-        """The output matrix; a tied one in floats is the embedding itself where types agree."""
+        """Returns the output matrix. A tied float head is the embedding if the types are equal."""
         name = "model.embed_tokens.weight" if shapes.tied else "lm_head.weight"
         if f"{name}.head.values" in self._file:
             return self.joined([self._file.matrix(f"{name}.head")])
@@ -172,18 +177,18 @@ class Reader:
     def _floats(self, parts: Sequence[Tensor | PackedMatrix]) -> Tensor:
         inputs = _matrix(parts[0]).shape[0]
         device, dtype = self._placing.device, self._placing.dtype
-        whole = torch.empty(sum(map(_outputs, parts)), inputs, dtype=dtype, device=device)
+        joined = torch.empty(sum(map(_outputs, parts)), inputs, dtype=dtype, device=device)
         done = 0
         for part in parts:
-            cut = whole[done : done + _outputs(part)]
+            cut = joined[done : done + _outputs(part)]
             done += _outputs(part)
             if isinstance(part, PackedMatrix):
                 cut.copy_(part.floats().to(device).t())
-                self.stored += part.values.numel() * part.bits // 8 + part.scales.nbytes
-                self.floats += cut.numel() * cut.itemsize
+                self.packed_bytes += part.values.numel() * part.bits // 8 + part.scales.nbytes
+                self.float_bytes += cut.numel() * cut.itemsize
             else:
                 cut.copy_(part.to(device).t())
-        return whole
+        return joined
 
     def _put(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._placing.device, self._placing.dtype)
@@ -198,9 +203,9 @@ def _outputs(part: Tensor | PackedMatrix) -> int:
 
 
 def read_target(bundle: Bundle, placing: Placing) -> Model:
-    """The bundle's target. Checks the files it reads.
+    """Loads the bundle's target and checks its files.
 
-    Raises `BundleError` where they are not what the manifest says, or lack a weight.
+    Raises `BundleError` if a file differs from the manifest or lacks a weight.
     """
     bundle.check("target")
     target = bundle.manifest.target
@@ -222,13 +227,19 @@ def read_target(bundle: Bundle, placing: Placing) -> Model:
         if segment.end == shapes.layers:
             norm = body.vector("model.norm.weight")
     head = reader(target.head).head(shapes, embedding)
-    stored, floats = sum(one.stored for one in readers), sum(one.floats for one in readers)
-    if stored:
+    _warn_unpacked(readers, placing.dtype)
+    return Model(shapes, placing.dtype, embedding, cos, sin, segments, norm, head)
+
+
+def _warn_unpacked(readers: Sequence[Reader], dtype: torch.dtype) -> None:
+    """Logs how much memory integer blocks take as floats, if there are any."""
+    packed = sum(reader.packed_bytes for reader in readers)
+    floats = sum(reader.float_bytes for reader in readers)
+    if packed:
         log.warning(
             "torch multiplies no blocks of integers here: %.0f MB of them became %.0f MB of %s",
-            stored / 1e6, floats / 1e6, str(placing.dtype).removeprefix("torch."),
+            packed / 1e6, floats / 1e6, str(dtype).removeprefix("torch."),
         )  # fmt: skip
-    return Model(shapes, placing.dtype, embedding, cos, sin, segments, norm, head)
 
 
 def _layer(reader: Reader, number: int, shapes: Architecture) -> LayerWeights:

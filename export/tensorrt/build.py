@@ -20,7 +20,8 @@ from edgespec.errors import BundleError
 from edgespec.manifest import Built, Bundle, File, Manifest
 from edgespec.progress import Advance, progress
 from engines.machine.profiles import profile
-from engines.tensorrt_backend.api import Installation, installation, load, mismatch
+from engines.tensorrt_backend.api import Installation, installation, load
+from engines.tensorrt_backend.matching import mismatch
 from export.publish import described, link, republish, staging_folder
 from export.tensorrt.builder import build_engine
 from export.tensorrt.half import Narrowed

@@ -14,12 +14,10 @@ from engines.tensorrt_backend.api import (
     Installation,
     installation,
     load,
-    matching_engine,
-    mismatch,
     one_line,
-    rebuild_command,
     version_numbers,
 )
+from engines.tensorrt_backend.matching import matching_engine, mismatch, rebuild_command
 
 ORIN = Installation("tensorrt", "10.3.0.30", "8.7", "linux-aarch64")
 GRAPH = "draft/cpu-int8/model.onnx"

@@ -17,7 +17,8 @@ from cli.main import main
 from edgespec.errors import BundleError, EngineError, UsageError
 from edgespec.manifest import SELF_DRAFT, Built, Bundle, Calibration, File
 from engines.machine.profiles import precisions, profile
-from engines.tensorrt_backend.api import Installation, installation, load, matching_engine
+from engines.tensorrt_backend.api import Installation, installation, load
+from engines.tensorrt_backend.matching import matching_engine
 from export.bundle import ExportSettings, export
 from export.install import install
 from export.publish import described, republish, staging_folder, write_manifest
