@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +21,6 @@ from cli.options import (
     trace_option,
 )
 from edgespec.config import STATUS_URL, Backend, CloudSettings
-from edgespec.errors import UsageError
 from edgespec.logs import Format, Level, configure
 
 DEFAULT = CloudSettings()
@@ -43,6 +41,17 @@ DEFAULT = CloudSettings()
     type=PATH,
     metavar="FILE",
     help="File with the secret key, required if other machines can connect.",
+)
+@click.option(
+    "--clients",
+    type=PATH,
+    metavar="FOLDER",
+    help="Folder of device keys; only these devices connect, and a removed key is shut out.",
+)
+@click.option(
+    "--any-client",
+    is_flag=True,
+    help="Admit every device that knows the cloud's public key.",
 )
 @click.option(
     "--max-sessions",
@@ -171,19 +180,15 @@ def top(connect: str, once: bool, as_json: bool, interval: float) -> None:
 
 @click.command()
 @click.argument("folder", type=PATH)
-def keygen(folder: Path) -> None:
+@click.option("--device", metavar="NAME", help="Make a device's pair instead of the cloud's.")
+def keygen(folder: Path, device: str | None) -> None:
     """Make a key pair in FOLDER for links between machines.
 
-    The file cloud.key_secret stays on the cloud; cloud.key is copied to the devices.
+    Without --device it is the cloud's: cloud.key_secret stays there, and cloud.key is copied to the
+    devices. With --device NAME it is a device's: NAME.key_secret stays on the device, and NAME.key
+    is copied into the folder that the cloud is given with --clients.
     """
-    import zmq.auth
+    from edgespec.keys import make_keys
 
-    if (folder / "cloud.key_secret").exists():
-        raise UsageError(f"{folder} holds a key already; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    before = os.umask(0o077)
-    try:
-        public, secret = zmq.auth.create_certificates(str(folder), "cloud")
-    finally:
-        os.umask(before)
+    public, secret = make_keys(folder, device or "cloud")
     click.echo(f"secret: {secret}\npublic: {public}")

@@ -38,6 +38,12 @@ TERMINATED = 143
     metavar="FILE",
     help="File with the cloud's public key, required if the cloud is another machine.",
 )
+@click.option(
+    "--key",
+    type=PATH,
+    metavar="FILE",
+    help="File with this device's secret key, for a cloud that admits known devices only.",
+)
 @click.option("-p", "--prompt", show_default="standard input", help="Text to answer.")
 @click.option("--chat", is_flag=True, help="Apply the chat template; on a terminal, converse.")
 @click.option("--system", default="", help="System message of the chat.")
@@ -161,6 +167,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
     settings = EdgeSettings(
         connect=options["connect"],
         server_key=options["server_key"],
+        key=options["key"],
         drafter=options["drafter"],
         mode=options["mode"],
         tactics=Tactics(

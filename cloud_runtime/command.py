@@ -16,10 +16,11 @@ from cloud_runtime.service import Identity, Service
 from cloud_runtime.status.energy import metered
 from cloud_runtime.warmup import measure
 from edgespec.config import CloudSettings, usable_cores
+from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.protocol import largest_packet
 from edgespec.trace import Trace
-from edgespec.transport import RouterHub
+from edgespec.transport import RouterHub, is_loopback
 from engines.backends import open_draft, open_target
 from engines.drafters.model import ModelDrafter
 from engines.staged import StagedEngine
@@ -62,9 +63,15 @@ def _status(target: str, settings: CloudSettings) -> Iterator[Status | None]:
 def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> None:
     trace = Trace(settings.trace, "cloud") if settings.trace else None
     manifest = bundle.manifest
+    if not (is_loopback(settings.bind) or settings.clients or settings.any_client):
+        raise UsageError(
+            f"{settings.bind} can be reached from other machines; name the devices that may "
+            "connect with --clients FOLDER, or admit all that know the public key with --any-client"
+        )
     hub = RouterHub(
         settings.bind,
         settings.key,
+        clients=settings.clients,
         packet_bytes=largest_packet(manifest.context),
         limits=settings.limits,
     )

@@ -38,6 +38,10 @@ class CloudSettings:
     bind: str = LOOPBACK
     key: Path | None = None
     """CurveZMQ secret; needed beyond loopback."""
+    clients: Path | None = None
+    """Folder of the public keys of devices that may connect."""
+    any_client: bool = False
+    """Admit every device that knows the cloud's public key; beyond loopback this or `clients`."""
     max_sessions: int = 256
     """Sessions open at once; one more is asked to come later."""
     kv_memory: int = 0
@@ -104,6 +108,8 @@ class EdgeSettings:
     connect: str = LOOPBACK
     server_key: Path | None = None
     """The cloud's public CurveZMQ key; needed beyond loopback."""
+    key: Path | None = None
+    """This device's secret CurveZMQ key, for clouds that admit known devices only."""
     drafter: str = ""
     """A profile of the bundle, `ngram`, or `none`; empty: the bundle's only or first draft."""
     mode: Mode = "auto"

@@ -95,10 +95,10 @@ class ConnectionGuard:
         with self._lock:
             self._register(file).greeted = True
 
-    def cut(self, file: int) -> None:
-        """Shuts down a connection whose messages are no messages of the protocol."""
+    def cut(self, file: int, reason: str) -> None:
+        """Ends a connection; `reason` goes to the log."""
         with self._lock:
-            self._shut(file, "it sends what is not a message")
+            self._shut(file, reason)
 
     def close(self) -> None:
         self._stopping.set()

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import math
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
 import zmq
-import zmq.auth
 
 from edgespec.connections import ConnectionGuard
 from edgespec.errors import LinkError, UsageError
+from edgespec.keys import ClientFolder, read_pair, read_public
 from edgespec.policies import LinkLimits
 from edgespec.protocol import (
     MAX_FRAMES,
@@ -31,6 +32,9 @@ from edgespec.protocol import (
     pack,
     unpack,
 )
+
+if TYPE_CHECKING:
+    from zmq.auth.thread import ThreadAuthenticator
 
 QUEUE = 10_000
 """Packets that a device may keep for its cloud."""
@@ -101,14 +105,21 @@ class DealerLink:
         endpoint: str,
         server_key: Path | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        *,
+        key: Path | None = None,
     ) -> None:
-        """`context`: one that several links share, and that outlives them."""
+        """`server_key`: the cloud's public key file; `key`: this device's secret key file, for
+        clouds that admit known devices only, else a new key is made. `context`: one that several
+        links share, and that outlives them."""
         if not is_loopback(endpoint) and server_key is None:
             raise UsageError(
                 f"{endpoint} is not on this machine, so the link must be encrypted: pass "
                 "--server-key with the key file that 'edgespec keygen' wrote for the cloud"
             )
-        cloud_key = _read_key(server_key, secret=False)[0] if server_key else b""
+        if key is not None and server_key is None:
+            raise UsageError("a device's key needs the cloud's public key too; pass --server-key")
+        cloud_key = read_public(server_key) if server_key else b""
+        pair = read_pair(key) if key else zmq.curve_keypair() if cloud_key else (b"", b"")
         self._shared = context is not None
         self._context = context or zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -120,7 +131,7 @@ class DealerLink:
         self.bytes_up = self.bytes_down = 0
         try:
             if cloud_key:
-                self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
+                self._socket.curve_publickey, self._socket.curve_secretkey = pair
                 self._socket.curve_serverkey = cloud_key
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -128,9 +139,11 @@ class DealerLink:
             raise LinkError(f"cannot connect to {endpoint}: {error.strerror}") from error
 
     def send(self, message: Message) -> None:
+        """Never waits: a packet that finds no connection or a full queue is lost, like others."""
         packet = pack(message)
-        self.bytes_up += sum(map(len, packet))
-        self._socket.send_multipart(packet, copy=True)
+        with contextlib.suppress(zmq.Again):
+            self._socket.send_multipart(packet, zmq.NOBLOCK, copy=True)
+            self.bytes_up += sum(map(len, packet))
 
     def receive(self, timeout: float) -> list[AnyMessage]:
         messages: list[AnyMessage] = []
@@ -153,16 +166,21 @@ class RouterHub:
         endpoint: str,
         secret_key: Path | None = None,
         *,
+        clients: Path | None = None,
         packet_bytes: int = MAX_PACKET,
         limits: LinkLimits = LinkLimits(),
     ) -> None:
-        """`packet_bytes`: the largest packet that a device may send."""
+        """`secret_key`: the cloud's secret key file; with it links are encrypted. `clients`: folder
+        of the public keys of devices that may connect; None admits any. `packet_bytes`: the largest
+        packet that a device may send."""
         if not is_loopback(endpoint) and secret_key is None:
             raise UsageError(
                 f"{endpoint} can be reached from other machines, so the link must be encrypted: "
                 "make keys with 'edgespec keygen' and pass --key"
             )
-        keys = _read_key(secret_key, secret=True) if secret_key else None
+        if clients is not None and secret_key is None:
+            raise UsageError("devices are known by keys, so the cloud needs one too; pass --key")
+        keys = read_pair(secret_key) if secret_key else None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -173,8 +191,12 @@ class RouterHub:
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, math.ceil(limits.hello_timeout_s * 1e3))
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         self._guard: ConnectionGuard | None = None
+        self._clients = ClientFolder(clients) if clients else None
+        self._authenticator = _authenticator(self._context, self._clients) if keys else None
         self._files: dict[bytes, int] = {}
         """File descriptor of the connection that each peer's last packet came by."""
+        self._owners: dict[bytes, bytes] = {}
+        """CURVE key of each peer, Z85."""
         self._frame_bytes = _CURVE_FRAME_BYTES if keys is not None else _FRAME_BYTES
         try:
             if keys is not None:
@@ -201,6 +223,7 @@ class RouterHub:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self._files.pop(peer, None)
+            self._owners.pop(peer, None)
             return "gone"
         if isinstance(message, Welcome) and self._guard is not None:
             self._guard.greeted(self._files.get(peer, -1))
@@ -238,17 +261,56 @@ class RouterHub:
             if count <= MAX_FRAMES:
                 packet.append(frame)
         self._files[peer] = file
+        if self._authenticator is not None and peer not in self._owners:
+            self._owners[peer] = str(name.get("User-Id")).encode()
         if self._guard is not None:
             self._guard.took(file, size)
             if count > MAX_FRAMES:
-                self._guard.cut(file)
+                self._guard.cut(file, "it sends what is not a message")
         return peer, packet
+
+    def owner(self, peer: bytes) -> bytes:
+        """The CURVE key (Z85) of a peer's connection; empty where links are not encrypted."""
+        return self._owners.get(peer, b"")
+
+    def name(self, peer: bytes) -> str:
+        """The name that the cloud's list of devices has for a peer; empty without a list."""
+        return self._clients.name(self.owner(peer)) if self._clients else ""
+
+    def take_revoked(self) -> set[bytes]:
+        """Keys that were removed from the list since the last call; their connections are cut."""
+        revoked = self._clients.take_revoked() if self._clients else set()
+        if revoked and self._guard is not None:
+            for peer in [peer for peer, owner in self._owners.items() if owner in revoked]:
+                self._guard.cut(self._files.pop(peer, -1), "its key was removed")
+                del self._owners[peer]
+        return revoked
 
     def close(self) -> None:
         if self._guard is not None:
             self._guard.close()
+        if self._clients is not None:
+            self._clients.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
         self._socket.close()
         self._context.term()
+
+
+def _authenticator(
+    context: zmq.Context[zmq.Socket[bytes]], clients: ClientFolder | None
+) -> ThreadAuthenticator:
+    """Answers ZeroMQ's question who may connect, and thereby names each connection by its key."""
+    from zmq.auth import CURVE_ALLOW_ANY
+    from zmq.auth.thread import ThreadAuthenticator  # asyncio, which a device does not need
+
+    authenticator = ThreadAuthenticator(context, log=logging.getLogger("edgespec.zap"))
+    if clients is None:
+        authenticator.configure_curve("*", CURVE_ALLOW_ANY)
+    else:
+        authenticator.configure_curve_callback("*", clients)
+    authenticator.start()
+    return authenticator
 
 
 def _watch(socket: zmq.Socket[bytes], packet_bytes: int = MAX_PACKET) -> None:
@@ -271,17 +333,3 @@ def _drain(socket: zmq.Socket[bytes], timeout: float) -> Iterator[Packet]:
     with contextlib.suppress(zmq.Again):
         for _ in range(QUEUE):
             yield socket.recv_multipart(zmq.NOBLOCK)
-
-
-def _read_key(path: Path, *, secret: bool) -> tuple[bytes, bytes]:
-    try:
-        public, private = zmq.auth.load_certificate(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no key file; make one with 'edgespec keygen'") from error
-    if any(len(key) != 40 for key in (public, private or public)):
-        raise UsageError(f"{path} holds no valid key; make one with 'edgespec keygen'")
-    if secret and private is None:
-        raise UsageError(f"{path} holds no secret key; pass the .key_secret file")
-    if not secret and private is not None:
-        raise UsageError(f"{path} holds a secret key, which stays on the cloud; pass the .key file")
-    return public, private or b""

@@ -1,0 +1,162 @@
+"""Key files for encrypted links, and the cloud's folder of devices that may connect.
+
+A pair is two files of ZeroMQ's certificate format: `NAME.key` with the public key, which may be
+copied, and `NAME.key_secret` with both keys, which stays where it was made. A cloud names its
+devices by a folder of public keys; `ClientFolder` follows that folder while the cloud runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import zmq.auth
+
+from edgespec.errors import UsageError
+
+log = logging.getLogger("edgespec.cloud")
+
+PUBLIC, SECRET = ".key", ".key_secret"
+_KEY_CHARS_COUNT = 40
+"""Length of a key in Z85."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
+    """Writes `name`'s public and secret key file into `folder`; both, or neither.
+
+    Raises `UsageError` for a name that is no file name, and where there is such a key already.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is no name for a key; use letters, digits, '.', '-' and '_', at most 64"
+        )
+    paths = folder / f"{name}{PUBLIC}", folder / f"{name}{SECRET}"
+    for path in paths:
+        if path.exists():
+            raise UsageError(
+                f"{folder} holds a key already for {name!r}; choose another folder or name"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".keygen-") as place:  # mode 0700
+        made = [Path(file) for file in zmq.auth.create_certificates(place, name)]
+        made[1].chmod(0o600)
+        for file in made:
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        for file, path in zip(reversed(made), reversed(paths), strict=True):
+            file.rename(path)
+    return paths
+
+
+def read_public(path: Path) -> bytes:
+    """The key of a public key file, Z85. Raises `UsageError`, also for a secret key file."""
+    public, secret = _read(path)
+    if secret:
+        raise UsageError(f"{path} holds a secret key, which stays where it was made; "
+                         f"pass the {PUBLIC} file")  # fmt: skip
+    return public
+
+
+def read_pair(path: Path) -> tuple[bytes, bytes]:
+    """Public and secret key of a secret key file, Z85. Raises `UsageError`.
+
+    Warns if other users of the machine can read the file.
+    """
+    public, secret = _read(path)
+    if not secret:
+        raise UsageError(f"{path} holds no secret key; pass the {SECRET} file")
+    if path.stat().st_mode & 0o077:
+        log.warning("%s can be read by other users of this machine; run: chmod 600 %s", path, path)
+    return public, secret
+
+
+def _read(path: Path) -> tuple[bytes, bytes]:
+    try:
+        public, secret = zmq.auth.load_certificate(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is no key file; make one with 'edgespec keygen'") from error
+    if any(len(key) != _KEY_CHARS_COUNT for key in (public, secret or public)):
+        raise UsageError(f"{path} holds no valid key; make one with 'edgespec keygen'")
+    return public, secret or b""
+
+
+class ClientFolder:
+    """The public keys of the devices that may connect, read again when the folder changes.
+
+    A file that is no public key is skipped with a warning. A folder that cannot be read keeps what
+    was read last, so that a moment without it ends no session.
+    """
+
+    def __init__(self, folder: Path, interval_s: float = 0.25) -> None:
+        """`interval_s`: time between two looks at the folder. Raises `UsageError`."""
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is no folder of device keys; make it, and copy the "
+                             f"{PUBLIC} files of your devices there")  # fmt: skip
+        self._folder = folder
+        self._state: Mapping[str, tuple[int, int]] = {}
+        self._names: dict[bytes, str] = {}
+        self._revoked: set[bytes] = set()
+        self._lock = threading.Lock()
+        self.refresh()
+        if not self._names:
+            log.warning("%s has no device keys; nobody can connect", folder)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(interval_s,), name="device keys", daemon=True
+        )
+        self._thread.start()
+
+    def name(self, key: bytes) -> str:
+        """The device's name, which is its file's; empty for a key that is not listed."""
+        return self._names.get(key, "")
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """True if the key (Z85) is listed: the form that pyzmq's authenticator asks in."""
+        del domain
+        return key in self._names
+
+    def take_revoked(self) -> set[bytes]:
+        """Keys that were removed since the last call."""
+        if not self._revoked:
+            return set()
+        with self._lock:
+            revoked, self._revoked = self._revoked, set()
+        return revoked
+
+    def refresh(self) -> None:
+        """Reads the folder if anything in it has changed."""
+        try:
+            with os.scandir(self._folder) as entries:
+                stats = {
+                    entry.name: entry.stat() for entry in entries if entry.name.endswith(PUBLIC)
+                }
+        except OSError:
+            return
+        state = {name: (stat.st_mtime_ns, stat.st_size) for name, stat in sorted(stats.items())}
+        if state == self._state:
+            return
+        names: dict[bytes, str] = {}
+        for name in state:
+            try:
+                names[read_public(self._folder / name)] = name.removesuffix(PUBLIC)
+            except UsageError as error:
+                log.warning("a device key is skipped: %s", error)
+        with self._lock:
+            self._revoked = (self._revoked | set(self._names)) - set(names)
+            if self._state:
+                log.info("%d devices may connect", len(names))
+            self._names, self._state = names, state
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self, interval_s: float) -> None:
+        while not self._stopping.wait(interval_s):
+            self.refresh()
