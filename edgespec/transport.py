@@ -181,6 +181,7 @@ class RouterHub:
         if clients is not None and secret_key is None:
             raise UsageError("devices are known by keys, so the cloud needs one too; pass --key")
         keys = read_pair(secret_key) if secret_key else None
+        self._clients = ClientFolder(clients) if clients else None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -191,7 +192,6 @@ class RouterHub:
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, math.ceil(limits.hello_timeout_s * 1e3))
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         self._guard: ConnectionGuard | None = None
-        self._clients = ClientFolder(clients) if clients else None
         self._authenticator = _authenticator(self._context, self._clients) if keys else None
         self._files: dict[bytes, int] = {}
         """File descriptor of the connection that each peer's last packet came by."""

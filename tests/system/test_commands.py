@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -335,10 +336,34 @@ def test_an_encrypted_link(tmp_path, tiny_bundle, alone):
     )  # fmt: skip
     refused(2, "no secret key", "cloud-run", tiny_bundle.folder, "--key", public)
     refused(
-        2, "stays on the cloud", "edge-run", tiny_bundle.folder, "--prompt", "x",
+        2, "stays where it was made", "edge-run", tiny_bundle.folder, "--prompt", "x",
         "--server-key", secret,
     )  # fmt: skip
     refused(2, "is no key file", "cloud-run", tiny_bundle.folder, "--key", tmp_path / "none")
+    everywhere = ["cloud-run", tiny_bundle.folder, "--bind", "tcp://0.0.0.0:*", "--key", secret]
+    refused(2, "--clients FOLDER, or admit all", *everywhere)
+    refused(2, "no folder of device keys", *everywhere, "--clients", tmp_path / "none")
+
+
+def test_only_devices_on_the_list_are_served(tmp_path, tiny_bundle, alone):
+    keys, clients = tmp_path / "keys", tmp_path / "clients"
+    clients.mkdir()
+    assert invoke("keygen", keys).exit_code == 0
+    for name in ("robot", "stranger"):
+        assert invoke("keygen", keys, "--device", name).exit_code == 0
+    shutil.copy(keys / "robot.key", clients)
+    options = ["--prompt", "the", "--max-tokens", "5", "--json", "--connect-timeout", "3"]
+    options += ["--server-key", str(keys / "cloud.key")]
+    with cloud(
+        tiny_bundle, "--key", str(keys / "cloud.key_secret"), "--clients", str(clients)
+    ) as process:
+        robot = ["--key", str(keys / "robot.key_secret")]
+        done = edge(tiny_bundle, process.endpoint, *options, *robot)
+        assert json.loads(done.stderr)["token_ids"] == alone(ids(tiny_bundle, "the"), 5)
+        for other in ([], ["--key", str(keys / "stranger.key_secret")]):
+            refusal = edge(tiny_bundle, process.endpoint, *options, *other)
+            assert refusal.returncode == 1
+            assert "Traceback" not in refusal.stderr
 
 
 def test_sigterm_finishes_what_is_in_flight(tiny_bundle, alone):
