@@ -143,7 +143,8 @@ class CandidatePaths:
         """Compares newly committed tokens with every path."""
         self._best = -1, None
         for path in self._paths.values():
-            path.compare(self._committed, self.estimate)
+            if not path.dead and path.agreed < path.end:
+                path.compare(self._committed, self.estimate)
 
     def best(self) -> CandidatePath | None:
         """The path to verify: the oldest round that agrees with the committed tokens.

@@ -45,7 +45,9 @@ class _Picker:
         ]
         if not ready:
             return Plan(Wait(None))
-        ready.sort(key=self._urgency)
+        # Sessions that are very late are equally urgent; the longest waiting one is first.
+        latest = self._now - self._policy.lateness_s
+        ready.sort(key=lambda session: (max(session.due, latest), session.ready_since))
         narrow = self._policy.narrow_tokens
         prompts = [session for session in ready if session.pending > narrow]
         prompts.sort(key=lambda session: session.opened_at)
@@ -53,10 +55,6 @@ class _Picker:
         others, turns = take_turns(others, self._policy, self._decoding_s, self._now)
         others = others[: self._settings.max_batch_rows or None]
         return Plan(self._step(prompts, others), turns)
-
-    def _urgency(self, session: CloudSession) -> tuple[float, float]:
-        """Sort key. Among sessions that are very late, the one that has waited longest is first."""
-        return max(session.due, self._now - self._policy.lateness_s), session.ready_since
 
     def _step(self, prompts: Sequence[CloudSession], others: Sequence[CloudSession]) -> Step:
         """Prompts and other sessions take turns, so that neither stalls the other."""
@@ -77,8 +75,7 @@ class _Picker:
         for session in sessions:
             late = session.has_deadline and session.due < self._now
             weight = self._policy.late_weight if late else 1.0
-            most = self._most(session)
-            outlooks.append(outlook(session, self._now, most, weight, shared=shared))
+            outlooks.append(outlook(session, self._now, self._most(session), weight, shared=shared))
 
         def step(rows: int, width: int) -> float:
             return costs.step(width, rows, cached)

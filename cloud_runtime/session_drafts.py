@@ -130,16 +130,11 @@ class SessionDrafts:
         `in_time`: the device had a draft ready for the step.
         """
         self.in_time_share += self._policy.in_time_smoothing * (in_time - self.in_time_share)
-        self.compare()
         length = len(self._committed)
         self.arrivals.verdict_sent(length, now)
+        self.paths.settle()
         path = self.paths.best()
         self.waiting = path is not None and path.end > length
-
-    def compare(self) -> None:
-        """Compares all paths with newly committed tokens."""
-        self.paths.settle()
-        length = len(self._committed)
         self.read_tokens = min(self.read_tokens, length - 1)
         if self.cloud_path is not None:
             self.cloud_path.compare(self._committed, self.cloud_estimate)

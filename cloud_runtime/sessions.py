@@ -28,7 +28,7 @@ from edgespec.sampling import Sampling
 from edgespec.session import Session
 
 
-@dataclass
+@dataclass(slots=True)
 class Connection:
     """The device that a session belongs to. Times are seconds of the cloud's clock."""
 
@@ -44,6 +44,8 @@ class Connection:
 
 class SessionCache:
     """The KV-cache slot of a session. Invariant: `0 <= length <= committed tokens`."""
+
+    __slots__ = ("_committed", "length", "lost_tokens", "slot")
 
     def __init__(self, committed: Sequence[int]) -> None:
         self._committed = committed
@@ -77,7 +79,7 @@ class FirstVerdict(NamedTuple):
     """Committed tokens after it."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Progress:
     ended_at: float
     """Time at which the last step of the session ended; before any, when it was opened."""
@@ -159,7 +161,8 @@ class CloudSession:
     @property
     def ready_since(self) -> float:
         """Time since which the target could have served it, in seconds."""
-        return max(self.progress.ended_at, self.drafts.waiting_since)
+        ended_at, waiting_since = self.progress.ended_at, self.drafts.waiting_since
+        return ended_at if ended_at > waiting_since else waiting_since
 
     @property
     def idle(self) -> bool:

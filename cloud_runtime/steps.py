@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from cloud_runtime.paths import CandidatePath
@@ -28,11 +29,11 @@ class Batch:
 
     entries: Sequence[BatchRow]
 
-    @property
+    @cached_property
     def sessions(self) -> list[CloudSession]:
         return [entry.session for entry in self.entries]
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """What the engine runs."""
         return [entry.row for entry in self.entries]
@@ -40,12 +41,12 @@ class Batch:
     @property
     def width(self) -> int:
         """Tokens of the longest row."""
-        return max(len(entry.row.tokens) for entry in self.entries)
+        return max(len(row.tokens) for row in self.rows)
 
     @property
     def cached(self) -> int:
         """Positions that were cached before the step."""
-        return sum(entry.row.start for entry in self.entries)
+        return sum(row.start for row in self.rows)
 
 
 @dataclass(frozen=True)

@@ -23,21 +23,18 @@ def take_turns(
 
     `step_s`: seconds of a step that decodes for the given sessions.
     """
-    paused = _early(sessions, policy, now)
-    competing = [session for session in sessions if session.id not in paused]
-    left_out = _further(competing, policy, step_s, now)
+    early = _early(sessions, policy, now)
+    competing = [session for session in sessions if session.id not in early] if early else sessions
+    further = _further(competing, policy, step_s, now)
     changes: list[TurnChange] = []
     for session in sessions:
-        old = session.turn
-        if session.id in paused:
-            new = old._replace(paused=True)
-        elif old.left_out == (session.id in left_out):
-            new = old._replace(paused=False) if old.paused else old
-        else:
-            new = Turn(False, not old.left_out, now)
-        if new != old:
-            changes.append((session, new))
-    return [session for session in competing if session.id not in left_out], changes
+        turn = session.turn
+        paused = session.id in early
+        left_out = turn.left_out if paused else session.id in further
+        if paused != turn.paused or left_out != turn.left_out:
+            since = now if left_out != turn.left_out else turn.since
+            changes.append((session, Turn(paused, left_out, since)))
+    return [session for session in competing if session.id not in further], changes
 
 
 def _early(

@@ -194,7 +194,7 @@ def test_reading_is_charged_once_and_in_full_only_where_the_device_drafts_too():
         one.add_cloud_token(8, 0.9)
         assert one.unread == outlook(one, 0.0, 8).unread_tokens == 1
         one.state.commit([7, 9])  # the second was wrong
-        one.drafts.compare()
+        one.drafts.settle(0.0, in_time=True)
         assert one.unread == 1
 
 
@@ -219,7 +219,7 @@ def test_a_devices_failures_lower_what_it_promises():
     for number in range(1, 40):
         one.drafts.paths.add(draft(number, one.length, 99, confidences=b"\xe6"))
         one.state.commit([5] if number % 3 else [99])  # right one time in three
-        one.drafts.compare()
+        one.drafts.settle(0.0, in_time=True)
         one.state.finish, one.state.max_tokens = "", 100
     one.drafts.paths.add(draft(50, one.length, 7, confidences=b"\xe6"))
     (confidence,) = outlook(one, 0.0, 8).arrived
@@ -256,8 +256,8 @@ def test_what_is_drafted_beside_goes_on_along_the_devices_draft():
     one.drafts.paths.add(draft(1, 7, 99))
     assert one.best_path().round == 1, "and disagrees now"
     one.state.commit([20, 21])
-    one.drafts.compare()
+    one.drafts.settle(0.0, in_time=True)
     assert one.draft_prefix == [1, 2, 3, 20, 21, 22, 23, 99]
     one.state.commit([22, 23, 24])
-    one.drafts.compare()
+    one.drafts.settle(0.0, in_time=True)
     assert one.draft_prefix == [1, 2, 3, 20, 21, 22, 23, 24], "nothing is left of either"
