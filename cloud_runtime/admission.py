@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloud_runtime.memory.ledger import Memory, megabytes
+from cloud_runtime.memory.ledger import Memory
+from cloud_runtime.memory.limits import megabytes
 from edgespec.errors import UsageError
 from edgespec.policies import SchedulerPolicy
 from edgespec.protocol import Open

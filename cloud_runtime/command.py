@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from cloud_runtime.memory.ledger import default_limit, share_of
+from cloud_runtime.memory.limits import default_limit, share_of
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
 from cloud_runtime.status.energy import metered

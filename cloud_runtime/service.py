@@ -10,7 +10,8 @@ from cloud_runtime.costs import Speeds
 from cloud_runtime.devices import ConnectedDevice, Devices
 from cloud_runtime.events import Events
 from cloud_runtime.handshake import Handshake, Identity
-from cloud_runtime.memory.ledger import Memory, default_limit
+from cloud_runtime.memory.ledger import Memory
+from cloud_runtime.memory.limits import default_limit
 from cloud_runtime.session_table import LONGEST_ERROR, Outgoing, SessionTable
 from cloud_runtime.status.tally import Tally
 from cloud_runtime.stepping import Stepping
@@ -53,7 +54,7 @@ class Service:
         self.speeds = speeds or Speeds(policy=settings.scheduler)
         self.tally = Tally()
         self.devices = Devices(settings.limits)
-        self.memory = Memory(engine, settings.kv_memory or default_limit())
+        self.memory = Memory(engine, settings.kv_memory or default_limit(), settings.eviction)
         self._events = Events(self.tally, settings.limits)
         self._handshake = Handshake(identity, settings, self.speeds, self.devices, self._events)
         self.sessions = SessionTable(

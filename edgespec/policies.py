@@ -84,6 +84,19 @@ class SchedulerPolicy:
 class EvictionPolicy:
     """When the cloud takes KV-cache slots away, and what it keeps for later sessions."""
 
+    patience_s: float = 1.0
+    """Time that a session waits for memory before it takes the slot of a running session."""
+    turn_s: float = 2.0
+    """Time that a running session decodes, at least, before it can lose its slot to another."""
+    idle_s: float = 1.0
+    """Time without a draft after which a session can lose its slot; longer than a round trip."""
+    gone_s: float = 5.0
+    """Silence after which a device counts as gone; it sends a Ping every second."""
+    kept_entries: int = 512
+    """Slots of ended sessions that are kept for sessions with the same prefix."""
+    least_shared_tokens: int = 8
+    """Length of the shortest shared prefix that is copied."""
+
 
 @dataclass(frozen=True)
 class ModePolicy:

@@ -81,10 +81,10 @@ class House:
         self.hub.pump = lambda: self.cloud.turn(0.0)
 
     def close(self):
-        """Gives the slots back, also those of texts that are kept: an engine may outlive a test."""
+        """Gives the slots back, also those that are kept: an engine may outlive a test."""
         memory = self.service.memory
-        for text in list(memory._texts.values()):
-            memory._close(text)
+        for entry in list(memory._entries._entries.values()):
+            memory._entries.close(entry)
 
     def hostile(self):
         return Hostile(self.engine.vocabulary)

@@ -1,16 +1,16 @@
-"""Whose slot is taken away where there is no room for another. Pure.
+"""The order in which KV-cache slots are taken away if there is no free memory. Pure.
 
 Slots are taken away in this order:
 
-    1  of kept texts, those not used for longest first
-    2  of sessions whose device is gone, those not heard for longest first
-    3  of sessions that wait for their device, those that do so for longest first
-    4  for a session that has waited `PATIENCE`: of those that have had their turn, the one whose
-       next token is due last
+    1  kept entries of ended sessions, the least recently used first
+    2  sessions whose device is gone, the longest silent first
+    3  sessions that wait for their device, the longest waiting first
+    4  if a session has waited `patience_s` for memory: running sessions that have had their turn,
+       the one with the latest deadline first
 
-A session has had its turn when it has written for `QUANTUM`, and as long as reading its text took;
-so everyone gets on, and at most half of the time goes into reading texts again. A session whose
-row is in flight keeps its slot, and so does a text that others wait for.
+A turn is `turn_s` of decoding, or the time that the session's prefill took if that is longer. So
+every session makes progress, and at most half of the time goes into prefilling again. A session
+with a row in flight keeps its slot, and so does an entry that other sessions wait for.
 """
 
 from __future__ import annotations
@@ -20,79 +20,93 @@ from dataclasses import dataclass
 
 from cloud_runtime.memory.prefixes import count
 from cloud_runtime.sessions import CloudSession
-
-PATIENCE = 1.0
-"""Seconds that a session waits before it takes a slot from another that runs."""
-QUANTUM = 2.0
-"""Seconds of writing."""
-IDLE = 1.0
-"""Seconds after which a session that waits for its device is idle. A round trip is no idling."""
-GONE = 5.0
-"""Seconds of silence after which a device is taken for gone. It pings every second."""
+from edgespec.policies import EvictionPolicy
 
 
 @dataclass(eq=False)
 class CacheEntry:
-    """A slot and whose text it holds."""
+    """A KV-cache slot in use. Times are seconds of the cloud's clock."""
 
     slot: int
     size: int
     """Bytes of the slot."""
     tokens: bytes
-    """Packed: what its session began with or, of a kept text, all that the slot holds."""
+    """Packed tokens: those that the session had when it got the slot; of a kept entry, all that the
+    slot holds."""
     session: CloudSession | None
-    """None: it is kept."""
+    """None for a kept entry, whose session has ended."""
     since: float
-    """When its session got the slot or, of a kept text, when it was last used."""
-    settled: float | None = None
-    """When its session's first token after that was seen."""
+    """Time at which the session got the slot, or at which a kept entry was last used."""
+    decoding_since: float | None = None
+    """Time of the first token that the session committed in this slot."""
     references: int = 0
-    """Sessions that wait for what is still being read."""
+    """Sessions that wait until its prefill reaches the prefix that they share."""
 
     @property
     def cached(self) -> int:
+        """Cached positions."""
         return count(self.tokens) if self.session is None else self.session.cache.length
 
     @property
     def free(self) -> bool:
-        """Kept, and nobody waits for it."""
+        """True for a kept entry that no session waits for."""
         return self.session is None and not self.references
 
+    @property
+    def prefilling(self) -> bool:
+        """True if its session runs and will cache all tokens that it began with."""
+        session = self.session
+        return (
+            session is not None
+            and (session.ready or session.progress.running)
+            and session.cache.slot == self.slot
+        )
 
-def gone(session: CloudSession, now: float) -> bool:
-    return session.connection.away or now - session.connection.heard_at > GONE
+
+def gone(session: CloudSession, now: float, policy: EvictionPolicy) -> bool:
+    """Return True if the session's device is unreachable or silent for `gone_s`."""
+    connection = session.connection
+    return connection.away or now - connection.heard_at > policy.gone_s
 
 
-def place_in_order(text: CacheEntry, now: float, *, pressing: bool) -> tuple[int, float] | None:
-    """Where a text stands in the order in which slots are taken away, least first; None: it keeps
-    its slot. `pressing`: also the running are asked."""
-    session = text.session
-    if text.references or (session is not None and session.progress.running):
+def eviction_rank(
+    entry: CacheEntry, now: float, policy: EvictionPolicy, *, preempt: bool
+) -> tuple[int, float] | None:
+    """Return an entry's rank, which is lowest for the first to be evicted; None if it keeps its
+    slot. `preempt`: running sessions may be evicted too."""
+    session = entry.session
+    if entry.references or (session is not None and session.progress.running):
         return None
     if session is None:
-        return 1, text.since
-    if gone(session, now):
+        return 1, entry.since
+    if gone(session, now, policy):
         return 2, session.connection.heard_at
-    if not session.ready and now - session.ready_since > IDLE:
+    if not session.ready and now - session.ready_since > policy.idle_s:
         return 3, session.ready_since
-    if pressing and text.settled is not None:
-        turn = max(QUANTUM, text.settled - text.since)
-        if now - text.settled >= turn:
+    if preempt and entry.decoding_since is not None:
+        turn_s = max(policy.turn_s, entry.decoding_since - entry.since)
+        if now - entry.decoding_since >= turn_s:
             return 4, -session.due
     return None
 
 
 def victims(
-    texts: Iterable[CacheEntry], size: int, slots: int, now: float, *, pressing: bool
+    entries: Iterable[CacheEntry],
+    size: int,
+    slots: int,
+    now: float,
+    policy: EvictionPolicy,
+    *,
+    preempt: bool,
 ) -> list[CacheEntry] | None:
-    """Whose slots to take away so that `size` bytes and so many slots become free; None where that
-    cannot be."""
-    places = [(place_in_order(text, now, pressing=pressing), text) for text in texts]
-    order = sorted((place, n) for n, (place, _) in enumerate(places) if place is not None)
-    taken: list[CacheEntry] = []
+    """Return the entries to evict so that `size` bytes and `slots` slots become free; None if there
+    are not enough."""
+    ranked = [(eviction_rank(entry, now, policy, preempt=preempt), entry) for entry in entries]
+    order = sorted((rank, n) for n, (rank, _) in enumerate(ranked) if rank is not None)
+    evicted: list[CacheEntry] = []
     for _, number in order:
-        if size <= 0 and len(taken) >= slots:
+        if size <= 0 and len(evicted) >= slots:
             break
-        taken.append(places[number][1])
-        size -= taken[-1].size
-    return taken if size <= 0 and len(taken) >= slots else None
+        evicted.append(ranked[number][1])
+        size -= evicted[-1].size
+    return evicted if size <= 0 and len(evicted) >= slots else None

@@ -1,15 +1,14 @@
-"""Who has a slot: a ledger in bytes, and the texts that are kept because others begin with them.
+"""The sessions' KV-cache slots: a ledger in bytes, eviction, and shared prefixes.
 
-Nothing exceeds the limit. Where there is no room, slots are taken away
-(`cloud_runtime.memory.eviction`).
-A session that lost its slot is as if it had just been opened with all its committed tokens: its
-device notices nothing but the time.
+All slots together stay within the limit. If there is no room, slots are taken away in the order of
+`cloud_runtime.memory.eviction`. An evicted session is like one that was just opened with all its
+committed tokens: it is prefilled again when it gets another slot.
 
-The slot of a session that ends is kept with what it holds. Who begins as another text does, live or
-kept, begins with a copy; where that one is still being read, with waiting for it. The one waited
-for is referenced and keeps its slot meanwhile.
+The slot of an ended session is kept with its contents until the memory is needed. A session whose
+tokens share a prefix with another entry, running or kept, starts from a copy of that prefix. If the
+other session is still being prefilled, it waits; an entry that is waited for keeps its slot.
 
-The engine lends the slots and copies between them; it never runs here.
+The ledger opens, copies and closes the engine's slots. It never runs the engine.
 """
 
 from __future__ import annotations
@@ -18,61 +17,76 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from cloud_runtime.memory.eviction import PATIENCE, CacheEntry, gone, victims
-from cloud_runtime.memory.prefixes import LEAST, Prefixes, count, packed
+from cloud_runtime.memory.entries import CacheEntries, SharedPrefix
+from cloud_runtime.memory.eviction import CacheEntry, gone
+from cloud_runtime.memory.limits import megabytes
+from cloud_runtime.memory.prefixes import count, packed
 from cloud_runtime.sessions import CloudSession
 from edgespec.errors import EngineError, UsageError
+from edgespec.policies import EvictionPolicy
 from engines.base import Engine
-from engines.machine.system_files import free_bytes
-from engines.staged import StagedEngine
 
 log = logging.getLogger("edgespec.cloud")
-
-KEPT = 512
-"""Texts kept at most."""
 
 
 @dataclass(eq=False)
 class SlotRequest:
-    """What a session without enough memory waits for."""
+    """A ready session that lacks memory for its next row."""
 
+    session: CloudSession
     since: float
-    source: CacheEntry | None = None
-    """The text that is being read and that it begins with."""
-    shared: int = 0
-    """Tokens in common with it."""
+    """Time since which it waits, in seconds of the cloud's clock."""
+    size: int = 0
+    """Bytes that its slot needs."""
+    preempt: bool = False
+    """True if it may take the slots of running sessions."""
+    awaited: SharedPrefix | None = None
+    """The prefix that it waits for."""
 
-    def expect(self, source: CacheEntry, shared: int) -> None:
-        source.references += 1
-        self.source, self.shared = source, shared
+    def wait_for(self, prefix: SharedPrefix) -> None:
+        prefix.entry.references += 1
+        self.awaited = prefix
 
-    def drop(self) -> None:
-        if self.source is not None:
-            self.source.references -= 1
-            self.source = None
+    def stop_waiting(self) -> None:
+        if self.awaited is not None:
+            self.awaited.entry.references -= 1
+            self.awaited = None
+
+
+class _Lent(NamedTuple):
+    slot: int
+    size: int
+    """Bytes."""
+    cached: int
+    """Positions that the slot holds already."""
 
 
 @dataclass
 class MemoryCounts:
     prefix_queries: int = 0
-    """Tokens of texts that got a slot."""
+    """Tokens of sessions that got a slot."""
     prefix_hits: int = 0
-    """Of those, copied."""
+    """Tokens of them that came from a shared prefix."""
     evictions: int = 0
-    """Sessions that lost their slot."""
+    """Slots taken from sessions."""
     read_again: int = 0
-    """Tokens that were computed again because of that."""
+    """Tokens that were computed again after evictions."""
 
 
-def reach(session: CloudSession, most: int) -> int:
-    """Positions that its rows need until its next token, with at most `most` drafted ids."""
-    return session.length + max(0, min(most, session.state.remaining - 1))
+def needed_positions(session: CloudSession, max_draft_tokens: int) -> int:
+    """Return the positions that a session needs until its next committed token."""
+    return session.length + max(0, min(max_draft_tokens, session.state.remaining - 1))
 
 
 class Memory:
-    def __init__(self, engine: Engine, limit: int) -> None:
-        """`limit`: bytes of all slots. Raises `UsageError` where not even one fits."""
+    """The ledger of all KV-cache slots of the target."""
+
+    def __init__(
+        self, engine: Engine, limit: int, policy: EvictionPolicy = EvictionPolicy()
+    ) -> None:
+        """`limit`: bytes of all slots. Raises `UsageError` if the smallest slot exceeds it."""
         smallest = engine.slot_bytes(1)
         if limit < smallest:
             raise UsageError(
@@ -82,11 +96,10 @@ class Memory:
         self.limit = limit
         self.counts = MemoryCounts()
         self._engine = engine
-        self._texts: dict[int, CacheEntry] = {}
-        """By slot."""
-        self._prefixes: Prefixes[CacheEntry] = Prefixes()
-        self._wants: dict[int, SlotRequest] = {}
-        """By session."""
+        self._policy = policy
+        self._entries = CacheEntries(engine, limit, policy)
+        self._requests: dict[int, SlotRequest] = {}
+        """By session id."""
 
     @property
     def context(self) -> int:
@@ -96,224 +109,172 @@ class Memory:
 
     @property
     def session_bytes(self) -> int:
-        return sum(text.size for text in self._texts.values() if text.session is not None)
+        """Bytes of the slots of open sessions."""
+        return self._entries.session_bytes
 
     @property
     def kept_bytes(self) -> int:
-        return sum(text.size for text in self._texts.values() if text.session is None)
+        """Bytes of the slots of ended sessions."""
+        return self._entries.kept_bytes
 
     @property
     def waiting(self) -> int:
-        """Sessions that could run if they had the memory, or what they begin with."""
-        return len(self._wants)
+        """Number of ready sessions that wait for memory or for a shared prefix."""
+        return len(self._requests)
 
-    def fits(self, sessions: Sequence[CloudSession], most: int, now: float) -> bool:
-        """Whether these, which have no slot yet, could all have one without waiting."""
-        size = sum(self._engine.slot_bytes(reach(session, most)) for session in sessions)
-        return self._victims(size, len(sessions), now) is not None
+    def fits(self, sessions: Sequence[CloudSession], max_draft_tokens: int, now: float) -> bool:
+        """Return True if these sessions, which have no slot yet, could all have one at once."""
+        size = sum(
+            self._engine.slot_bytes(needed_positions(session, max_draft_tokens))
+            for session in sessions
+        )
+        return self._entries.victims(size, len(sessions), now) is not None
 
-    def lend(self, sessions: Iterable[CloudSession], most: int, now: float) -> list[CloudSession]:
-        """Of the sessions that are ready, those that have the memory for their next row with up to
-        `most` drafted ids, once all that can be given is given. Not while a batch runs."""
+    def lend(
+        self, sessions: Iterable[CloudSession], max_draft_tokens: int, now: float
+    ) -> list[CloudSession]:
+        """Give out memory, and return the ready sessions that have enough for their next row.
+
+        A row has up to `max_draft_tokens` draft tokens. Must not be called while a batch runs.
+        """
         served: list[CloudSession] = []
-        wanting: list[tuple[CloudSession, int]] = []
+        requests: dict[int, SlotRequest] = {}
         for session in sessions:
             if not session.ready:
                 continue
-            need = self._engine.slot_bytes(reach(session, most))
-            text = self._texts[session.cache.slot] if session.cache.slot is not None else None
-            if text is not None and text.settled is None and session.length > count(text.tokens):
-                text.settled = now
-            if text is not None and text.size >= need:
+            size = self._engine.slot_bytes(needed_positions(session, max_draft_tokens))
+            if self._has(session, size, now):
                 served.append(session)
             else:
-                wanting.append((session, need))
-        before, self._wants = self._wants, {}
-        for session, _ in wanting:
-            self._wants[session.id] = before.pop(session.id, SlotRequest(now))
-        for want in before.values():
-            want.drop()
-        wanting.sort(key=lambda item: (gone(item[0], now), self._wants[item[0].id].since))
-        for session, need in wanting:
-            want = self._wants[session.id]
-            pressing = now - want.since > PATIENCE and not gone(session, now)
-            if self._provide(session, need, want, now, pressing=pressing):
-                served.append(session)
-                del self._wants[session.id]
-            elif pressing and want.source is None:
-                break  # whoever came later does not take what this one waits for
+                request = self._requests.pop(session.id, None) or SlotRequest(session, now)
+                request.session, request.size = session, size
+                requests[session.id] = request
+        for request in self._requests.values():
+            request.stop_waiting()
+        self._requests = requests
+        served += self._serve(now)
+        # A later request may have taken the slot of a session that was served.
         return [session for session in served if session.cache.slot is not None]
 
-    def leave(self, session: CloudSession, now: float, *, keep: bool = True) -> None:
-        """A session is over. What its slot holds is kept until the memory is needed, unless it is
-        worth nothing."""
+    def _has(self, session: CloudSession, size: int, now: float) -> bool:
+        """Return True if the session's slot has `size` bytes; note if it has begun to decode."""
         if session.cache.slot is None:
-            return
-        text = self._texts[session.cache.slot]
-        cached = session.cache.length
-        session.cache.take()
-        tokens = packed(session.state.tokens[:cached])
-        kept = [other for other in self._texts.values() if other.session is None]
-        if not keep or cached < LEAST or any(k.tokens.startswith(tokens) for k in kept):
-            self._close(text)
-            return
-        for other in kept:
-            if other.free and tokens.startswith(other.tokens):
-                self._close(other)
-        self._prefixes.remove(text.tokens, text)
-        text.session, text.tokens, text.since = None, tokens, now
-        text.size = min(text.size, self._engine.slot_bytes(cached))
-        self._prefixes.add(tokens, text)
-        self._engine.truncate(text.slot, cached)
-        self._engine.rest(text.slot)
-        free = [other for other in self._texts.values() if other.free]
-        if len(free) > KEPT:
-            self._close(min(free, key=lambda other: other.since))
-
-    def _provide(
-        self, session: CloudSession, need: int, want: SlotRequest, now: float, *, pressing: bool
-    ) -> bool:
-        """Gives a session its memory, if there is or can be any."""
-        if session.cache.slot is not None:
-            text = self._texts[session.cache.slot]
-            if not self._room(need - text.size, 0, now, text, pressing=pressing):
-                return False
-            text.size = need
-            return True
-        if want.source is not None:
-            if self._being_read(want.source) and want.source.cached < want.shared:
-                return False
-            want.drop()
-        source, shared = self._source(session, want)
-        if want.source is not None:
             return False
-        return self._begin(session, need, source, shared, now, pressing=pressing)
+        entry = self._entries[session.cache.slot]
+        if entry.decoding_since is None and session.length > count(entry.tokens):
+            entry.decoding_since = now
+        return entry.size >= size
 
-    def _source(self, session: CloudSession, want: SlotRequest) -> tuple[CacheEntry | None, int]:
-        """The text to begin with, and how much of it; `want` notes one worth waiting for."""
-        best, have = None, LEAST - 1
-        coming, more = None, 0
-        # All but the last token, since something must run.
-        for shared, text in self._prefixes.like(packed(session.state.tokens[:-1])):
-            if shared <= have:
-                break
-            if min(shared, text.cached) > have:
-                best, have = text, min(shared, text.cached)
-            if shared > more and text.cached < shared and self._being_read(text):
-                coming, more = text, shared
-        if coming is not None and more >= have + LEAST:
-            want.expect(coming, more)
-        return best, have if best is not None else 0
+    def _serve(self, now: float) -> list[CloudSession]:
+        """Grant requests, the oldest first and those of devices that are gone last."""
+        served = []
+        is_gone = {n: gone(r.session, now, self._policy) for n, r in self._requests.items()}
+        order = sorted(self._requests.items(), key=lambda item: (is_gone[item[0]], item[1].since))
+        for session_id, request in order:
+            patient = now - request.since <= self._policy.patience_s
+            request.preempt = not patient and not is_gone[session_id]
+            if self._provide(request, now):
+                served.append(request.session)
+                del self._requests[session_id]
+            elif request.preempt and request.awaited is None:
+                break  # later requests must not take the memory that this one waits for
+        return served
 
-    def _being_read(self, text: CacheEntry) -> bool:
-        """Whether its session is on the way to having all cached that it began with."""
-        session = text.session
-        return (
-            session is not None
-            and (session.ready or session.progress.running)
-            and session.cache.slot == text.slot
-        )
-
-    def _begin(
-        self,
-        session: CloudSession,
-        need: int,
-        source: CacheEntry | None,
-        shared: int,
-        now: float,
-        *,
-        pressing: bool,
-    ) -> bool:
-        """Gives a session without a slot one that holds `shared` positions of `source`."""
-        if (
-            source is not None
-            and source.free
-            and (shared == source.cached or not self._room_beside(source, need))
-        ):  # the text goes on in its own slot
-            if not self._room(need - source.size, 0, now, source, pressing=pressing):
-                return False
-            self._forget(source)
-            slot, need = source.slot, max(need, source.size)
-            self._engine.truncate(slot, shared)
+    def leave(self, session: CloudSession, now: float, *, keep: bool = True) -> None:
+        """End a session. `keep`: its slot may serve later sessions that share its prefix."""
+        slot, cached = session.cache.slot, session.cache.length
+        if slot is None:
+            return
+        session.cache.take()
+        if keep:
+            self._entries.keep(self._entries[slot], session.state.tokens[:cached], now)
         else:
-            if not self._room(need, 1, now, source, pressing=pressing):
+            self._entries.close(self._entries[slot])
+
+    def _provide(self, request: SlotRequest, now: float) -> bool:
+        """Give a session its memory. Return False if it has to wait."""
+        slot = request.session.cache.slot
+        if slot is not None:
+            entry = self._entries[slot]
+            if not self._make_room(request, request.size - entry.size, 0, now, entry):
                 return False
-            slot = self._engine.open()
-            if source is not None:
-                shared = self._copied(source, slot, shared)
-                source.since = now if source.session is None else source.since
-        self._texts[slot] = CacheEntry(slot, need, packed(session.state.tokens), session, now)
-        self._prefixes.add(self._texts[slot].tokens, self._texts[slot])
+            entry.size = request.size
+            return True
+        awaited = request.awaited
+        if awaited is not None:
+            if awaited.entry.prefilling and awaited.entry.cached < awaited.tokens:
+                return False
+            request.stop_waiting()
+        cached, upcoming = self._entries.shared_prefixes(request.session)
+        if upcoming is not None:
+            request.wait_for(upcoming)
+            return False
+        return self._start(request, cached, now)
+
+    def _start(self, request: SlotRequest, prefix: SharedPrefix | None, now: float) -> bool:
+        """Give a session its first or another slot, with the shared prefix in it."""
+        if prefix is not None and self._should_reuse(prefix, request):
+            lent = self._reuse(request, prefix, now)
+        else:
+            lent = self._open(request, prefix, now)
+        if lent is None:
+            return False
+        session, (slot, size, cached) = request.session, lent
+        self._entries.add(CacheEntry(slot, size, packed(session.state.tokens), session, now))
         self.counts.prefix_queries += session.length
-        self.counts.prefix_hits += shared
-        self.counts.read_again += max(0, session.cache.lost_tokens - shared)
-        session.cache.give(slot, shared)
+        self.counts.prefix_hits += cached
+        self.counts.read_again += max(0, session.cache.lost_tokens - cached)
+        session.cache.give(slot, cached)
         return True
 
-    def _copied(self, source: CacheEntry, slot: int, shared: int) -> int:
-        """Positions that a new slot begins with: none where a GPU has no memory for them, which the
-        batch finds out, and answers for."""
+    def _should_reuse(self, prefix: SharedPrefix, request: SlotRequest) -> bool:
+        """Return True if a session should take over a kept entry's slot: it continues all of it, or
+        a copy does not fit without evicting the entry or a session."""
+        entry = prefix.entry
+        if not entry.free:
+            return False
+        all_of_it = prefix.tokens == entry.cached
+        return all_of_it or not self._entries.fits_beside(entry, request.size)
+
+    def _reuse(self, request: SlotRequest, prefix: SharedPrefix, now: float) -> _Lent | None:
+        """Take over the slot of a kept entry, cut to the shared prefix."""
+        entry = prefix.entry
+        if not self._make_room(request, request.size - entry.size, 0, now, entry):
+            return None
+        self._entries.remove(entry)
+        self._engine.truncate(entry.slot, prefix.tokens)
+        return _Lent(entry.slot, max(request.size, entry.size), prefix.tokens)
+
+    def _open(self, request: SlotRequest, prefix: SharedPrefix | None, now: float) -> _Lent | None:
+        """Open a slot and copy the shared prefix into it."""
+        spared = prefix.entry if prefix is not None else None
+        if not self._make_room(request, request.size, 1, now, spared):
+            return None
+        slot = self._engine.open()
+        return _Lent(slot, request.size, self._copy(prefix, slot, now) if prefix else 0)
+
+    def _copy(self, prefix: SharedPrefix, slot: int, now: float) -> int:
+        """Copy a prefix into a new slot. Return its length, or 0 if a GPU has no memory for the
+        copy; the batch then fails too, and reports it."""
+        entry = prefix.entry
+        if entry.session is None:
+            entry.since = now
         try:
-            self._engine.copy(source.slot, slot, 0, shared)
+            self._engine.copy(entry.slot, slot, 0, prefix.tokens)
         except EngineError as error:
-            log.warning("%d tokens are read again: %s", shared, error)
+            log.warning("%d tokens are read again: %s", prefix.tokens, error)
             return 0
-        return shared
+        return prefix.tokens
 
-    def _room_beside(self, source: CacheEntry, need: int) -> bool:
-        """Whether there is room without taking `source` or anything from a session."""
-        others = sum(text.size for text in self._texts.values() if text is source or not text.free)
-        return others + need <= self.limit
-
-    def _victims(
-        self,
-        size: int,
-        slots: int,
-        now: float,
-        spared: CacheEntry | None = None,
-        *,
-        pressing: bool = False,
-    ) -> list[CacheEntry] | None:
-        """Whom to take slots from so that `size` more bytes and so many more slots are free."""
-        used = self.session_bytes + self.kept_bytes
-        over = len(self._texts) + slots - self._engine.slots
-        texts = (text for text in self._texts.values() if text is not spared)
-        return victims(texts, used + size - self.limit, over, now, pressing=pressing)
-
-    def _room(
-        self, size: int, slots: int, now: float, spared: CacheEntry | None, *, pressing: bool
+    def _make_room(
+        self, request: SlotRequest, size: int, slots: int, now: float, spared: CacheEntry | None
     ) -> bool:
-        """Makes room, if that can be, without touching `spared`."""
-        taken = self._victims(size, slots, now, spared, pressing=pressing)
-        for text in taken or ():
-            if text.session is not None:
+        """Evict entries other than `spared` until `size` bytes and `slots` slots are free. Evict
+        none and return False if that is not enough."""
+        evicted = self._entries.victims(size, slots, now, spared, preempt=request.preempt)
+        for entry in evicted or ():
+            if entry.session is not None:
                 self.counts.evictions += 1
-                text.session.cache.take(evicted=True)
-            self._close(text)
-        return taken is not None
-
-    def _close(self, text: CacheEntry) -> None:
-        self._forget(text)
-        self._engine.close(text.slot)
-
-    def _forget(self, text: CacheEntry) -> None:
-        del self._texts[text.slot]
-        self._prefixes.remove(text.tokens, text)
-
-
-def default_limit(engine: StagedEngine | None = None) -> int:
-    """Bytes: a quarter of what is free now; half, where the engine's caches lie in a GPU's memory,
-    which also has to hold what is computed with, and a cache's tensor twice while it moves."""
-    return engine.free() // 2 if engine and engine.free else free_bytes() // 4
-
-
-def share_of(memory: int, target: Engine, cloud_draft: Engine | None) -> int:
-    """Bytes for the draft beside the target, so that both have room for equally many positions."""
-    if cloud_draft is None:
-        return 0
-    own, others = cloud_draft.slot_bytes(1), target.slot_bytes(1)
-    return memory * own // (own + others)
-
-
-def megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
+                entry.session.cache.take(evicted=True)
+            self._entries.close(entry)
+        return evicted is not None

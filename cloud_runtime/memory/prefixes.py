@@ -1,7 +1,7 @@
-"""Of many texts, those that begin as another does, without looking at every one.
+"""Search for token sequences with a common prefix, without comparing all of them.
 
-Texts lie sorted. The further one stands from where another would be put in, the less the two have
-in common, so the search goes outwards from there and may stop at any time.
+The sequences are sorted. The further one stands from the place where another would be inserted, the
+shorter their common prefix. The search starts at that place and may stop at any time.
 """
 
 from __future__ import annotations
@@ -13,67 +13,67 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-LEAST = 8
-"""Tokens; what begins alike for fewer is not worth a copy."""
-_WIDTH = 4
-"""Bytes of a token."""
+TOKEN_BYTES = 4
 
 Owner = TypeVar("Owner")
 
 
 def packed(tokens: Sequence[int]) -> bytes:
-    """A text as bytes, which are compared faster."""
+    """Return tokens as bytes, which compare faster."""
     return array("I", tokens).tobytes()
 
 
-def count(text: bytes) -> int:
-    """Tokens of a packed text."""
-    return len(text) // _WIDTH
+def count(tokens: bytes) -> int:
+    """Return the number of packed tokens."""
+    return len(tokens) // TOKEN_BYTES
 
 
 def shared(one: bytes, other: bytes) -> int:
-    """How many tokens two packed texts begin with alike."""
-    size = min(len(one), len(other)) // _WIDTH
+    """Return the length, in tokens, of the common prefix of two packed sequences."""
+    size = min(count(one), count(other))
     differ = np.frombuffer(one, "u4", size) != np.frombuffer(other, "u4", size)
     place = int(differ.argmax()) if size else 0
     return place if size and differ[place] else size
 
 
 class Prefixes(Generic[Owner]):
-    """Packed texts, each with its owner. Two owners may have the same text."""
+    """Packed token sequences, each with its owner. Two owners may have the same sequence."""
 
-    def __init__(self) -> None:
-        self._texts: list[bytes] = []
+    def __init__(self, least_tokens: int) -> None:
+        """`least_tokens`: length of the shortest common prefix that is found."""
+        self._least_tokens = least_tokens
+        self._sequences: list[bytes] = []
         self._owners: list[Owner] = []
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._sequences)
 
-    def add(self, text: bytes, owner: Owner) -> None:
-        place = bisect_left(self._texts, text)
-        self._texts.insert(place, text)
+    def add(self, tokens: bytes, owner: Owner) -> None:
+        place = bisect_left(self._sequences, tokens)
+        self._sequences.insert(place, tokens)
         self._owners.insert(place, owner)
 
-    def remove(self, text: bytes, owner: Owner) -> None:
-        place = bisect_left(self._texts, text)
+    def remove(self, tokens: bytes, owner: Owner) -> None:
+        place = bisect_left(self._sequences, tokens)
         while self._owners[place] is not owner:
             place += 1
-        del self._texts[place], self._owners[place]
+        del self._sequences[place], self._owners[place]
 
-    def like(self, text: bytes) -> Iterator[tuple[int, Owner]]:
-        """Tokens in common and the owner, for all with at least `LEAST`, the most first."""
-        right = bisect_left(self._texts, text)
+    def like(self, tokens: bytes) -> Iterator[tuple[int, Owner]]:
+        """Yield the length of each common prefix and its owner, the longest first."""
+        right = bisect_left(self._sequences, tokens)
         left = right - 1
-        before, behind = self._shared(text, left), self._shared(text, right)
-        while max(before, behind) >= LEAST:
+        before, behind = self._shared(tokens, left), self._shared(tokens, right)
+        while max(before, behind) >= self._least_tokens:
             if before > behind:
                 yield before, self._owners[left]
                 left -= 1
-                before = self._shared(text, left)
+                before = self._shared(tokens, left)
             else:
                 yield behind, self._owners[right]
                 right += 1
-                behind = self._shared(text, right)
+                behind = self._shared(tokens, right)
 
-    def _shared(self, text: bytes, place: int) -> int:
-        return shared(text, self._texts[place]) if 0 <= place < len(self._texts) else 0
+    def _shared(self, tokens: bytes, place: int) -> int:
+        inside = 0 <= place < len(self._sequences)
+        return shared(tokens, self._sequences[place]) if inside else 0

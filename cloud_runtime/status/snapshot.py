@@ -1,4 +1,4 @@
-"""A cloud's state as a value that people and other processes may look at. Pure."""
+"""The state of a cloud as an immutable value for `/fleet` and the metrics. Pure."""
 
 from __future__ import annotations
 
@@ -12,64 +12,65 @@ from cloud_runtime.status.tally import Tally
 from edgespec.fleet import DeviceView, Fleet, SessionView, State
 from edgespec.protocol import Terms
 
-WINDOW = 5.0
-"""Seconds that averages look back."""
-QUIET = 60.0
-"""Seconds of silence after which a device without a session is no longer shown."""
-READING = 2
-"""Tokens that have yet to be read, above which a session is at its prompt."""
+WINDOW_S = 5.0
+"""Period over which averages are taken."""
+SHOWN_SILENCE_S = 60.0
+"""Silence after which a device without a session is not shown any more."""
+DECODING_TOKENS = 2
+"""Uncached tokens above which a session is in prefill."""
 
 
-class Mark(NamedTuple):
-    """Totals at some moment."""
+class Totals(NamedTuple):
+    """Sums since the start of the cloud, or their differences between two times."""
 
-    when: float
+    seconds: float
+    """Seconds of the cloud's clock."""
     tokens: float
     verified: float
     confirmed: float
     steps: float
-    seconds: float
-    rows: float
-    width: float
+    step_seconds: float
+    step_rows: float
+    step_tokens: float
 
 
 class Recent:
-    """Averages over the last seconds, from totals as they were."""
+    """Remembers totals, for averages over the last seconds."""
 
     def __init__(self) -> None:
-        self._marks: deque[Mark] = deque()
+        self._totals: deque[Totals] = deque()
 
-    def since(self, tally: Tally, now: float) -> Mark:
-        """What has come since some `WINDOW` seconds ago."""
-        last = Mark(
+    def since(self, tally: Tally, now: float) -> Totals:
+        """Return how much the totals grew since about `WINDOW_S` ago."""
+        last = Totals(
             now, tally.tokens, tally.verified, tally.confirmed, sum(tally.step_seconds.counts),
             tally.step_seconds.sum, tally.step_rows.sum, tally.step_tokens.sum,
         )  # fmt: skip
-        self._marks.append(last)
-        while len(self._marks) > 2 and now - self._marks[1].when >= WINDOW:
-            self._marks.popleft()
-        first = self._marks[0]
-        return Mark(*(b - a for a, b in zip(first, last, strict=True)))
+        self._totals.append(last)
+        while len(self._totals) > 2 and now - self._totals[1].seconds >= WINDOW_S:
+            self._totals.popleft()
+        first = self._totals[0]
+        return Totals(*(b - a for a, b in zip(first, last, strict=True)))
 
 
 def view(service: Service, recent: Recent, now: float, target: str, endpoint: str) -> Fleet:
-    """What `/fleet` says, but for the uptime."""
-    mark = recent.since(service.tally, now)
-    steps = max(mark.steps, 1)
+    """Return the content of `/fleet`, without uptime and energy."""
+    growth = recent.since(service.tally, now)
+    steps = max(growth.steps, 1)
     open_sessions = service.sessions.unfinished
-    open_ = Counter(session.connection.peer for session in open_sessions)
+    open_by_peer = Counter(session.connection.peer for session in open_sessions)
     memory = service.memory
     return Fleet(
         target=target,
         endpoint=endpoint,
         state="draining" if service.sessions.draining else "ready",
-        step=mark.seconds / steps,
+        step=growth.step_seconds / steps,
         step_error=service.speeds.costs.error,
         prompt_step_error=service.speeds.chunks.error,
-        rows=mark.rows / steps,
-        width=mark.width / steps,
-        rate=mark.tokens / mark.when if mark.when > 0 else 0.0,
-        acceptance=mark.confirmed / mark.verified if mark.verified else 0.0,
+        rows=growth.step_rows / steps,
+        width=growth.step_tokens / steps,
+        rate=growth.tokens / growth.seconds if growth.seconds > 0 else 0.0,
+        acceptance=growth.confirmed / growth.verified if growth.verified else 0.0,
         memory_used=memory.session_bytes,
         memory_kept=memory.kept_bytes,
         memory_limit=memory.limit,
@@ -82,9 +83,10 @@ def view(service: Service, recent: Recent, now: float, target: str, endpoint: st
             for session in open_sessions
         ),
         devices=tuple(
-            _device(device, open_[device.peer], now)
+            _device(device, open_by_peer[device.peer], now)
             for device in service.devices
-            if open_[device.peer] or (now - device.heard_at < QUIET and device.away != "gone")
+            if open_by_peer[device.peer]
+            or (now - device.heard_at < SHOWN_SILENCE_S and device.away != "gone")
         ),
     )
 
@@ -109,6 +111,7 @@ def _session(session: CloudSession, device: ConnectedDevice | None, now: float) 
 
 
 def mode(terms: Terms) -> str:
+    """Return who drafts: the mode's name as users know it."""
     if terms.drafting:
         return "edge + cloud-draft" if terms.cloud_draft else "edge"
     return "cloud-draft" if terms.cloud_draft else "cloud"
@@ -119,7 +122,7 @@ def _state(session: CloudSession) -> State:
         return "away"
     if session.cache.slot is None:
         return "evicted" if session.record.first_verdict_at else "waiting"
-    return "reading" if session.pending > READING else "running"
+    return "reading" if session.pending > DECODING_TOKENS else "running"
 
 
 def _device(device: ConnectedDevice, sessions: int, now: float) -> DeviceView:

@@ -1,4 +1,4 @@
-"""Who has a slot, as tables: the order in which slots are taken away, turns, waiting, copies."""
+"""The ledger of slots: the order of evictions, turns, waiting, shared prefixes."""
 
 import gc
 import tracemalloc
@@ -7,21 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from cloud_runtime.memory.eviction import (
-    GONE,
-    IDLE,
-    PATIENCE,
-    QUANTUM,
-    CacheEntry,
-    place_in_order,
-    victims,
-)
-from cloud_runtime.memory.ledger import KEPT, Memory, share_of
+from cloud_runtime.memory.eviction import CacheEntry, eviction_rank, victims
+from cloud_runtime.memory.ledger import Memory
+from cloud_runtime.memory.limits import share_of
 from cloud_runtime.memory.prefixes import packed
 from cloud_runtime.service import Identity, Service
 from cloud_runtime.sessions import CloudSession, Connection
 from edgespec.config import CloudSettings
 from edgespec.errors import EngineError, UsageError
+from edgespec.policies import EvictionPolicy
 from edgespec.protocol import VERSION, Admitted, Close, Hello, Open, Terms, Verdict, pack
 from edgespec.sampling import Sampling
 from edgespec.session import Session
@@ -32,6 +26,7 @@ from engines.drafters.model import ModelDrafter
 from engines.toy import ToyEngine
 
 SLOT = ToyEngine().slot_bytes(1)
+POLICY = EvictionPolicy()
 NOW = 100.0
 
 
@@ -41,7 +36,7 @@ def new_session(number=1, prompt=range(20), answer=20, *, now=NOW, **terms):
     return CloudSession(number, state, Sampling(), Terms(**terms), connection, now)
 
 
-def text(**about):
+def entry(**about):
     """Of a session that runs and has had its turn, unless told otherwise."""
     own = {"ready": True, "ready_since": NOW, "due": NOW}
     own |= {key: about.pop(key) for key in list(about) if key in own}
@@ -50,56 +45,64 @@ def text(**about):
     own["connection"] = SimpleNamespace(heard_at=heard_at, away=away)
     values = {
         "slot": 0, "size": 1, "tokens": b"", "session": SimpleNamespace(**own),
-        "since": NOW - 9, "settled": NOW - 8,
+        "since": NOW - 9, "decoding_since": NOW - 8,
     }  # fmt: skip
     return CacheEntry(**{**values, **about})
 
 
 @pytest.mark.parametrize(
-    ("one", "pressing", "place"),
+    ("one", "preempt", "rank"),
     [
-        (text(session=None), False, (1, NOW - 9)),
-        (text(session=None, references=1), True, None),
-        (text(heard_at=NOW - GONE - 1), False, (2, NOW - GONE - 1)),
-        (text(away=True), False, (2, NOW)),
-        (text(away=True, running=True), True, None),
-        (text(ready=False, ready_since=NOW - IDLE - 1), False, (3, NOW - IDLE - 1)),
-        (text(ready=False, ready_since=NOW - IDLE / 2), False, None),
-        (text(ready=False, ready_since=NOW - IDLE / 2), True, (4, -NOW)),
-        (text(), False, None),
-        (text(due=NOW + 3), True, (4, -NOW - 3)),
-        (text(running=True), True, None),
-        (text(references=1), True, None),
-        (text(settled=None), True, None),
-        (text(settled=NOW - QUANTUM / 2, since=NOW - QUANTUM / 2), True, None),
-        (text(settled=NOW - 8, since=NOW - 30), True, None),  # reading took longer than that
+        (entry(session=None), False, (1, NOW - 9)),
+        (entry(session=None, references=1), True, None),
+        (entry(heard_at=NOW - POLICY.gone_s - 1), False, (2, NOW - POLICY.gone_s - 1)),
+        (entry(away=True), False, (2, NOW)),
+        (entry(away=True, running=True), True, None),
+        (
+            entry(ready=False, ready_since=NOW - POLICY.idle_s - 1),
+            False,
+            (3, NOW - POLICY.idle_s - 1),
+        ),
+        (entry(ready=False, ready_since=NOW - POLICY.idle_s / 2), False, None),
+        (entry(ready=False, ready_since=NOW - POLICY.idle_s / 2), True, (4, -NOW)),
+        (entry(), False, None),
+        (entry(due=NOW + 3), True, (4, -NOW - 3)),
+        (entry(running=True), True, None),
+        (entry(references=1), True, None),
+        (entry(decoding_since=None), True, None),
+        (entry(decoding_since=NOW - POLICY.turn_s / 2, since=NOW - POLICY.turn_s / 2), True, None),
+        (
+            entry(decoding_since=NOW - 8, since=NOW - 30),
+            True,
+            None,
+        ),  # its prefill took longer
     ],
 )
-def test_places_in_the_order(one, pressing, place):
-    assert place_in_order(one, NOW, pressing=pressing) == place
+def test_places_in_the_order(one, preempt, rank):
+    assert eviction_rank(one, NOW, POLICY, preempt=preempt) == rank
 
 
 ORDER = [
-    text(session=None, since=NOW - 7),
-    text(session=None, since=NOW - 3),
-    text(heard_at=NOW - 20),
-    text(away=True),
-    text(ready=False, ready_since=NOW - 9),
-    text(ready=False, ready_since=NOW - 3),
-    text(due=NOW + 2),
-    text(due=NOW - 2),
-    text(running=True),
-    text(session=None, references=1),
+    entry(session=None, since=NOW - 7),
+    entry(session=None, since=NOW - 3),
+    entry(heard_at=NOW - 20),
+    entry(away=True),
+    entry(ready=False, ready_since=NOW - 9),
+    entry(ready=False, ready_since=NOW - 3),
+    entry(due=NOW + 2),
+    entry(due=NOW - 2),
+    entry(running=True),
+    entry(session=None, references=1),
 ]
 
 
 @pytest.mark.parametrize("size", range(11))
-@pytest.mark.parametrize("pressing", [False, True])
-def test_as_many_go_as_are_needed_in_that_order_or_none(size, pressing):
-    most = 8 if pressing else 6
+@pytest.mark.parametrize("preempt", [False, True])
+def test_as_many_go_as_are_needed_in_that_order_or_none(size, preempt):
+    most = 8 if preempt else 6
     expected = ORDER[:size] if size <= most else None
-    assert victims(reversed(ORDER), size, 0, NOW, pressing=pressing) == expected
-    assert victims(reversed(ORDER), 0, size, NOW, pressing=pressing) == expected
+    assert victims(reversed(ORDER), size, 0, NOW, POLICY, preempt=preempt) == expected
+    assert victims(reversed(ORDER), 0, size, NOW, POLICY, preempt=preempt) == expected
 
 
 class Bank:
@@ -178,7 +181,7 @@ def test_who_waits_takes_the_slot_of_one_that_has_had_its_turn_and_both_get_on()
         assert one.state.answer == write_alone(reference, one.state.tokens[:20], 60, Sampling())
     lengths = [b[1] - a[1] for a, b in pairwise(turns)]
     assert [session for session, _ in turns[:4]] == [1, 2, 1, 2]
-    assert lengths[:3] == pytest.approx([QUANTUM] * 3, abs=0.25)
+    assert lengths[:3] == pytest.approx([POLICY.turn_s] * 3, abs=0.25)
     assert bank.memory.counts.evictions == len(turns) - 2, "one left by itself"
     assert bank.memory.counts.read_again > 3 * 20
 
@@ -234,8 +237,8 @@ def test_who_waits_longest_is_not_overtaken_by_those_that_need_less():
     assert sorted(bank.lend()) == [2, 3]
     bank.sessions.append(new_session(4, [4] * 20))
     bank.leave(bank.sessions[2], keep=False)
-    assert 4 not in bank.lend(PATIENCE + 0.1)
-    bank.lend(QUANTUM)
+    assert 4 not in bank.lend(POLICY.patience_s + 0.1)
+    bank.lend(POLICY.turn_s)
     assert bank.lend(0.1) == [1]
 
 
@@ -324,7 +327,7 @@ def test_the_one_waited_for_keeps_its_slot():
     bank.lend()
     for one in (first, second):
         one.connection.away = one is first  # its device has gone, which makes it the first to go
-    (held,) = bank.memory._texts.values()
+    (held,) = bank.memory._entries._entries.values()
     assert held.references == 1
     bank.sessions.append(new_session(3, [9] * 300))
     bank.memory.lend([second, bank.sessions[2]], 4, bank.now)
@@ -339,8 +342,8 @@ def test_kept_texts_that_say_nothing_new_are_dropped():
         bank.lend()
         bank.run(one)
         bank.leave(one)
-    assert sorted(one.cached for one in bank.memory._texts.values()) == [12, 25]
-    assert len(bank.memory._prefixes) == 2
+    assert sorted(one.cached for one in bank.memory._entries._entries.values()) == [12, 25]
+    assert len(bank.memory._entries._prefixes) == 2
 
 
 def test_with_room_for_one_the_kept_text_itself_gives_its_beginning():
@@ -366,8 +369,8 @@ def test_no_more_texts_are_kept_than_the_engine_has_slots_for():
         assert bank.lend() == [number]
         bank.run(one)
         bank.leave(one)
-    assert len(bank.memory._texts) == 3
-    assert ToyEngine().slots > KEPT
+    assert len(bank.memory._entries) == 3
+    assert ToyEngine().slots > POLICY.kept_entries
 
 
 def test_too_little_for_one_session_is_refused_with_a_sentence():
@@ -489,7 +492,7 @@ def test_an_hour_of_churn_leaves_nothing_behind():
     assert first < 100_000
     assert _sizes(desk.service) <= sizes * 1.2
     assert desk.service.sessions.active == 0
-    assert len(desk.service.memory._texts) <= 40
+    assert len(desk.service.memory._entries) <= 40
     assert desk.service.memory.counts.prefix_hits > 0
 
 

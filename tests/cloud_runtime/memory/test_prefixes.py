@@ -4,7 +4,9 @@ import random
 
 import pytest
 
-from cloud_runtime.memory.prefixes import LEAST, Prefixes, count, packed, shared
+from cloud_runtime.memory.prefixes import Prefixes, count, packed, shared
+
+LEAST = 8
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_tokens_in_common(one, other, tokens):
 @pytest.mark.parametrize("seed", range(20))
 def test_all_that_begin_alike_are_found_the_most_first(seed):
     chance = random.Random(seed)
-    store = Prefixes()
+    store = Prefixes(LEAST)
     texts = {}
 
     def text():

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud_runtime.memory.ledger import default_limit
+from cloud_runtime.memory.limits import default_limit
 from edgespec.config import Request
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import Bundle
