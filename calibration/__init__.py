@@ -1,1 +1,1 @@
-"""Quantisation of weights; the place where drafts and exit heads are fitted to a target."""
+"""Fitting drafts and exit heads to a target, and quantisation of weights."""

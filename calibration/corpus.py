@@ -1,19 +1,20 @@
-"""The corpus: what the target writes, with its likeliest next tokens at every position.
+"""The corpus: text that the target writes, with its likeliest next tokens at every position.
 
-A draft is judged where the target leads it, so it is trained on the target's own text (on-policy
-for the verifier; Zhou et al., "DistillSpec", arXiv 2310.08461) against probabilities that were
-there anyway while it was written. Many answers are written at once, each row a state machine:
-forced tokens first, then a sampled request, then the answer.
+A draft is used on the target's text, so it is trained on the target's own text (on-policy for the
+verifier; Zhou et al., "DistillSpec", arXiv 2310.08461). The probabilities are a by-product of
+writing. Many answers are written at once. Each row is a state machine: first prescribed tokens,
+then a sampled request, then the answer.
 
-On disk a corpus is a folder of shards, `shard-NNNNN.npz`, each renamed into place whole:
+A corpus on disk is a folder of shards, `shard-NNNNN.npz`, each renamed into place when complete:
 
     ids        [n] uint32   all sequences, one after another
-    lengths    [s] int64    tokens of each
-    learn      [s] int64    the first position whose next token is the target's own
-    answer     [s] int64    the first position whose next token belongs to the answer
-    top_ids, top_logprobs  [n, TOP] uint32 and float16: the target's, after each position; those
-                           after the last of a sequence mean nothing
-    next       the number of the first prompt that no shard holds
+    lengths    [s] int64    tokens of each sequence
+    learn      [s] int64    first position whose next token was chosen by the target
+    answer     [s] int64    first position whose next token belongs to the answer
+    top_ids, top_logprobs  [n, TOP_TOKENS] uint32 and float16: the target's likeliest tokens after
+                           each position; undefined after the last position of a sequence
+    learnable  []           number of tokens that a draft can learn from
+    next       []           number of the first prompt that is in no shard
 """
 
 from __future__ import annotations
@@ -32,83 +33,113 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
-from calibration.decoder import Cache, Decoder, autocast
+from calibration.decoder import AnswerCache, Decoder, autocast
 from calibration.prompts import Prompt, Prompts
 from edgespec.checkpoint import TokenizerSource
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.text import render_chat
 
-TOP = 24
-"""Likeliest tokens that are kept; what a draft's own choice is compared with."""
-HELD_OUT = 32
-FLUSH_SECONDS = 20.0
-_LEAST_ANSWER = 8
-"""Positions that a request must leave to its answer."""
-_MARK = "\u2402"
-_LOOP = range(1, 17)
-"""Periods of text that repeats itself; it teaches nothing new, so the answer ends there."""
+TOP_TOKENS = 24
+"""Likeliest tokens that are stored for each position."""
+HELD_OUT_ONE_IN = 32
+"""One request in so many is kept for measuring."""
+FLUSH_S = 20.0
+"""Seconds of writing after which a shard is stored."""
+_MIN_ANSWER_TOKENS = 8
+"""Positions that a request must leave for its answer."""
+_HOT_TEMPERATURE = 0.8
+_PLACEHOLDER = "\u2402"
+_LOOP_TOKENS = range(1, 17)
+"""Periods of repetitive text. A repetition teaches nothing new, so the answer ends there."""
+_LOOP_TAIL_TOKENS = 48
+_LOOP_CHECK_TOKENS = 16
+"""Tokens between two checks for repetition."""
 
 
 @dataclass(frozen=True)
 class CorpusSettings:
+    """How a corpus is written. The names are stored with a corpus."""
+
     rows: int = 128
     """Answers written at once."""
     longest: int = 384
-    """Positions of one sequence, prompt and answer together."""
+    """Most tokens of one sequence, prompt and answer together."""
     request: int = 80
     """Most tokens of a request that the target writes itself."""
     sampled: float = 0.25
-    """Share of answers drawn at temperature 0.8; the others are greedy."""
+    """Fraction of answers sampled at temperature 0.8; the others are greedy."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation. `top_ids` and `top_logprobs` are [tokens, TOP]."""
+    """One conversation. `top_ids` and `top_logprobs` are [tokens, TOP_TOKENS]."""
 
     ids: npt.NDArray[np.uint32]
     learn: int
+    """First position whose next token was chosen by the target."""
     answer: int
+    """First position whose next token belongs to the answer."""
     top_ids: npt.NDArray[np.uint32]
     top_logprobs: npt.NDArray[np.float16]
 
 
 class Conversation:
-    """How a request becomes ids: the target's chat template, or the text itself without one."""
+    """Encoding of requests, by the target's chat template or as plain text without one."""
 
     def __init__(self, source: TokenizerSource) -> None:
         self.tokenizer = Tokenizer.from_str(source.json)
         self.end_ids = frozenset(source.end_ids)
         self._before, self._after = source.bos or "", ""
         if source.chat_template is not None:
-            message = [{"role": "user", "content": _MARK}]
+            message = [{"role": "user", "content": _PLACEHOLDER}]
             rendered = render_chat(
                 source.chat_template, message, bos=source.bos or "", eos=source.eos or ""
             )
-            self._before, _, self._after = rendered.partition(_MARK)
+            self._before, _, self._after = rendered.partition(_PLACEHOLDER)
 
     def before(self, text: str) -> tuple[list[int], int]:
-        """Ids up to and including `text`, and how many of them come before it."""
+        """Return the ids up to and including `text`, and the number of ids before it."""
         ids = self.tokenizer.encode(self._before + text, add_special_tokens=False).ids
         head = self.tokenizer.encode(self._before, add_special_tokens=False).ids
         return list(ids), len(head)
 
     def after(self) -> list[int]:
-        """Ids between the request and the answer."""
+        """Return the ids between the request and the answer."""
         return list(self.tokenizer.encode(self._after, add_special_tokens=False).ids)
 
 
 @dataclass
 class _Row:
-    """One sequence in the making."""
+    """One unfinished sequence."""
 
-    forced: list[int]
-    """Ids still to be fed, last first."""
+    prescribed: list[int]
+    """Ids that follow regardless of the target's choice, last first."""
     asking: bool
+    """True while the target writes the request."""
     temperature: float
     learn: int
     answer: int = 0
     ids: list[int] = field(default_factory=list)
+
+
+class _Scores:
+    """The likeliest tokens after each position of all rows, [rows, longest, top]."""
+
+    def __init__(self, settings: CorpusSettings, top: int) -> None:
+        shape = (settings.rows, settings.longest, top)
+        self.ids = np.zeros(shape, np.uint32)
+        self.logprobs = np.zeros(shape, np.float16)
+
+    def sample(self, number: int, row: _Row) -> Sample:
+        tokens = slice(len(row.ids))
+        return Sample(
+            np.array(row.ids, np.uint32),
+            row.learn,
+            row.answer,
+            self.ids[number, tokens].copy(),
+            self.logprobs[number, tokens].copy(),
+        )
 
 
 class Writer:
@@ -122,63 +153,56 @@ class Writer:
         settings: CorpusSettings,
     ) -> None:
         self._decoder = decoder
-        self._talk = conversation
+        self._conversation = conversation
         self._prompts = prompts
         self._settings = settings
         self._device = decoder.output.device
 
     @torch.no_grad()
     def write(self, start: int) -> Iterator[tuple[int, Sample]]:
-        """Endless: (number of the next prompt to begin, a finished sequence)."""
+        """Yield without end (number of the next prompt to begin, a finished sequence)."""
         s, shapes = self._settings, self._decoder.architecture
-        index = start
+        following = start + s.rows
         with autocast(self._device):
-            cache = Cache(shapes, s.rows, s.longest, self._device)
-            top = min(TOP, shapes.vocabulary)
-            top_ids = np.zeros((s.rows, s.longest, top), np.uint32)
-            top_logprobs = np.zeros((s.rows, s.longest, top), np.float16)
-            rows = [self._begin(index + i) for i in range(s.rows)]
-            index += s.rows
+            cache = AnswerCache(shapes, s.rows, s.longest, self._device)
+            top = min(TOP_TOKENS, shapes.vocabulary)
+            scores, every = _Scores(s, top), np.arange(s.rows)
+            rows = [self._begin(start + number) for number in range(s.rows)]
             random = np.random.default_rng([s.seed, start])
             while True:
                 for row in rows:
-                    if row.forced:
-                        row.ids.append(row.forced.pop())
-                fed = torch.tensor([[row.ids[-1]] for row in rows], device=self._device)
-                logits = self._decoder.logits(self._decoder.features(fed, cache))[:, 0].float()
-                values, best = (logits - logits.logsumexp(-1, keepdim=True)).topk(top)
-                logprobs, chosen = values.cpu().numpy(), best.cpu().numpy()
+                    if row.prescribed:
+                        row.ids.append(row.prescribed.pop())
+                chosen, logprobs = self._likeliest([row.ids[-1] for row in rows], cache, top)
                 at = np.array([len(row.ids) - 1 for row in rows])
-                everyone = np.arange(s.rows)
-                top_ids[everyone, at], top_logprobs[everyone, at] = chosen, logprobs
+                scores.ids[every, at], scores.logprobs[every, at] = chosen, logprobs
                 noise = random.gumbel(size=logprobs.shape)
                 cache.lengths += 1
                 for number, row in enumerate(rows):
-                    if row.forced:
+                    if row.prescribed:
                         continue
                     place = int(np.argmax(logprobs[number] + row.temperature * noise[number]))
-                    if not self._take(row, int(chosen[number, place])):
-                        continue
-                    n = len(row.ids)
-                    yield (
-                        index,
-                        Sample(
-                            np.array(row.ids, np.uint32),
-                            row.learn,
-                            row.answer,
-                            top_ids[number, :n].copy(),
-                            top_logprobs[number, :n].copy(),
-                        ),
-                    )
-                    rows[number] = self._begin(index)
-                    index += 1
-                    cache.lengths[number] = 0
+                    if self._take(row, int(chosen[number, place])):
+                        yield following, scores.sample(number, row)
+                        rows[number] = self._begin(following)
+                        following += 1
+                        cache.lengths[number] = 0
+
+    def _likeliest(
+        self, ids: Sequence[int], cache: AnswerCache, top: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Run one token per row. Return likeliest next tokens and logprobs, each [rows, top]."""
+        fed = torch.tensor([[token] for token in ids], device=self._device)
+        logits = self._decoder.logits(self._decoder.features(fed, cache))[:, 0].float()
+        values, best = (logits - logits.logsumexp(-1, keepdim=True)).topk(top)
+        logprobs = values.cpu().numpy()
+        return best.cpu().numpy(), logprobs
 
     def _begin(self, index: int) -> _Row:
         s = self._settings
         prompt: Prompt = self._prompts.at(index, s.seed)
-        ids, head = self._talk.before(prompt.text)
-        room = s.longest - head - len(self._talk.after()) - _LEAST_ANSWER
+        ids, head = self._conversation.before(prompt.text)
+        room = s.longest - head - len(self._conversation.after()) - _MIN_ANSWER_TOKENS
         if room < 1:
             raise UsageError(
                 f"the chat template alone fills the {s.longest} positions of a sequence; "
@@ -186,45 +210,47 @@ class Writer:
             )
         ids = ids[: head + min(room, s.longest // 2)]
         hot = np.random.default_rng([s.seed, index]).random() < s.sampled
-        row = _Row([], prompt.open, 0.8 if hot else 0.0, len(ids) - 1)
+        row = _Row([], prompt.open, _HOT_TEMPERATURE if hot else 0.0, len(ids) - 1)
         if prompt.open:
             row.answer = len(ids) - 1
-            after = self._talk.after()
-            if not after:  # plain text: all of it is the answer
+            after = self._conversation.after()
+            if not after:  # plain text is all answer
                 row.asking = False
-            row.forced = ids[::-1]
+            row.prescribed = ids[::-1]
         else:
-            row.forced = (ids + self._talk.after())[::-1]
-            row.learn = row.answer = len(row.forced) - 1
+            row.prescribed = (ids + self._conversation.after())[::-1]
+            row.learn = row.answer = len(row.prescribed) - 1
         return row
 
     def _take(self, row: _Row, token: int) -> bool:
-        """Adds the chosen token; whether the sequence is finished."""
+        """Add the chosen token. Return True if the sequence is finished."""
         s = self._settings
         asked = len(row.ids) - 1 - row.learn
         if row.asking:
-            if token in self._talk.end_ids or asked >= s.request:
+            if token in self._conversation.end_ids or asked >= s.request:
                 row.asking = False
-                row.forced = self._talk.after()[::-1]
-                row.answer = len(row.ids) + len(row.forced) - 1
+                row.prescribed = self._conversation.after()[::-1]
+                row.answer = len(row.ids) + len(row.prescribed) - 1
             else:
-                row.forced = [token]
-            return len(row.ids) + len(row.forced) >= s.longest
+                row.prescribed = [token]
+            return len(row.ids) + len(row.prescribed) >= s.longest
         row.ids.append(token)
-        done = token in self._talk.end_ids or len(row.ids) >= s.longest
+        done = token in self._conversation.end_ids or len(row.ids) >= s.longest
         if not done:
-            row.forced, _ = [row.ids.pop()], None
-        return done or (len(row.ids) % 16 == 0 and _loops(row.ids[row.answer + 1 :]))
+            row.prescribed = [row.ids.pop()]
+        check = len(row.ids) % _LOOP_CHECK_TOKENS == 0
+        return done or (check and _loops(row.ids[row.answer + 1 :]))
 
 
 def _loops(ids: Sequence[int]) -> bool:
-    """Whether the last 48 ids are one short run over and over."""
-    tail = list(ids[-48:])
-    return len(tail) == 48 and any(tail[p:] == tail[:-p] for p in _LOOP)
+    """Return True if the last ids repeat one short run."""
+    tail = list(ids[-_LOOP_TAIL_TOKENS:])
+    full = len(tail) == _LOOP_TAIL_TOKENS
+    return full and any(tail[p:] == tail[:-p] for p in _LOOP_TOKENS)
 
 
 class Corpus:
-    """The folder. Shards that are there are whole."""
+    """A corpus on disk. Every shard in the folder is complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -233,14 +259,16 @@ class Corpus:
         return sorted(self.folder.glob("shard-*.npz"))
 
     def next(self) -> int:
+        """Return the number of the next prompt to begin."""
         shards = self.shards()
         return int(_load(shards[-1], "next")["next"]) if shards else 0
 
     def tokens(self) -> int:
-        """Tokens that a draft can learn from."""
+        """Return the number of tokens that a draft can learn from."""
         return sum(int(_load(path, "learnable")["learnable"]) for path in self.shards())
 
     def add(self, sequences: Sequence[Sample], following: int) -> None:
+        """Store a shard. Raises `EdgespecError` if the disk refuses."""
         last = self.shards()[-1:]
         number = int(last[0].stem.removeprefix("shard-")) + 1 if last else 0
         path = self.folder / f"shard-{number:05}.npz"
@@ -264,14 +292,14 @@ class Corpus:
             raise EdgespecError(f"writing {path} failed: {error.strerror or error}") from error
 
     def samples(self, *, held_out: bool) -> Iterator[Sample]:
-        """What to train on, or the thirty-second part that is kept for measuring.
+        """Yield the samples to train on, or the fraction that is held out for measuring.
 
-        A request's own ids decide, so that one that occurs twice is on one side.
+        A hash of the request decides, so that equal requests are on the same side.
         """
         for path in self.shards():
             for sample in self.read(path):
                 request = sample.ids[: sample.answer + 1].tobytes()
-                if (zlib.crc32(request) % HELD_OUT == 0) == held_out:
+                if (zlib.crc32(request) % HELD_OUT_ONE_IN == 0) == held_out:
                     yield sample
 
     def read(self, path: Path) -> Iterator[Sample]:
@@ -291,19 +319,18 @@ class Corpus:
 
 
 def _load(path: Path, *names: str) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of a shard. Raises `EdgespecError` for one that is damaged."""
+    """Read arrays of a shard. Raises `EdgespecError` for a damaged one."""
     try:
         with np.load(path) as shard:
             return {name: shard[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise EdgespecError(
-            f"{path} is damaged ({type(error).__name__}); remove it, and what it held is "
-            "written anew"
+            f"{path} is damaged ({type(error).__name__}); remove it, and its text is written again"
         ) from error
 
 
 def extend(corpus: Corpus, writer: Writer, tokens: int) -> Iterator[int]:
-    """Writes until the corpus has `tokens` to learn from; yields the count after each shard."""
+    """Write until the corpus has `tokens` to learn from. Yield the count after each shard."""
     have = corpus.tokens()
     finished: list[Sample] = []
     flushed = time.monotonic()
@@ -311,7 +338,7 @@ def extend(corpus: Corpus, writer: Writer, tokens: int) -> Iterator[int]:
         finished.append(sequence)
         have += len(sequence.ids) - 1 - sequence.learn
         enough = have >= tokens
-        if enough or time.monotonic() - flushed > FLUSH_SECONDS:
+        if enough or time.monotonic() - flushed > FLUSH_S:
             corpus.add(finished, following)
             finished, flushed = [], time.monotonic()
             yield have

@@ -1,7 +1,7 @@
-"""The decoder in torch, for training: the same arithmetic as the graphs that `export` writes.
+"""A decoder in torch for training, with the same arithmetic as the graphs that `export` writes.
 
-Its parameters carry Hugging Face names, so `state_dict` is a checkpoint. Weights are float32;
-matrix products run in bfloat16 where `autocast` finds it faster.
+Its parameters have Hugging Face names, so `state_dict` is a checkpoint. Weights are float32. Matrix
+products run in bfloat16 where `autocast` finds that faster.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from torch.nn import functional
 from edgespec.architecture import Architecture
 from edgespec.checkpoint import Checkpoint, Rope
 
+_FASTER_RATIO = 0.7
+"""Time of bfloat16 over that of float32, below which bfloat16 is used on a CPU."""
 
-class Cache:
-    """Keys and values of `rows` answers in the making, written in place.
 
-    `lengths` [rows] int64 counts the positions that each row holds.
+class AnswerCache:
+    """Keys and values of `rows` unfinished answers, written in place.
+
+    `lengths` [rows] int64 is the number of cached positions of each row.
     """
 
     def __init__(
@@ -38,10 +41,10 @@ class Cache:
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """One new token a row, q [rows, heads, 1, head_dim].
+        """Attend with one new token per row, q [rows, heads, 1, head_dim].
 
-        It runs over the whole capacity: a slice of it would be copied for the matrix products,
-        which costs twice the products themselves (measured, bfloat16 on a CPU).
+        The products run over the full capacity. A slice would be copied first, which costs twice
+        the products themselves (measured in bfloat16 on a CPU).
         """
         rows = torch.arange(len(self.lengths), device=q.device)
         self.keys[layer, rows, :, self.lengths] = k[:, :, 0].to(self.keys.dtype)
@@ -66,7 +69,7 @@ class RmsNorm(nn.Module):
         return functional.rms_norm(x.float(), self.weight.shape, self.weight, self._epsilon)
 
 
-class Attention(nn.Module):
+class DecoderAttention(nn.Module):
     def __init__(self, shapes: Architecture, biases: Collection[str]) -> None:
         super().__init__()
         queries, keys = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
@@ -80,7 +83,7 @@ class Attention(nn.Module):
         self._shapes = shapes
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: Cache | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: AnswerCache | None
     ) -> Tensor:
         batch, tokens, _ = x.shape
         shape = (batch, tokens, -1, self._shapes.head_dim)
@@ -99,7 +102,7 @@ class Attention(nn.Module):
         return out
 
 
-class FeedForward(nn.Module):
+class DecoderFeedForward(nn.Module):
     def __init__(self, shapes: Architecture, biases: Collection[str]) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(shapes.hidden, shapes.intermediate, "gate_proj" in biases)
@@ -111,34 +114,34 @@ class FeedForward(nn.Module):
         return y
 
 
-class Layer(nn.Module):
+class DecoderLayer(nn.Module):
     def __init__(self, shapes: Architecture, biases: Collection[str]) -> None:
         super().__init__()
         self.input_layernorm = RmsNorm(shapes.hidden, shapes.norm_epsilon)
-        self.self_attn = Attention(shapes, biases)
+        self.self_attn = DecoderAttention(shapes, biases)
         self.post_attention_layernorm = RmsNorm(shapes.hidden, shapes.norm_epsilon)
-        self.mlp = FeedForward(shapes, biases)
+        self.mlp = DecoderFeedForward(shapes, biases)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: Cache | None
+        self, x: Tensor, cos: Tensor, sin: Tensor, layer: int, cache: AnswerCache | None
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, layer, cache)
         y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return y
 
 
-class Body(nn.Module):
-    """What a checkpoint calls `model`."""
+class DecoderBody(nn.Module):
+    """The part that a checkpoint names `model`."""
 
     def __init__(self, shapes: Architecture, biases: Collection[str]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(shapes.vocabulary, shapes.hidden)
-        self.layers = nn.ModuleList(Layer(shapes, biases) for _ in range(shapes.layers))
+        self.layers = nn.ModuleList(DecoderLayer(shapes, biases) for _ in range(shapes.layers))
         self.norm = RmsNorm(shapes.hidden, shapes.norm_epsilon)
 
 
 class Decoder(nn.Module):
-    """A dense decoder; `rope` gives its rotary positions, `biases` the projections with a bias."""
+    """A dense decoder. `biases` names the projections with a bias, such as `q_proj`."""
 
     frequencies: Tensor
 
@@ -146,7 +149,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.architecture = shapes
         self.rope = rope
-        self.model = Body(shapes, biases)
+        self.model = DecoderBody(shapes, biases)
         if not shapes.tied:
             self.lm_head = nn.Linear(shapes.hidden, shapes.vocabulary, bias=False)
         frequencies = torch.from_numpy(np.asarray(rope.inverse_frequencies, np.float32))
@@ -154,22 +157,22 @@ class Decoder(nn.Module):
 
     @property
     def output(self) -> Tensor:
-        """The output matrix, [vocabulary, hidden]."""
+        """The output matrix [vocabulary, hidden]."""
         return self.model.embed_tokens.weight if self.architecture.tied else self.lm_head.weight
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [batch or 1, 1, tokens, head_dim / 2] of `positions`."""
+        """Return cosines and sines [batch or 1, 1, tokens, head_dim / 2] of `positions`."""
         angles = positions.float()[..., None] * self.frequencies
         factor = self.rope.attention_factor
         return (angles.cos() * factor)[:, None], (angles.sin() * factor)[:, None]
 
     def hidden(
-        self, ids: Tensor, cache: Cache | None = None, keep: Collection[int] = ()
+        self, ids: Tensor, cache: AnswerCache | None = None, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The state after the last layer, before the final norm, and after each layer in `keep`.
+        """Return the state before the final norm, and the state after each layer in `keep`.
 
-        `ids` [batch, tokens] int64, each row from position 0, or with a cache one token a row.
-        Rows may be padded on the right. States are [batch, tokens, hidden]; layers count from 1.
+        `ids` is [batch, tokens] int64, each row from position 0, or one token per row with a cache.
+        Rows may be padded on the right. States are [batch, tokens, hidden]. Layers count from 1.
         """
         if cache is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None]
@@ -185,14 +188,14 @@ class Decoder(nn.Module):
         return x, kept
 
     def through(self, x: Tensor, layers: Iterable[int]) -> Tensor:
-        """`x` [rows, tokens, hidden], each row from position 0, after the named layers in turn."""
+        """Run `x` [rows, tokens, hidden], each row from position 0, through `layers` in turn."""
         cos, sin = self.rotary(torch.arange(x.shape[1], device=x.device)[None])
         for number in layers:
             x = self.model.layers[number](x, cos, sin, number, None)
         return x
 
-    def features(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """What the head reads: the last state, normalised, [batch, tokens, hidden]."""
+    def features(self, ids: Tensor, cache: AnswerCache | None = None) -> Tensor:
+        """Return the last state after the final norm, [batch, tokens, hidden]."""
         features: Tensor = self.model.norm(self.hidden(ids, cache)[0])
         return features
 
@@ -201,7 +204,7 @@ class Decoder(nn.Module):
 
 
 def load(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -> Decoder:
-    """The checkpoint as a decoder in float32, or only the `layers` named, in that order."""
+    """Load a checkpoint in float32, or only the given `layers`, in that order."""
     shapes = checkpoint.architecture
     chosen = list(range(shapes.layers)) if layers is None else list(layers)
     names = checkpoint.names()
@@ -223,16 +226,18 @@ def load(checkpoint: Checkpoint, layers: Sequence[int] | None = None) -> Decoder
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 on CUDA, and on a CPU that proves faster so."""
+    """Run matrix products in bfloat16 on CUDA, and on a CPU where that is faster."""
     half = device.type == "cuda" or _faster_in_half()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
 
 
 @cache
 def _faster_in_half() -> bool:
-    """Whether this CPU multiplies bfloat16 well ahead of float32; one without the instructions
-    (AVX-512 BF16, AMX, Arm's BF16) is slower at it. Some 10 ms."""
-    times = {}
+    """Return True if bfloat16 products are clearly faster than float32 on this CPU (takes 10 ms).
+
+    A CPU without the instructions (AVX-512 BF16, AMX, Arm's BF16) is slower with bfloat16.
+    """
+    times_s = {}
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.ones(512, 512, dtype=dtype)
         spent = []
@@ -240,11 +245,11 @@ def _faster_in_half() -> bool:
             before = time.perf_counter()
             a @ a
             spent.append(time.perf_counter() - before)
-        times[dtype] = min(spent)
-    return times[torch.bfloat16] < 0.7 * times[torch.float32]
+        times_s[dtype] = min(spent)
+    return times_s[torch.bfloat16] < _FASTER_RATIO * times_s[torch.float32]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Halves of the last axis are turned against each other, as Hugging Face models have it."""
+    """Rotate the halves of the last axis against each other, as in Hugging Face models."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

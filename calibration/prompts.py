@@ -1,11 +1,10 @@
-"""Where training text begins: requests that the target then answers in its own words.
+"""Prompts of the training text: requests that the target answers.
 
-By default the target asks itself: it is given the beginning of a request (`data/openings.txt`) in
-the user's turn of its chat template, samples the rest, and answers (Xu et al., "Magpie",
-arXiv 2406.08464). That needs no data, fits any chat model, and its requests are ones that the
-target understands. Requests to summarise and rewrite need text to work on: paragraphs of Python's
-own help topics (module `pydoc_data`, Python Software Foundation licence), which come with every
-Python. A user's folder replaces all of it.
+By default the target writes the requests itself. Its chat template is filled with the beginning of
+a request (`data/openings.txt`) in the user's turn; the target samples the rest and answers (Xu et
+al., "Magpie", arXiv 2406.08464). This needs no data and fits any chat model. Requests to summarise
+or rewrite use paragraphs of Python's own help topics (module `pydoc_data`, Python Software
+Foundation licence), which are part of every Python. A user's folder replaces all of these prompts.
 """
 
 from __future__ import annotations
@@ -33,14 +32,15 @@ _TOPIC_ASKS = (
     "Make this text shorter:\n\n{}",
     "List the key points of this text:\n\n{}",
 )
-_TOPIC_SHARE = 0.12
-_PARAGRAPH = range(120, 700)
-"""Characters of a paragraph that is worth a request."""
+_TOPIC_RATIO = 0.12
+"""Fraction of default prompts about a help topic."""
+_PARAGRAPH_CHARACTERS = range(120, 700)
+"""Allowed lengths of a paragraph in a prompt."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`text` opens the user's turn; the target writes the rest of that turn if it is `open`."""
+    """The beginning of the user's turn, which the target completes if `open` is True."""
 
     text: str
     open: bool
@@ -52,10 +52,10 @@ class Prompts:
     """An endless, seeded sequence: prompt `i` is a function of the seed and `i`."""
 
     fixed: tuple[Prompt, ...]
-    """The user's own, in turn; empty for the default."""
+    """The user's own prompts; empty for the default ones."""
 
     def digest(self) -> str:
-        """Names the prompts: what was written from others does not belong to them."""
+        """Return a name of the prompts, for comparison with those of an existing corpus."""
         if not self.fixed:
             return "default"
         return hashlib.sha256(repr(self.fixed).encode()).hexdigest()[:16]
@@ -67,7 +67,7 @@ class Prompts:
             random.Random(f"{seed} {lap}").shuffle(order)
             return self.fixed[order[place]]
         draw = random.Random(f"{seed} {index}")
-        if draw.random() < _TOPIC_SHARE:
+        if draw.random() < _TOPIC_RATIO:
             ask = draw.choice(_TOPIC_ASKS)
             return Prompt(ask.format(draw.choice(_paragraphs())), open=False, category="topics")
         openings = _openings()
@@ -79,9 +79,9 @@ def default_prompts() -> Prompts:
 
 
 def read_prompts(source: Path) -> Prompts:
-    """Prompts from a file or a folder: JSON lines with `prompt`, or text cut at blank lines.
+    """Read prompts from a file or a folder: JSON lines with `prompt`, or text cut at blank lines.
 
-    Raises `UsageError` naming the file and line that cannot be used, or a source without any.
+    Raises `UsageError` that names the invalid file and line, or a source without prompts.
     """
     if not source.exists():
         raise UsageError(f"there is no {source}; give a folder or a file of prompts or text")
@@ -119,7 +119,7 @@ def _json_lines(path: Path) -> Iterator[Prompt]:
 
 
 def _text(path: Path) -> Iterator[Prompt]:
-    """Each paragraph opens a text that the target goes on with."""
+    """Yield each paragraph as the beginning of a text that the target continues."""
     for paragraph in _cut(_read(path)):
         yield Prompt(paragraph, open=True, category="text")
 
@@ -133,7 +133,7 @@ def _read(path: Path) -> str:
 
 def _cut(text: str) -> Sequence[str]:
     paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
-    return [part for part in paragraphs if len(part) in _PARAGRAPH]
+    return [part for part in paragraphs if len(part) in _PARAGRAPH_CHARACTERS]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What distilling and calibrating share: the target in torch, its identity, and its corpus."""
+"""Shared by distillation, quantisation and calibration: a target's identity and its corpus."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SETTINGS = "corpus.json"
 
 
 def device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda`. Raises `UsageError` for CUDA where there is none."""
+    """Return the device named `auto`, `cpu` or `cuda`. Raises `UsageError` for missing CUDA."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu")
     if name == "auto":
@@ -34,7 +34,7 @@ def device(name: str) -> torch.device:
 
 
 def identity(checkpoint: Checkpoint) -> str:
-    """Names a target by its tokenizer, its shapes and a sample of its weights, 16 hex digits."""
+    """Return 16 hex digits from a target's tokenizer, shapes and a sample of its weights."""
     norm = np.asarray(checkpoint.tensor("model.norm.weight"), np.float32)
     digest = hashlib.sha256(fingerprint(Tokenizer.from_str(checkpoint.tokenizer.json)).encode())
     digest.update(msgspec.json.encode(checkpoint.architecture))
@@ -47,12 +47,12 @@ def identity(checkpoint: Checkpoint) -> str:
 
 
 def default_corpus(checkpoint: Checkpoint) -> Path:
-    """Where a target's corpus is kept unless the user names a place."""
+    """Return the default folder of a target's corpus."""
     return cache_folder() / "corpus" / identity(checkpoint)
 
 
 def written_by(folder: Path) -> str:
-    """The identity of the target that wrote a corpus; empty where the folder does not say."""
+    """Return the identity of the target that wrote a corpus; empty if it is not recorded."""
     try:
         return str(json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))["target"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -68,13 +68,15 @@ def prepare(
     seed: int,
     device: torch.device,
 ) -> Corpus:
-    """The corpus in `folder`, written on until a draft can learn from `tokens` tokens of it.
+    """Extend the corpus in `folder` until a draft can learn from `tokens` tokens of it.
 
-    Raises `UsageError` where the folder holds a corpus of another target, prompts or seed.
+    Raises `UsageError` for a corpus of another target, other prompts or another seed.
     """
     folder = folder or default_corpus(checkpoint)
     source = read_prompts(prompts) if prompts else default_prompts()
-    settings = CorpusSettings(seed=seed, longest=min(384, checkpoint.architecture.context))
+    settings = CorpusSettings(
+        seed=seed, longest=min(CorpusSettings.longest, checkpoint.architecture.context)
+    )
     asked = {
         "target": identity(checkpoint),
         "prompts": source.digest(),
@@ -83,7 +85,7 @@ def prepare(
     corpus = Corpus(folder)
     have = corpus.tokens()
     if prompts is None and have >= tokens:
-        del asked["prompts"]  # nothing is written, so it may be of any prompts
+        del asked["prompts"]  # nothing is written, so any prompts fit
     same_settings(folder, _SETTINGS, asked, f"the corpus {folder}", "--corpus")
     if have >= tokens:
         return corpus
@@ -100,16 +102,19 @@ def prepare(
 
 
 def _rows(tokens: int) -> int:
-    """Few answers at once where few tokens are wanted: what is unfinished at the end is dropped."""
+    """Return the number of answers to write at once: few for few tokens.
+
+    Unfinished answers are dropped at the end.
+    """
     return max(8, min(128, tokens // 500))
 
 
 def same_settings(
     folder: Path, name: str, asked: dict[str, object], what: str, option: str
 ) -> None:
-    """Writes the settings that a folder of work was begun with, or compares them.
+    """Store the settings of a folder of work, or compare them with the stored ones.
 
-    Raises `UsageError` naming the first difference, and `EdgespecError` for an unwritable place.
+    Raises `UsageError` that names the first difference, and `EdgespecError` if a write fails.
     """
     path = folder / name
     asked = json.loads(json.dumps(asked))
@@ -124,10 +129,10 @@ def same_settings(
     except OSError as error:
         raise EdgespecError(f"cannot write to {folder}: {error.strerror or error}") from error
     except ValueError as error:
-        raise EdgespecError(f"{path} is damaged; remove {folder} to begin anew") from error
+        raise EdgespecError(f"{path} is damaged; remove {folder} to begin again") from error
     for key in asked:
         if begun.get(key) != asked[key]:
             raise UsageError(
                 f"{what} was begun with {key} {begun.get(key)} and now {key} is {asked[key]}; "
-                f"pass what it was begun with, remove {folder}, or choose another {option}"
+                f"pass the same {key}, remove {folder}, or choose another {option}"
             )

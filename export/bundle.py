@@ -86,7 +86,7 @@ def borders(layers: int, settings: ExportSettings) -> list[int]:
         cuts = list(settings.split)
         if sorted(set(cuts)) != cuts or cuts[0] < 1 or cuts[-1] >= layers:
             raise UsageError(
-                f"--split {','.join(map(str, cuts))} must rise and lie between 1 and "
+                f"--split {','.join(map(str, cuts))} must be ascending and between 1 and "
                 f"{layers - 1}, as the target has {layers} layers"
             )
         return [0, *cuts, layers]

@@ -1,4 +1,4 @@
-"""Samples as tensors: padded batches, and the few words that their losses are computed over."""
+"""Samples as padded tensors, with the candidate tokens that the losses are computed over."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from torch import Tensor
 
 from calibration.corpus import Sample
 
-_STEP = 16
-"""Lengths are rounded up to it: torch keeps memory for every shape that it has met."""
+_PADDING_TOKENS = 16
+"""Lengths are rounded up to a multiple, because torch keeps memory for every new shape."""
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """`n` is the number of positions that are learned from, row after row.
+    """Padded rows with `n` positions to learn from, row after row.
 
-    The losses run over `candidates`, the union of the target's likeliest tokens at all positions:
-    for SmolLM2 some 8 000 of 49 152 words, which makes the head five times cheaper.
+    The losses run over `candidates`, the union of the target's likeliest tokens at all positions.
+    For SmolLM2 these are about 8 000 of 49 152 tokens, which makes the head five times cheaper.
     """
 
     ids: Tensor
     """[rows, tokens] int64, padded on the right."""
     learn: Tensor
-    """[rows, tokens] bool: the next token is the target's own."""
+    """[rows, tokens] bool: the next token was chosen by the target."""
     candidates: Tensor
     """[c] int64, ascending ids."""
     targets: Tensor
-    """[n, top] int64: places in `candidates` of the target's likeliest tokens, falling."""
+    """[n, top] int64: indices in `candidates` of the target's likeliest tokens, descending."""
     probabilities: Tensor
-    """[n, top] float32: theirs, which sum to at most 1."""
+    """[n, top] float32: their probabilities, which sum to at most 1."""
     steps: Tensor
-    """[n] int64: 0 where a row begins, then counting; rounds run along them."""
+    """[n] int64: number of the position in its row, from 0."""
 
 
 def batch(
     samples: Sequence[Sample], device: torch.device, *, answers: bool = False
 ) -> TrainingBatch:
-    """`answers` learns from answers only, and leaves out what the target wrote as a request."""
-    longest = -(-max(len(sample.ids) for sample in samples) // _STEP) * _STEP
+    """Make a batch. With `answers`, requests that the target wrote are not learned from."""
+    longest = -(-max(len(sample.ids) for sample in samples) // _PADDING_TOKENS) * _PADDING_TOKENS
     ids = np.zeros((len(samples), longest), np.int64)
     learn = np.zeros((len(samples), longest), bool)
     top_ids, logprobs, steps = [], [], []
@@ -67,7 +67,7 @@ def batch(
 def batches(
     samples: Sequence[Sample], tokens: int, random: np.random.Generator
 ) -> Iterator[list[Sample]]:
-    """All samples once, in batches of about `tokens` padded tokens, alike in length, shuffled."""
+    """Yield all samples once, in shuffled batches of similar length and about `tokens` tokens."""
     noise = random.uniform(0.8, 1.25, len(samples))
     order = np.argsort(np.array([len(sample.ids) for sample in samples]) * noise)
     groups: list[list[Sample]] = [[]]
@@ -83,7 +83,7 @@ def batches(
 
 
 def most_used(samples: Sequence[Sample], vocabulary: int, count: int) -> npt.NDArray[np.int64]:
-    """The `count` ids that the target thinks of most, ascending, weighed by probability."""
+    """Return the `count` ids with the largest sum of the target's probabilities, ascending."""
     mass = np.zeros(vocabulary)
     for sample in samples:
         cut = slice(sample.learn, len(sample.ids) - 1)

@@ -1,9 +1,9 @@
-"""Which layers of the target a draft starts from: chosen by leaving out what is missed least.
+"""Choosing the target's layers that a draft starts from.
 
-One layer after another is left out, each time the one without which the target's own next-token
-distribution is kept best (KL divergence on held-out answers), until as many are left as the draft
-may have. Layers before the one left out are not run again, so a choice among thirty costs about
-half of a hundred forward passes a layer.
+Layers are removed one by one. Each time, the layer whose removal changes the target's next-token
+distribution least (KL divergence on answers) is removed, until the draft's number of layers
+remains. Layers before a removed one are not run again, so a choice among thirty costs about half of
+a hundred forward passes per layer.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from edgespec.progress import progress
 
 
 def choose_layers(decoder: Decoder, batch: TrainingBatch, count: int) -> list[int]:
-    """The `count` layers, counted from 0 and rising, to keep. Raises `UsageError` for too many."""
+    """Return the `count` layers to keep, ascending from 0. Raises `UsageError` for too many."""
     left_out = set(leave_out(decoder, batch, count))
     return [layer for layer in range(decoder.architecture.layers) if layer not in left_out]
 
 
 @torch.no_grad()
 def leave_out(decoder: Decoder, batch: TrainingBatch, count: int) -> list[int]:
-    """The layers to leave out until `count` remain, what is missed least first.
+    """Return the layers to remove until `count` remain, the least important first.
 
-    A choice of more layers is a beginning of this list. Raises `UsageError` for too many.
+    The list for a larger `count` is the beginning of this one. Raises `UsageError` for too many.
     """
     have = decoder.architecture.layers
     if not 1 <= count <= have:
@@ -51,7 +51,7 @@ def leave_out(decoder: Decoder, batch: TrainingBatch, count: int) -> list[int]:
 
 
 def _states(decoder: Decoder, batch: TrainingBatch, kept: Sequence[int]) -> list[Tensor]:
-    """The state before each of the layers that are kept."""
+    """Return the state before each of the kept layers."""
     states = [decoder.model.embed_tokens(batch.ids)]
     for layer in kept[:-1]:
         states.append(decoder.through(states[-1], [layer]))

@@ -1,14 +1,15 @@
-"""What a draft is trained for: accepted tokens a round.
+"""The training objective of a draft: accepted tokens per round.
 
-With `a_i` the chance that the draft's token at position i is the target's, a round of γ tokens that
-starts after position s accepts `Σ_k Π_{j ≤ k} a_{s+j}` tokens in the mean. Its gradient is that of
-`Σ_i w_i log a_i`, where `w_i` counts the accepted tokens that pass through i: a token early in runs
-that otherwise match is worth most, one behind a certain rejection nothing. Greedy text accepts the
-arg-max only, so `a_i` is the draft's probability of the target's arg-max.
+Let `a_i` be the probability that the draft's token at position i is the target's. A round of γ
+tokens that starts after position s accepts `Σ_k Π_{j ≤ k} a_{s+j}` tokens on average. The gradient
+of this sum is that of `Σ_i w_i log a_i`, where `w_i` is the expected number of accepted tokens that
+depend on i: a token early in an otherwise matching run has a large weight, a token after a certain
+rejection has none. Greedy verification accepts the arg-max only, so `a_i` is the draft's
+probability of the target's arg-max.
 
-Weights alone would give up what is still hard, so the Kullback-Leibler divergence from the
-target's own probabilities (Hinton et al., arXiv 1503.02531; on the target's text, as in
-DistillSpec, arXiv 2310.08461) is added to it.
+With these weights alone, difficult tokens would not be learned. The Kullback-Leibler divergence
+from the target's probabilities is therefore added (Hinton et al., arXiv 1503.02531; on the target's
+text, as in DistillSpec, arXiv 2310.08461).
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from torch.nn import functional
 from calibration.distillation.batches import TrainingBatch
 
 Objective = Literal["divergence", "argmax", "accepted"]
-ROUND = 6
-"""Draft tokens of the rounds that `accepted` looks at."""
+ROUND_TOKENS = 6
+"""Draft tokens per round in the objective `accepted`."""
 
 
 def divergence(logits: Tensor, batch: TrainingBatch) -> Tensor:
-    """KL(target ‖ draft) at each position, up to a constant: [n] from logits [n, candidates]."""
+    """Return KL(target ‖ draft) at each position, up to a constant: [n] from [n, candidates]."""
     logprobs = functional.log_softmax(logits.float(), dim=-1).gather(1, batch.targets)
     return -(batch.probabilities * logprobs).sum(-1)
 
 
 def loss(logits: Tensor, batch: TrainingBatch, objective: Objective) -> Tensor:
-    """The mean over positions, a scalar, from logits [n, candidates]."""
+    """Return the mean over positions, a scalar, from logits [n, candidates]."""
     logprobs = functional.log_softmax(logits.float(), dim=-1)
     soft = -(batch.probabilities * logprobs.gather(1, batch.targets)).sum(-1)
     if objective == "divergence":
@@ -46,20 +47,20 @@ def loss(logits: Tensor, batch: TrainingBatch, objective: Objective) -> Tensor:
 
 
 def accepted_weights(chances: Tensor, steps: Tensor) -> Tensor:
-    """`w_i` of the module's formula, scaled to a mean of 1: [n] from the chances `a` [n].
+    """Return `w_i` of the module's formula, scaled to a mean of 1: [n] from `a` [n].
 
-    A position's weight is the sum over the rounds through it, `Σ_s Σ_k Π_{j ≤ k} a_{s+j}` with
-    s < i ≤ s + k, taken over the starts in its row.
+    The weight of a position is a sum over the rounds that contain it, `Σ_s Σ_k Π_{j ≤ k} a_{s+j}`
+    with s < i ≤ s + k, over the starts s in its row.
     """
     n = len(chances)
     weights = torch.zeros_like(chances)
-    for back in range(ROUND):  # the round started `back` positions before i
+    for back in range(ROUND_TOKENS):  # the round started `back` positions before i
         inside = torch.ones_like(chances)
         for j in range(back + 1):
             inside = inside * functional.pad(chances, (back - j, 0))[:n]
         inside = inside * (steps >= back)
         reached = inside
-        for ahead in range(ROUND - back):
+        for ahead in range(ROUND_TOKENS - back):
             if ahead:
                 following = functional.pad(chances, (0, ahead))[ahead:]
                 same = functional.pad(steps, (0, ahead), value=0)[ahead:] == steps + ahead

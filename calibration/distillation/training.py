@@ -1,8 +1,8 @@
-"""The training loop of a draft: steps, schedule, held-out agreement, and checkpoints of itself.
+"""The training loop of a draft: steps, schedule, held-out agreement and checkpoints.
 
-A run that is killed goes on where its last checkpoint was, at most `SAVE_SECONDS` of training back.
-The schedule follows the share of the run that is over, by steps or by time, whichever is further:
-a short warm-up, then a cosine down to a twentieth of the learning rate.
+A killed run continues from its last checkpoint, at most `SAVE_S` of training back. The schedule
+depends on the completed fraction of the run, by steps or by time (the larger one): a short warm-up,
+then a cosine down to a twentieth of the learning rate.
 """
 
 from __future__ import annotations
@@ -26,11 +26,16 @@ from calibration.distillation.batches import TrainingBatch, batch, batches
 from calibration.distillation.losses import Objective, loss
 from edgespec.errors import EdgespecError, UsageError
 
-SAVE_SECONDS = 45.0
-EVALUATE_SECONDS = 120.0
+SAVE_S = 45.0
+EVALUATE_S = 120.0
 HELD_OUT_TOKENS = 6_000
-_WARM_UP = 0.02
-_CLIP = 1.0
+_WARM_UP_RATIO = 0.02
+"""Fraction of the run during which the learning rate rises."""
+_MAX_GRADIENT_NORM = 1.0
+_FALLBACK_ONE_IN = 8
+"""One sample in so many is held out where the corpus holds out none."""
+_EVALUATED_SAMPLES = 16
+"""Samples of a batch for measuring agreement."""
 _DAMAGED = (
     OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError,
 )  # fmt: skip
@@ -38,10 +43,12 @@ _DAMAGED = (
 
 @dataclass(frozen=True)
 class Schedule:
+    """Length and rate of a training. The names are stored with unfinished work."""
+
     hours: float = 2.0
-    """Of training; what was trained before a kill counts."""
+    """Limit of training time, including the time before an interruption."""
     steps: int = 0
-    """0: as many as `hours` allow."""
+    """Limit of steps; 0: none."""
     batch_tokens: int = 4096
     rate: float = 4e-4
     objective: Objective = "accepted"
@@ -49,21 +56,21 @@ class Schedule:
 
 @dataclass
 class State:
-    """Where a run is. `seconds` is time spent training, over all its starts."""
+    """Progress of a run. `seconds` is the time spent training, over all its starts."""
 
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
 
     def over(self, schedule: Schedule) -> float:
-        """Share of the run that is done, 0 to 1."""
+        """Return the completed fraction of the run, 0 to 1."""
         by_steps = self.step / schedule.steps if schedule.steps else 0.0
         return min(1.0, max(by_steps, self.seconds / (schedule.hours * 3600)))
 
 
 @dataclass(frozen=True)
-class News:
-    """What a step brings; `agreement` only where it was just measured."""
+class TrainingStep:
+    """The result of a step; `agreement` is None unless it was just measured."""
 
     state: State
     loss: float
@@ -71,7 +78,7 @@ class News:
 
 
 class Trainer:
-    """Trains `draft` on `corpus`; `kept` are the ids of a trimmed vocabulary, if it is one."""
+    """Trains `draft` on `corpus`. `kept` are the ids of a trimmed vocabulary, or None."""
 
     def __init__(
         self,
@@ -82,7 +89,7 @@ class Trainer:
         seed: int,
         kept_out: frozenset[bytes] = frozenset(),
     ) -> None:
-        """`kept_out`: the ids of training samples that something is measured on."""
+        """Prepare a run; `kept_out` are the ids of samples that are used for measuring only."""
         self.draft = draft
         self.state = State()
         self.kept: Tensor | None = None
@@ -104,10 +111,10 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.95))
         self._trained = {n: p for n, p in draft.named_parameters() if p.requires_grad}
 
-    def run(self) -> Iterator[News]:
-        """Trains to the end of the schedule. Saves itself now and then, and at the end."""
+    def run(self) -> Iterator[TrainingStep]:
+        """Train to the end of the schedule. Save every `SAVE_S` seconds and at the end."""
         held_out = self._held_out()
-        yield News(self.state, math.nan, self.agreement(held_out))
+        yield TrainingStep(self.state, math.nan, self.agreement(held_out))
         saved = evaluated = self.state.seconds
         for chosen in self._stream():
             before = time.monotonic()
@@ -115,18 +122,20 @@ class Trainer:
             self.state.seconds += time.monotonic() - before
             done = self.state.over(self._schedule) >= 1
             agreement = None
-            if done or self.state.seconds - evaluated > EVALUATE_SECONDS:
+            if done or self.state.seconds - evaluated > EVALUATE_S:
                 agreement, evaluated = self.agreement(held_out), self.state.seconds
-            if done or self.state.seconds - saved > SAVE_SECONDS:
+            if done or self.state.seconds - saved > SAVE_S:
                 self.save()
                 saved = self.state.seconds
-            yield News(self.state, value, agreement)
+            yield TrainingStep(self.state, value, agreement)
             if done:
                 return
 
     def _held_out(self) -> list[Sample]:
-        """What agreement is measured on. A corpus of few requests has nothing held out: then some
-        of its samples are kept out of the training."""
+        """Return the samples that agreement is measured on.
+
+        A corpus of few requests may hold out none. Then some samples are kept out of the training.
+        """
         chosen: list[Sample] = []
         tokens = 0
         for sample in self._corpus.samples(held_out=True):
@@ -136,7 +145,7 @@ class Trainer:
             tokens += len(sample.ids) - 1 - sample.answer
         if not chosen:
             every = list(self._corpus.samples(held_out=False))
-            chosen = every[: max(1, len(every) // 8)]
+            chosen = every[: max(1, len(every) // _FALLBACK_ONE_IN)]
             self._kept_out |= {sample.ids.tobytes() for sample in chosen}
             if len(self._kept_out) >= len({sample.ids.tobytes() for sample in every}):
                 raise UsageError(
@@ -146,7 +155,7 @@ class Trainer:
         return chosen
 
     def _stream(self) -> Iterator[list[Sample]]:
-        """Batches without end; what the corpus has gained is taken up with each lap."""
+        """Yield batches without end. Each lap reads the corpus again, with its new samples."""
         while True:
             samples = [
                 sample
@@ -158,7 +167,7 @@ class Trainer:
 
     def _step(self, part: TrainingBatch) -> float:
         over = self.state.over(self._schedule)
-        rise = min(1.0, (over + 1e-4) / _WARM_UP)
+        rise = min(1.0, (over + 1e-4) / _WARM_UP_RATIO)
         rate = self._schedule.rate * rise * (0.05 + 0.95 * (1 + math.cos(math.pi * over)) / 2)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
@@ -167,7 +176,7 @@ class Trainer:
             value = loss(features @ self._words(part).T, part, self._schedule.objective)
         self._optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(list(self._trained.values()), _CLIP)
+        torch.nn.utils.clip_grad_norm_(list(self._trained.values()), _MAX_GRADIENT_NORM)
         self._optimizer.step()
         if not math.isfinite(float(value.detach())):
             raise EdgespecError(
@@ -179,13 +188,15 @@ class Trainer:
         return float(value.detach())
 
     def _words(self, part: TrainingBatch) -> Tensor:
-        """The output rows of the batch's candidates. Words that were trimmed are never drafted, so
-        there is nothing in them to learn; they stay in the sum, where they do no harm."""
+        """Return the output rows of the batch's candidates.
+
+        Trimmed tokens are never drafted. They stay in the sum of the loss, without harm.
+        """
         return self.draft.output[part.candidates]
 
     @torch.no_grad()
     def agreement(self, samples: Sequence[Sample]) -> float:
-        """Share of the answers' tokens at which the draft names the target's likeliest."""
+        """Return the fraction of answer tokens at which the draft's arg-max is the target's."""
         return agreement(self.draft, samples, self.kept)
 
     def save(self) -> None:
@@ -204,7 +215,7 @@ class Trainer:
             raise EdgespecError(f"writing {self._path} failed ({error})") from error
 
     def resume(self) -> bool:
-        """Takes up what `save` left; whether there was anything."""
+        """Continue from what `save` wrote. Return True if there was anything."""
         if not self._path.is_file():
             return False
         try:
@@ -216,20 +227,20 @@ class Trainer:
             self.state = State(**saved["state"])
         except _DAMAGED as error:
             raise EdgespecError(
-                f"{self._path} cannot be read ({type(error).__name__}); remove it to train anew"
+                f"{self._path} cannot be read ({type(error).__name__}); remove it to train again"
             ) from error
         return True
 
 
 @torch.no_grad()
 def agreement(draft: Decoder, samples: Sequence[Sample], kept: Tensor | None = None) -> float:
-    """Share of answer tokens whose likeliest is the draft's too; 0 without any."""
+    """Return the fraction of answer tokens at which the arg-max is the target's; 0 without any."""
     device, right, count = draft.output.device, 0, 0
     order = sorted(samples, key=lambda sample: len(sample.ids))
     words = draft.output if kept is None else draft.output[kept]
     with autocast(device):
-        for start in range(0, len(order), 16):
-            part = batch(order[start : start + 16], device, answers=True)
+        for start in range(0, len(order), _EVALUATED_SAMPLES):
+            part = batch(order[start : start + _EVALUATED_SAMPLES], device, answers=True)
             logits = draft.features(part.ids)[part.learn] @ words.T
             named = logits.argmax(-1)
             named = named if kept is None else kept[named]

@@ -1,4 +1,4 @@
-"""What a bundle's own engines do on this machine: how often they agree, and what a round costs."""
+"""Measuring a bundle's engines on this machine: agreement and the costs of a round."""
 
 from __future__ import annotations
 
@@ -18,64 +18,68 @@ from engines.base import Engine, Row, final_choices
 from engines.onnxruntime_backend.engine import OrtSettings, device_settings, load_draft, load_target
 from engines.staged import StagedEngine
 
-_COMPARED = 2_000
+_COMPARED_TOKENS = 2_000
 """Answer positions on which a quantised target is compared with its original."""
-_PAST = 128
-"""Cached positions of a step that is timed; fewer where the context is shorter."""
-_REPEATS = 12
+_CACHED_TOKENS = 128
+"""Cached positions of a timed step; fewer for a shorter context."""
+_TIMED_STEPS = 12
 
 
 def draft_evidence(bundle: Bundle, name: str, samples: Sequence[Sample]) -> Evidence:
-    """The draft for a profile over held-out answers."""
+    """Run the draft of a profile over held-out answers."""
     engine = _draft(bundle, name)
     with progress(f"measuring draft {name}", len(samples), unit="samples") as advance:
         return of_engine(engine, samples, advance)
 
 
 def target_agreement(bundle: Bundle, decoder: Decoder, samples: Sequence[Sample]) -> float | None:
-    """How often the target as the bundle stores it names the token that its float32 original,
-    `decoder`, names; None for a target that is float32 itself."""
+    """Compare the bundle's target with its float32 original, `decoder`.
+
+    Return the fraction of positions with the same arg-max; None for a float32 target.
+    """
     chosen = bundle.manifest.target.precisions
     if chosen.layers == chosen.head == chosen.embedding == "fp32":
         return None
     few: list[Sample] = []
-    while len(few) < len(samples) and sum(map(answered, few)) < _COMPARED:
+    while len(few) < len(samples) and sum(map(answered, few)) < _COMPARED_TOKENS:
         few.append(samples[len(few)])
     engine = load_target(bundle, OrtSettings(threads=usable_cores(), slots=1))
     with progress("comparing the target", 2 * len(few), unit="samples") as advance:
-        wanted = originals(decoder, few, advance)
-        said = of_engine(engine, few, advance)
-    return float((said.tokens == wanted).mean())
+        original = originals(decoder, few, advance)
+        stored = of_engine(engine, few, advance)
+    return float((stored.tokens == original).mean())
 
 
 def costs(bundle: Bundle, length: int) -> Costs:
-    """Of rounds of `length` draft tokens, with the bundle's first draft if it has any."""
+    """Measure rounds of `length` draft tokens, with the bundle's first draft if it has one."""
     target = bundle.manifest.target
     layers = target.architecture.layers
     engine = load_target(bundle, OrtSettings(threads=usable_cores(), slots=1))
-    verify, need = step_time(engine, length + 1), math.inf
+    verify_ms, draft_ms = step_time_ms(engine, length + 1), math.inf
     if name := bundle.manifest.default_draft:
-        need = length * step_time(_draft(bundle, name), 1)
+        draft_ms = length * step_time_ms(_draft(bundle, name), 1)
     share = head_share(target.architecture, target.precisions)
-    return Costs(layers, verify * (1 - share) / layers, verify * share, need)
+    return Costs(layers, verify_ms * (1 - share) / layers, verify_ms * share, draft_ms)
 
 
-def step_time(engine: Engine, tokens: int) -> float:
-    """Milliseconds of a step of `tokens` tokens in one slot, choices after each: the least of
-    several, since whatever else the machine does only adds to it."""
-    past = min(_PAST, engine.context - tokens)
+def step_time_ms(engine: Engine, tokens: int) -> float:
+    """Time a step of `tokens` tokens in one slot, with choices after each token.
+
+    Return the least of several times, because other load on the machine only adds time.
+    """
+    past = min(_CACHED_TOKENS, engine.context - tokens)
     ids = [number % engine.vocabulary for number in range(past + tokens)]
     slot = engine.open()
     final_choices(engine, [Row(slot, 0, ids[:past], 0)])
-    taken = []
-    for _ in range(_REPEATS):
+    times_s = []
+    for _ in range(_TIMED_STEPS):
         before = time.perf_counter()
         final_choices(engine, [Row(slot, past, ids[past:], tokens)])
-        taken.append(time.perf_counter() - before)
+        times_s.append(time.perf_counter() - before)
     engine.close(slot)
-    return min(taken) * 1e3
+    return min(times_s) * 1e3
 
 
 def _draft(bundle: Bundle, name: str) -> StagedEngine:
-    """A draft as a device runs it."""
+    """Load a draft with the settings of a device."""
     return load_draft(bundle, name, device_settings(name))

@@ -1,6 +1,6 @@
-"""`edgespec calibrate`: trains exit heads, fits confidences, and says where to cut the target.
+"""`edgespec calibrate`: training exit heads, fitting confidences, recommending a split.
 
-The bundle is left as it is; what is found here is installed by whoever calls.
+The bundle is not changed here; the caller installs the results.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from calibration.exit_heads.evidence import answered, divide, of_exits
 from calibration.exit_heads.exits import HEADS, candidates, replace, write_heads
 from calibration.exit_heads.plots import agreement_by_layer, reliability_diagram
 from calibration.exit_heads.recommend import Bools, Ids, foreseen, recommend
-from calibration.exit_heads.report import Exit, Report
+from calibration.exit_heads.report import CalibrationReport, ExitReport
 from calibration.exit_heads.training import ExitSettings, ExitTrainer
 from calibration.target import device, identity, prepare, same_settings
 from edgespec.checkpoint import Checkpoint
@@ -40,34 +40,36 @@ from engines.machine.profiles import precisions
 
 HELD_OUT_TOKENS = 6_000
 WORK = "work"
-"""Folder of a run that is not finished, beside what it writes."""
+"""Folder of an unfinished run, inside the output folder."""
 
 
 @dataclass(frozen=True)
 class CalibrateSettings:
+    """What to calibrate, and on which text."""
+
     target: str
-    """As the user names it; for the command that is recommended."""
+    """The user's name of the target, for the recommended command."""
     corpus: Path | None = None
-    """None: the target's own in the cache."""
+    """None: the target's corpus in the cache."""
     tokens: int = 200_000
-    """Of the target's text; the corpus is written on until it has as many."""
+    """Tokens to train on; a shorter corpus is extended."""
     out: Path | None = None
-    """None: beside the bundle."""
+    """None: `<bundle>-calibration`."""
     device: str = "auto"
     seed: int = 0
 
 
 class Calibrated(NamedTuple):
-    """What is to be installed in the bundle, and what is to be said."""
+    """The results: files to install in the bundle, and the report."""
 
     heads: Path
-    report: Report
+    report: CalibrationReport
     pictures: list[Path]
-    """Empty without matplotlib."""
+    """Plots; empty without matplotlib."""
 
 
 class _Measured(NamedTuple):
-    """A head or a draft over the held-out text."""
+    """Measurements of a head or a draft on the held-out text."""
 
     evidence: Evidence
     calibration: Calibration
@@ -75,7 +77,7 @@ class _Measured(NamedTuple):
 
 
 def run(checkpoint: Checkpoint, bundle: Bundle, settings: CalibrateSettings) -> Calibrated:
-    """Trains, measures and writes. Takes up a run that was killed.
+    """Train, measure and write the results. Continues a killed run.
 
     Raises:
         UsageError: the target is not the bundle's or has one layer, a killed run had other
@@ -122,7 +124,7 @@ def run(checkpoint: Checkpoint, bundle: Bundle, settings: CalibrateSettings) -> 
 
 
 def check_same(checkpoint: Checkpoint, bundle: Bundle) -> None:
-    """Raises `UsageError` naming what a checkpoint and a bundle's target differ in."""
+    """Raise `UsageError` that names a difference between a checkpoint and a bundle's target."""
     target = bundle.manifest.target
     pairs: list[tuple[str, object, object]] = [
         (field, getattr(checkpoint.architecture, field), getattr(target.architecture, field))
@@ -133,11 +135,12 @@ def check_same(checkpoint: Checkpoint, bundle: Bundle) -> None:
         ("tokenizer", mark[:12], bundle.manifest.text.fingerprint[:12]),
         ("name", checkpoint.name, target.origin.name),
     ]
-    for what, ours, theirs in pairs:
-        if ours != theirs:
+    for what, of_checkpoint, of_bundle in pairs:
+        if of_checkpoint != of_bundle:
             raise UsageError(
                 f"{bundle.folder} was not exported from {checkpoint.name}: its target has {what} "
-                f"{theirs} and this one {ours}; give the target that the bundle was made of"
+                f"{of_bundle} and this one {of_checkpoint}; give the target that the bundle was "
+                "made of"
             )
 
 
@@ -166,48 +169,50 @@ def _report(
     exits: Mapping[int, _Measured],
     plain: Mapping[int, float],
     drafts: Mapping[str, _Measured],
-) -> Report:
-    """Replays rounds of the bundle's first draft on the held-out text. Without any draft a round
-    is the target's next token alone."""
+) -> CalibrationReport:
+    """Replay rounds of the bundle's first draft on the held-out text.
+
+    Without a draft, a round is the target's next token alone.
+    """
     drafted = drafts.get(bundle.manifest.default_draft)
     length = EdgeSettings().draft_length if drafted else 0
-    wanted = next(iter(exits.values())).evidence.answers("target")
-    own = drafted.evidence.answers("tokens") if drafted else wanted
+    target = next(iter(exits.values())).evidence.answers("target")
+    own = drafted.evidence.answers("tokens") if drafted else target
 
-    def named(guesses: Sequence[Ids]) -> Bools:
-        rounds = zip(guesses, own, wanted, strict=True)
+    def predicted(guesses: Sequence[Ids]) -> Bools:
+        rounds = zip(guesses, own, target, strict=True)
         return np.concatenate([foreseen(g, d, t, length) for g, d, t in rounds])
 
-    right = {layer: named(found.evidence.answers("tokens")) for layer, found in exits.items()}
-    known = named(own) if drafted else np.zeros_like(next(iter(right.values())))
+    right = {layer: predicted(found.evidence.answers("tokens")) for layer, found in exits.items()}
+    guessed = predicted(own) if drafted else np.zeros_like(next(iter(right.values())))
     price = costs(bundle, length)
-    best = recommend(right, known, price)
-    return Report(
+    best = recommend(right, guessed, price)
+    return CalibrationReport(
         target=bundle.manifest.target.origin.name,
         layers=price.layers,
         exits=[
-            Exit(
+            ExitReport(
                 layer=layer,
                 untrained=plain[layer],
                 calibration=found.calibration,
-                remaining=price.remaining(layer) / price.verify,
-                foreseen=float((right[layer] & ~known).sum() / max(1, len(known))),
-                value=best.alone[layer],
+                remaining=price.remaining_ms(layer) / price.verify_ms,
+                foreseen=float((right[layer] & ~guessed).sum() / max(1, len(guessed))),
+                gain_ms=best.alone_ms[layer],
             )
             for layer, found in exits.items()
         ],
         drafts={name: found.calibration for name, found in drafts.items()},
-        verify_ms=price.verify,
-        head_ms=price.head,
-        draft_ms=price.need if drafted else 0.0,
+        verify_ms=price.verify_ms,
+        head_ms=price.head_ms,
+        draft_ms=price.draft_ms if drafted else 0.0,
         draft_length=length,
         split=best.split,
-        value=best.value,
+        gain_ms=best.gain_ms,
     )
 
 
 def _command(settings: CalibrateSettings, bundle: Bundle, heads: Path, split: Sequence[int]) -> str:
-    """Exports the target as recommended, in the precision that it has, beside the bundle."""
+    """Return the command that exports the target as recommended, in its present precision."""
     chosen = bundle.manifest.target.precisions
     words = ["edgespec", "export", settings.target, "--out", f"{bundle.folder}-split"]
     if split:
@@ -219,16 +224,19 @@ def _command(settings: CalibrateSettings, bundle: Bundle, heads: Path, split: Se
 
 
 def _draw(
-    out: Path, report: Report, exits: Mapping[int, _Measured], drafts: Mapping[str, _Measured]
+    out: Path,
+    report: CalibrationReport,
+    exits: Mapping[int, _Measured],
+    drafts: Mapping[str, _Measured],
 ) -> list[Path]:
-    """The pictures; none without matplotlib."""
+    """Draw the plots; none without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return []
     layers, reliable = out / "agreement-by-layer.png", out / "reliability.png"
     agreement_by_layer(
         layers,
-        {leaving.layer: leaving.untrained for leaving in report.exits},
-        {leaving.layer: leaving.calibration.agreement for leaving in report.exits},
+        {one.layer: one.untrained for one in report.exits},
+        {one.layer: one.calibration.agreement for one in report.exits},
         report.split,
         report.layers,
     )

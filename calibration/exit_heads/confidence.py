@@ -1,10 +1,10 @@
-"""Fitting confidences: two numbers that turn log-odds into a probability that holds.
+"""Fitting confidences: two numbers that turn log-odds into a calibrated probability.
 
-Platt scaling (Platt 1999): `p = sigmoid(slope * log_odds + offset)`, fitted by maximum likelihood
-on one half of the held-out samples and judged on the other. The targets are Platt's smoothed ones,
-`(right + 1) / (right + 2)` for 1 and `1 / (wrong + 2)` for 0, so that evidence which is all right,
-all wrong or cleanly separated has a finite fit. The likelihood is concave in two unknowns, so
-Newton's method with halved steps reaches its top from anywhere.
+Platt scaling (Platt 1999) is `p = sigmoid(slope * log_odds + offset)`, fitted by maximum likelihood
+on one half of the held-out samples and measured on the other. The targets are Platt's smoothed
+ones, `(right + 1) / (right + 2)` for 1 and `1 / (wrong + 2)` for 0, so that the fit is finite even
+if all tokens are right, all are wrong, or both are separable. The likelihood is concave in two
+unknowns, so Newton's method with halved steps converges to its maximum from any start.
 """
 
 from __future__ import annotations
@@ -18,53 +18,53 @@ import numpy.typing as npt
 from edgespec.confidence import Floats, Reliability, calibration_error, reliability, sigmoid
 from edgespec.manifest import Calibration
 
-_STEPS = 50
-_FEWEST = 2
-"""Positions that a half needs."""
+_MAX_NEWTON_STEPS = 50
+_MIN_HALF_TOKENS = 2
+"""Least positions of a half."""
 
 Floats64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a draft or an exit head said at the positions of some samples, one after another."""
+    """Predictions of a draft or an exit head at the positions of some samples, concatenated."""
 
     log_odds: Floats
-    """[n], of its likeliest token."""
+    """[n]: log-odds of the likeliest token."""
     tokens: npt.NDArray[np.int64]
-    """[n]: that token."""
+    """[n]: the likeliest token."""
     target: npt.NDArray[np.int64]
-    """[n]: the target's."""
+    """[n]: the target's token."""
     sample: npt.NDArray[np.int64]
-    """[n]: the number of the sample, rising."""
+    """[n]: number of the sample, ascending."""
 
     @property
     def right(self) -> npt.NDArray[np.bool_]:
         return np.asarray(self.tokens == self.target, np.bool_)
 
     def answers(self, what: Literal["tokens", "target"]) -> list[npt.NDArray[np.int64]]:
-        """One of the two, cut into the samples' answers."""
+        """Return one of the two arrays, split into the samples' answers."""
         borders = np.flatnonzero(np.diff(self.sample)) + 1
         return np.split(getattr(self, what), borders)
 
 
 def platt(log_odds: Floats, right: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """(slope, offset) of the likeliest sigmoid; (1, 0) without evidence."""
+    """Return (slope, offset) of the likeliest sigmoid; (1, 0) without evidence."""
     if not len(log_odds):
         return 1.0, 0.0
-    wins = int(right.sum())
-    wanted = np.where(right, (wins + 1) / (wins + 2), 1 / (len(right) - wins + 2))
-    # A spread of 1 keeps the two unknowns of one size.
+    count = int(right.sum())
+    smoothed = np.where(right, (count + 1) / (count + 2), 1 / (len(right) - count + 2))
+    # With a spread of 1 the two unknowns have the same magnitude.
     middle, spread = float(log_odds.mean()), float(log_odds.std()) or 1.0
     x = np.stack([(log_odds.astype(np.float64) - middle) / spread, np.ones(len(log_odds))], axis=1)
     weights = np.zeros(2)
-    for _ in range(_STEPS):
+    for _ in range(_MAX_NEWTON_STEPS):
         p = np.exp(-np.logaddexp(0.0, -x @ weights))
-        ascent = x.T @ (wanted - p)
+        ascent = x.T @ (smoothed - p)
         curve = (x * (p * (1 - p))[:, None]).T @ x + 1e-9 * np.eye(2)
         step = np.linalg.solve(curve, ascent)
-        before = _likelihood(x @ weights, wanted)
-        while _likelihood(x @ (weights + step), wanted) < before and np.abs(step).max() > 1e-9:
+        before = _likelihood(x @ weights, smoothed)
+        while _likelihood(x @ (weights + step), smoothed) < before and np.abs(step).max() > 1e-9:
             step = step / 2
         weights = weights + step
         if np.abs(step).max() < 1e-8:
@@ -73,22 +73,24 @@ def platt(log_odds: Floats, right: npt.NDArray[np.bool_]) -> tuple[float, float]
     return float(scaled), float(weights[1] - scaled * middle)
 
 
-def _likelihood(z: Floats64, wanted: Floats64) -> float:
-    """Mean log-likelihood of the targets under sigmoid(z)."""
-    return float((wanted * z - np.logaddexp(0.0, z)).mean())
+def _likelihood(z: Floats64, smoothed: Floats64) -> float:
+    """Return the mean log-likelihood of the smoothed targets under sigmoid(z)."""
+    return float((smoothed * z - np.logaddexp(0.0, z)).mean())
 
 
 def halves(evidence: Evidence) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Positions to fit on and positions to judge on: every other sample, or every other position
-    where there are too few samples for that."""
+    """Return the positions to fit on and the positions to measure on, [n] bool each.
+
+    Every other sample is for fitting, or every other position if there are too few samples.
+    """
     fit = evidence.sample % 2 == 0
-    if min(fit.sum(), (~fit).sum()) < _FEWEST:
+    if min(fit.sum(), (~fit).sum()) < _MIN_HALF_TOKENS:
         fit = np.arange(len(fit)) % 2 == 0
     return fit, ~fit
 
 
 def calibrate(evidence: Evidence) -> tuple[Calibration, list[Reliability]]:
-    """The fit, and its figures and reliability on the half that it has not seen."""
+    """Fit on one half. Return the figures and the reliability on the other half."""
     fit, judge = halves(evidence)
     right = evidence.right
     slope, offset = platt(evidence.log_odds[fit], right[fit])

@@ -1,8 +1,8 @@
-"""Collecting evidence: exit heads, drafts and a quantised target over held-out answers.
+"""Predictions of exit heads, drafts and a quantised target over held-out answers.
 
-All of them read the same text, the target's own (teacher-forced), and are asked for the token after
-each position of an answer. A draft's round continues the target's text as long as it is right, so
-this is what it would have said in use up to its first mistake, which ends the round anyway.
+All of them read the same text, the target's own (teacher-forced), and predict the token after each
+position of an answer. In use, a draft continues the target's text until its first mistake, which
+ends the round, so these predictions equal those in use.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from edgespec.errors import UsageError
 from edgespec.progress import Advance
 from engines.base import TOP, Engine, Row, final_choices
 
-_CHUNK = 512
-"""Positions that a head over the whole vocabulary takes at a time."""
-_PREFILL = 128
-_LARGEST = 60.0
-"""Log-odds beyond which a sigmoid is 0 or 1 in float32 anyway."""
-_SCARCE = 200
+_CHUNK_TOKENS = 512
+"""Positions for which the logits of the full vocabulary are computed at a time."""
+_PREFILL_TOKENS = 128
+_MAX_LOG_ODDS = 60.0
+"""Limit of log-odds, beyond which a sigmoid is 0 or 1 in float32."""
+_MIN_HELD_OUT_TOKENS = 200
+_FALLBACK_ONE_IN = 8
+"""One sample in about so many is held out where the corpus holds out too few."""
 
 
 @dataclass
 class Collector:
-    """Evidence in the making."""
+    """Collects predictions, sample by sample."""
 
     parts: list[tuple[npt.NDArray[np.floating], npt.NDArray[np.int64], Sample, int]] = field(
         default_factory=list
@@ -46,8 +48,8 @@ class Collector:
         top_logits: npt.NDArray[np.floating],
         tokens: npt.NDArray[np.int64],
     ) -> None:
-        """What was said after each answer position of a sample: [n, TOP] and [n]."""
-        odds = np.clip(log_odds(top_logits), -_LARGEST, _LARGEST)
+        """Add the predictions after each answer position of a sample: [n, TOP] and [n]."""
+        odds = np.clip(log_odds(top_logits), -_MAX_LOG_ODDS, _MAX_LOG_ODDS)
         self.parts.append((odds, tokens, sample, number))
 
     def evidence(self) -> Evidence:
@@ -60,20 +62,20 @@ class Collector:
 
 
 def answer(sample: Sample) -> npt.NDArray[np.int64]:
-    """The target's likeliest token after each position of the answer, [n]."""
+    """Return the target's likeliest token after each position of the answer, [n]."""
     return sample.top_ids[sample.answer : len(sample.ids) - 1, 0].astype(np.int64)
 
 
 def divide(corpus: Corpus, tokens: int, held_out: int, context: int) -> tuple[list[Sample], ...]:
-    """(samples with about `tokens` answer tokens to train on, others with about `held_out`).
+    """Return samples with about `tokens` answer tokens to train on, others with about `held_out`.
 
-    What is held out is the corpus' own choice, or where that is scarce every eighth sample or so,
-    which is then not trained on. Samples end at `context`. Raises `UsageError` for too little text.
+    The corpus decides what is held out. If that is too little, about every eighth other sample is
+    held out too. Samples end at `context`. Raises `UsageError` for too little text.
     """
     kept = _some(_cut(corpus.samples(held_out=True), context), held_out)
     training = _some(_cut(corpus.samples(held_out=False), context), tokens)
-    if len(kept) < 2 or sum(map(answered, kept)) < _SCARCE:
-        every = max(2, min(8, len(training) // 2))
+    if len(kept) < 2 or sum(map(answered, kept)) < _MIN_HELD_OUT_TOKENS:
+        every = max(2, min(_FALLBACK_ONE_IN, len(training) // 2))
         kept += training[::every]
         training = [sample for number, sample in enumerate(training) if number % every]
     if len(kept) < 2 or not training:
@@ -85,6 +87,7 @@ def divide(corpus: Corpus, tokens: int, held_out: int, context: int) -> tuple[li
 
 
 def answered(sample: Sample) -> int:
+    """Return the number of answer tokens."""
     return max(0, len(sample.ids) - 1 - sample.answer)
 
 
@@ -110,9 +113,9 @@ def _some(samples: Iterator[Sample], tokens: int) -> list[Sample]:
 def of_exits(
     decoder: Decoder, heads: nn.ModuleDict, samples: Sequence[Sample], advance: Advance
 ) -> tuple[dict[int, Evidence], dict[int, float]]:
-    """(evidence by layer, agreement of the untrained head by layer); `advance` counts samples.
+    """Return (evidence by layer, agreement of the untrained head by layer).
 
-    Trained heads are measured in float32, as a bundle runs them.
+    Trained heads are measured in float32, as in a bundle. `advance` is called after every sample.
     """
     collected = {int(layer): Collector() for layer in heads}
     plain = dict.fromkeys(collected, 0)
@@ -134,10 +137,10 @@ def of_exits(
 
 
 def top(decoder: Decoder, hidden: Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """The likeliest tokens and their logits, [n, TOP], of states [n, hidden] before the norm."""
+    """Return logits and ids of the likeliest tokens, [n, TOP], for states [n, hidden]."""
     logits, ids = [], []
-    for start in range(0, len(hidden), _CHUNK):
-        part = hidden[start : start + _CHUNK]
+    for start in range(0, len(hidden), _CHUNK_TOKENS):
+        part = hidden[start : start + _CHUNK_TOKENS]
         values, places = decoder.logits(decoder.model.norm(part)).topk(
             min(TOP, decoder.architecture.vocabulary)
         )
@@ -147,13 +150,13 @@ def top(decoder: Decoder, hidden: Tensor) -> tuple[npt.NDArray[np.float32], npt.
 
 
 def of_engine(engine: Engine, samples: Sequence[Sample], advance: Advance) -> Evidence:
-    """What a bundle's draft or target says; `advance` counts samples."""
+    """Run a bundle's draft or target. `advance` is called after every sample."""
     collector = Collector()
     for number, sample in enumerate(samples):
         slot, end = engine.open(), len(sample.ids) - 1
         tokens, logits = [], []
-        for start in range(0, end, _PREFILL):
-            stop = min(end, start + _PREFILL)
+        for start in range(0, end, _PREFILL_TOKENS):
+            stop = min(end, start + _PREFILL_TOKENS)
             wanted = max(0, stop - max(start, sample.answer))
             row = Row(slot, start, sample.ids[start:stop].tolist(), wanted)
             (choices,) = final_choices(engine, [row])
@@ -170,7 +173,7 @@ def of_engine(engine: Engine, samples: Sequence[Sample], advance: Advance) -> Ev
 def originals(
     decoder: Decoder, samples: Sequence[Sample], advance: Advance
 ) -> npt.NDArray[np.int64]:
-    """The checkpoint's own choice, in float32, after each answer position of all samples, [n]."""
+    """Return the checkpoint's arg-max in float32 after each answer position of all samples, [n]."""
     chosen = []
     for sample in samples:
         ids = torch.from_numpy(sample.ids[None].astype(np.int64)).to(decoder.output.device)

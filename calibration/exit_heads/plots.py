@@ -1,4 +1,4 @@
-"""The pictures of a calibration. They need matplotlib, and nothing else does."""
+"""The plots of a calibration. They need matplotlib."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def agreement_by_layer(
     split: Sequence[int],
     layers: int,
 ) -> None:
-    """Agreement before and after training, and where the target should be cut."""
+    """Plot agreement before and after training, and the recommended split."""
     figure, axes = _figure(6.4, 4.0)
     for values, label in ((trained, "trained"), (untrained, "untrained")):
         order = sorted(values)
@@ -24,8 +24,8 @@ def agreement_by_layer(
         axes.axvline(layer, linestyle=":", color="grey", label="" if number else "recommended")
     axes.set_xticks(sorted(trained))
     axes.set(
-        xlabel=f"layers done, of {layers}",
-        ylabel="share of tokens that are the target's",
+        xlabel=f"layers before the exit, of {layers}",
+        ylabel="fraction of tokens equal to the target's",
         title="Exit heads: agreement with the target",
         ylim=(0, 1),
     )
@@ -35,7 +35,7 @@ def agreement_by_layer(
 
 
 def reliability_diagram(path: Path, bins: Mapping[str, Sequence[Reliability]]) -> None:
-    """Confidence against the share that was right; on the diagonal it is calibrated."""
+    """Plot confidence against the fraction of right tokens; the diagonal is perfect calibration."""
     figure, axes = _figure(5.0, 5.0)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":")
     for label, points in bins.items():
@@ -48,7 +48,7 @@ def reliability_diagram(path: Path, bins: Mapping[str, Sequence[Reliability]]) -
         )
     axes.set(
         xlabel="confidence",
-        ylabel="share that was right",
+        ylabel="fraction of right tokens",
         title="Reliability on held-out text",
         xlim=(0, 1),
         ylim=(0, 1),
@@ -59,7 +59,7 @@ def reliability_diagram(path: Path, bins: Mapping[str, Sequence[Reliability]]) -
 
 
 def _figure(width: float, height: float):  # type: ignore[no-untyped-def]
-    """A figure without a screen, a window system or global state."""
+    """Make a figure without a screen, a window system or global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

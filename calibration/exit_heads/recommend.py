@@ -1,17 +1,17 @@
-"""Which layers deserve an exit head: worth of a hint against what its head costs.
+"""Choosing the layers with an exit head: the gain of a hint against the cost of its head.
 
-A hint from layer L names the outcome of a round before the verdict does: how many draft tokens are
-accepted, and the token after them. It is worth the verify time that is still to come, since the
-device can already draft what follows, but no more than the device needs for that (draft length
-times draft step), and only in rounds whose outcome the device had not guessed by itself (all
-accepted, then its own next token) and no earlier exit has named. Each exit head costs the shared
-output matrix once more, in every round, while the verdict waits. So a split is worth, a round,
+A hint from layer L predicts the outcome of a round before the verdict: the number of accepted draft
+tokens, and the token after them. It gains the remaining verify time, because the device can already
+draft the next tokens, but at most the time that the device needs for that (draft length times draft
+step). It gains nothing in rounds whose outcome the device guessed itself (all accepted, then its
+own next token) or an earlier exit predicted. Each exit head runs the shared output matrix once more
+in every round, before the verdict. The gain of a split per round is therefore
 
-    Σ_rounds min(remaining(first exit that is right), need) / rounds  -  Σ_exits cost
+    Σ_rounds min(remaining(first exit that is right), draft time) / rounds  -  Σ_exits cost
 
-and the best of all splits of up to `MOST` candidates is recommended: none where none is above 0.
-The rounds are replayed on held-out text, so nothing is assumed about how exits and draft err
-together. A hint that is wrong costs no more than its head: the device keeps its own guess as well.
+The best of all splits of up to `MAX_EXITS` candidates is recommended, or none if no gain is
+positive. The rounds are replayed on held-out text, so there is no assumption about joint errors of
+exits and draft. A wrong hint costs only its head, because the device keeps its own guess too.
 """
 
 from __future__ import annotations
@@ -26,73 +26,78 @@ import numpy.typing as npt
 from edgespec.architecture import Architecture
 from edgespec.manifest import Precisions
 
-MOST = 3
-"""Exits of one target; a fourth has never paid."""
-_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.5, "int4": 4.5}
+MAX_EXITS = 3
+"""Most exits of one target; a fourth never gained anything."""
+_BITS_PER_WEIGHT = {"fp32": 32.0, "fp16": 16.0, "int8": 8.5, "int4": 4.5}
 
 Bools = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int64]
 
 
 class Costs(NamedTuple):
-    """Milliseconds."""
+    """Measured times of one round."""
 
     layers: int
-    layer: float
-    """One layer for the rows of a round."""
-    head: float
-    """The output matrix for them, which is what an exit costs."""
-    need: float
-    """What the device needs to draft a round."""
+    layer_ms: float
+    """Time of one layer for the rows of a round."""
+    head_ms: float
+    """Time of the output matrix for these rows, which is the cost of an exit."""
+    draft_ms: float
+    """Time that the device needs to draft a round."""
 
     @property
-    def verify(self) -> float:
-        return self.layers * self.layer + self.head
+    def verify_ms(self) -> float:
+        return self.layers * self.layer_ms + self.head_ms
 
-    def remaining(self, layer: int) -> float:
-        """Verify time still to come when the hint of an exit after `layer` is known."""
-        return (self.layers - layer) * self.layer + self.head
+    def remaining_ms(self, layer: int) -> float:
+        """Return the verify time after the hint of an exit after `layer`."""
+        return (self.layers - layer) * self.layer_ms + self.head_ms
 
 
 class Recommendation(NamedTuple):
+    """The best split, and its gain."""
+
     split: tuple[int, ...]
-    """Layers to cut after; empty where no exit is worth its head."""
-    value: float
-    """Milliseconds gained a round."""
-    alone: dict[int, float]
-    """The same for each candidate as the only exit."""
+    """Layers to cut after; empty if no exit gains more than it costs."""
+    gain_ms: float
+    """Time gained per round."""
+    alone_ms: dict[int, float]
+    """Gain of each candidate as the only exit."""
 
 
-def recommend(right: Mapping[int, Bools], known: Bools, costs: Costs) -> Recommendation:
-    """The split that is worth most; of equal ones the one with the fewest and latest exits.
+def recommend(right: Mapping[int, Bools], guessed: Bools, costs: Costs) -> Recommendation:
+    """Return the split with the largest gain; of equal ones, that with the fewest, latest exits.
 
     Args:
-        right: By layer, whether the exit's hint named the round's outcome, [rounds].
-        known: Whether the device's own guess did, [rounds].
+        right: By layer, True where the exit's hint predicted the round's outcome, [rounds].
+        guessed: True where the device's own guess did, [rounds].
     """
-    worth: dict[tuple[int, ...], float] = {(): 0.0}
-    for count in range(1, min(MOST, len(right)) + 1):
+    gains: dict[tuple[int, ...], float] = {(): 0.0}
+    for count in range(1, min(MAX_EXITS, len(right)) + 1):
         for split in combinations(sorted(right), count):
-            worth[split] = value(split, right, known, costs)
-    best = max(worth, key=lambda split: (round(worth[split], 9), -len(split), split))
-    return Recommendation(best, worth[best], {layer: worth[layer,] for layer in sorted(right)})
+            gains[split] = gain_ms(split, right, guessed, costs)
+    best = max(gains, key=lambda split: (round(gains[split], 9), -len(split), split))
+    return Recommendation(best, gains[best], {layer: gains[layer,] for layer in sorted(right)})
 
 
-def value(split: Sequence[int], right: Mapping[int, Bools], known: Bools, costs: Costs) -> float:
-    """Milliseconds that exits after the layers of `split`, rising, gain a round."""
-    open_, gained = ~known, 0.0
+def gain_ms(
+    split: Sequence[int], right: Mapping[int, Bools], guessed: Bools, costs: Costs
+) -> float:
+    """Return the gain per round of exits after the layers of `split`, ascending."""
+    undecided, gained_ms = ~guessed, 0.0
     for layer in split:
-        named = open_ & right[layer]
-        gained += float(named.mean() if len(named) else 0) * min(costs.remaining(layer), costs.need)
-        open_ = open_ & ~named
-    return gained - len(split) * costs.head
+        predicted = undecided & right[layer]
+        most_ms = min(costs.remaining_ms(layer), costs.draft_ms)
+        gained_ms += float(predicted.mean() if len(predicted) else 0) * most_ms
+        undecided = undecided & ~predicted
+    return gained_ms - len(split) * costs.head_ms
 
 
 def outcomes(draft: Ids, target: Ids, length: int) -> tuple[Ids, Ids]:
-    """(accepted length, next token) of the rounds that start at each position of an answer.
+    """Return (accepted length, next token) of the rounds that start at each position of an answer.
 
     `draft` and `target` [n] hold the token after each position; rounds of `length` draft tokens
-    that would reach past the end are left out, so both results are [max(0, n - length)].
+    that would reach beyond the end are omitted, so both results are [max(0, n - length)].
     """
     rounds = max(0, len(target) - length)
     accepted = np.full(rounds, length)
@@ -103,11 +108,11 @@ def outcomes(draft: Ids, target: Ids, length: int) -> tuple[Ids, Ids]:
 
 
 def foreseen(guess: Ids, draft: Ids, target: Ids, length: int) -> Bools:
-    """Whether taking `guess` for the target's tokens names each round's outcome, [n - length].
+    """Return True where `guess`, used as the target's tokens, predicts a round's outcome.
 
-    A round counts up to its first mismatch, where the texts are the same, so replaying it on the
-    target's text is exact. With the draft itself as the guess it is: all accepted, and its own
-    next token.
+    The result is [n - length]. A round ends at its first mismatch, and the texts are the same up to
+    there, so the replay on the target's text is exact. With the draft itself as the guess, the
+    predicted outcome is: all accepted, and the draft's own next token.
     """
     accepted, token = outcomes(draft, target, length)
     guessed, following = outcomes(draft, guess, length)
@@ -115,9 +120,11 @@ def foreseen(guess: Ids, draft: Ids, target: Ids, length: int) -> Bools:
 
 
 def head_share(shapes: Architecture, precisions: Precisions) -> float:
-    """Share of a short verify that the output matrix takes, by the bytes of weights that are read,
-    which is what a step of a few rows costs on CPU and GPU alike."""
+    """Return the fraction of a short verify that the output matrix takes.
+
+    The bytes of the weights decide the time of a step of a few rows, on CPU and GPU.
+    """
     queries, keys = shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
     layer = shapes.hidden * (2 * queries + 2 * keys + 3 * shapes.intermediate)
-    head = shapes.hidden * shapes.vocabulary * _BITS[precisions.head]
-    return head / (head + shapes.layers * layer * _BITS[precisions.layers])
+    head = shapes.hidden * shapes.vocabulary * _BITS_PER_WEIGHT[precisions.head]
+    return head / (head + shapes.layers * layer * _BITS_PER_WEIGHT[precisions.layers])

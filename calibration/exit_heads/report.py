@@ -1,4 +1,4 @@
-"""What `edgespec calibrate` has found, as a table for people and as JSON."""
+"""The report of `edgespec calibrate`, as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -11,61 +11,63 @@ from rich.table import Table
 from edgespec.manifest import Calibration
 
 
-class Exit(msgspec.Struct, frozen=True):
-    """An exit head after `layer` layers."""
+class ExitReport(msgspec.Struct, frozen=True):
+    """The figures of an exit head after `layer` layers."""
 
     layer: int
     untrained: float
     """Agreement with the target's tokens before training."""
     calibration: Calibration
     remaining: float
-    """Share of the verify time that is still to come."""
+    """Fraction of the verify time that remains after the exit."""
     foreseen: float
-    """Share of rounds whose outcome its hint names and the device had not guessed."""
-    value: float
-    """Milliseconds a round that it gains as the only exit."""
+    """Fraction of rounds whose outcome its hint predicts and the device did not guess."""
+    gain_ms: float
+    """Gain per round as the only exit."""
 
 
-class Report(msgspec.Struct, frozen=True):
+class CalibrationReport(msgspec.Struct, frozen=True):
+    """All figures of a run."""
+
     target: str
     layers: int
-    exits: list[Exit]
+    exits: list[ExitReport]
     drafts: dict[str, Calibration]
-    """By profile."""
+    """Figures by profile."""
     verify_ms: float
-    """A round's verify on this machine, without exit heads."""
+    """Verify time of a round on this machine, without exit heads."""
     head_ms: float
-    """Its part for the output matrix, which every exit head costs again."""
+    """The part of the output matrix, which is also the cost of every exit head."""
     draft_ms: float
-    """What the device needs to draft a round; 0 without a draft."""
+    """Time to draft a round; 0 without a draft."""
     draft_length: int
     split: tuple[int, ...]
-    """Recommended; empty where no exit head is worth its time."""
-    value: float
-    """Milliseconds a round that it gains."""
+    """Recommended split; empty if no exit head gains more than it costs."""
+    gain_ms: float
+    """Gain of the recommended split per round."""
     tokens: int = 0
     """Answer tokens that the heads were trained on."""
     agreement: float | None = None
-    """Of the bundle's quantised target with its original; None for one that is not quantised."""
+    """Agreement of a quantised target with its original; None for a float32 target."""
     command: str = ""
-    """Applies the recommendation."""
+    """The command that applies the recommendation."""
 
 
-def show(report: Report) -> None:
-    """Prints the report on stdout."""
+def show(report: CalibrationReport) -> None:
+    """Print the report on stdout."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(_exits(report))
     if report.drafts:
         console.print(_drafts(report.drafts))
     if report.agreement is not None:
         console.print(
-            f"the bundle's quantised target names the original's token on "
+            "the bundle's quantised target has the original's arg-max at "
             f"{report.agreement:.1%} of the positions",
             soft_wrap=True,
         )
     console.print(
-        f"a round here: verify {report.verify_ms:.1f} ms, {report.head_ms:.1f} of it the output "
-        f"matrix, which each exit head costs again; {report.draft_length} draft tokens "
+        f"a round on this machine: verify {report.verify_ms:.1f} ms, of which the output matrix "
+        f"{report.head_ms:.1f} ms (the cost of each exit head); {report.draft_length} draft tokens "
         f"{report.draft_ms:.1f} ms",
         soft_wrap=True,
     )
@@ -75,34 +77,34 @@ def show(report: Report) -> None:
         console.print("with the --draft and --profile that the bundle was exported with")
 
 
-def _recommendation(report: Report) -> str:
+def _recommendation(report: CalibrationReport) -> str:
     if not report.split:
         return (
-            "recommended: one segment without exit heads, since no hint is worth here what its "
+            "recommended: one segment without exit heads, because no hint gains more than its "
             "head costs; apply it with"
         )
     segments = len(report.split) + 1
     layers = " and ".join(map(str, report.split))
     return (
         f"recommended: {segments} segments, with exit heads after layer"
-        f"{'s' * (len(report.split) > 1)} {layers} ({report.value:.2f} ms gained a round); "
+        f"{'s' * (len(report.split) > 1)} {layers} ({report.gain_ms:.2f} ms gained per round); "
         "apply it with"
     )
 
 
-def _exits(report: Report) -> Table:
+def _exits(report: CalibrationReport) -> Table:
     table = _table(
-        "exit after", "untrained", "trained", "cal. error", "to come", "foreseen", "gain (ms)"
+        "exit after", "untrained", "trained", "cal. error", "remaining", "foreseen", "gain (ms)"
     )
-    for leaving in report.exits:
+    for one in report.exits:
         table.add_row(
-            f"{leaving.layer}{' *' if leaving.layer in report.split else ''}",
-            f"{leaving.untrained:.3f}",
-            f"{leaving.calibration.agreement:.3f}",
-            f"{leaving.calibration.error:.3f}",
-            f"{leaving.remaining:.0%}",
-            f"{leaving.foreseen:.3f}",
-            f"{leaving.value:+.2f}",
+            f"{one.layer}{' *' if one.layer in report.split else ''}",
+            f"{one.untrained:.3f}",
+            f"{one.calibration.agreement:.3f}",
+            f"{one.calibration.error:.3f}",
+            f"{one.remaining:.0%}",
+            f"{one.foreseen:.3f}",
+            f"{one.gain_ms:+.2f}",
         )
     return table
 

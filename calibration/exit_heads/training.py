@@ -1,17 +1,17 @@
-"""Training exit heads: the backbone once, frozen, and every candidate's adapter behind it.
+"""Training exit heads: one pass of the frozen target, and the adapters of all candidates.
 
-The backbone is what costs, so its states are used more than once: it runs over a window of answers,
-whose positions are then shuffled and gone through `LAPS` times in small batches. The loss runs over
-the words that the target thinks of in the batch (some 4 000 of SmolLM2's 49 152).
+The target's pass is the most expensive part, so its states are used several times: it runs over a
+window of answers, whose positions are shuffled and trained on in small batches, `laps` times. The
+loss runs over the target's likeliest tokens in the batch (about 4 000 of SmolLM2's 49 152).
 
-It is the mean of two: the Kullback-Leibler divergence from the target's likeliest tokens, and the
-cross-entropy of its arg-max. Agreement at layer 20 of SmolLM2-135M, from 24 000 tokens (4 laps, and
-12): divergence alone 0.411, arg-max alone 0.441 and 0.484, both 0.434 and 0.511. The arg-max is
-what a hint is for, and the rest keeps an adapter from learning answers by heart. Halving the batch
-gains 0.01 and twice the rate 0.02, in a run as short as that.
+The loss is the mean of two: the Kullback-Leibler divergence from the target's likeliest tokens, and
+the cross-entropy of its arg-max. Agreement at layer 20 of SmolLM2-135M, from 24 000 tokens (4 laps,
+and 12): divergence alone 0.411, arg-max alone 0.441 and 0.484, both 0.434 and 0.511. A hint
+predicts the arg-max; the divergence keeps an adapter from memorising answers. In such a short run,
+half the batch gains 0.01 and twice the rate 0.02.
 
-A run that is killed goes on from the last window before, at most `SAVE_SECONDS` and one window of
-work back. Windows and batches are a function of the settings, so it ends where it would have.
+A killed run continues from its last saved window, at most `SAVE_S` and one window of work back.
+Windows and batches are a function of the settings, so the result is the same.
 """
 
 from __future__ import annotations
@@ -37,66 +37,67 @@ from calibration.exit_heads.exits import RANK, replace, untrained
 from edgespec.errors import EdgespecError
 from edgespec.progress import Advance
 
-SAVE_SECONDS = 30.0
-EVALUATE_SECONDS = 60.0
-_PROBE = 512
-"""Held-out positions that agreement on the way is measured on."""
-_WARM_UP = 10
-_NARROW = 576
+SAVE_S = 30.0
+EVALUATE_S = 60.0
+_PROBE_TOKENS = 512
+"""Held-out positions for measuring agreement during training."""
+_WARM_UP_STEPS = 10
+_RATE_HIDDEN = 576
+"""Hidden size up to which the learning rate is `ExitSettings.rate`."""
 _UNREADABLE = (
     OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError,
 )  # fmt: skip
-_CLIP = 1.0
+_MAX_GRADIENT_NORM = 1.0
 
 
 class ExitSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run depends on."""
+    """The settings of a run. The names are stored with unfinished work."""
 
     layers: tuple[int, ...]
-    """Candidates."""
+    """Layers with a head, ascending."""
     tokens: int
     """Answer tokens to train on."""
     seed: int = 0
     rank: int = RANK
     laps: int = 4
-    """How often the states of a window are gone through."""
+    """Number of times that the states of a window are used."""
     window: int = 4096
-    """Answer positions, about."""
+    """Approximate answer positions of a window."""
     positions: int = 512
-    """Of a step."""
+    """Positions of a step."""
     rate: float = 1e-2
-    """Of learning, up to a hidden size of `_NARROW`; wider ones learn more slowly in proportion
+    """Learning rate up to a hidden size of `_RATE_HIDDEN`; in inverse proportion for larger ones
     (as in µP, arXiv 2203.03466)."""
 
 
 class _Window(NamedTuple):
-    """States at n positions, and what the target said there."""
+    """States at n positions, and the target's likeliest tokens there."""
 
     states: dict[int, Tensor]
     """[n, hidden] by layer."""
-    words: Tensor
-    """[n, top] int64: its likeliest tokens, falling."""
+    tokens: Tensor
+    """[n, top] int64: the target's likeliest tokens, descending."""
     probabilities: Tensor
-    """[n, top] float32."""
+    """[n, top] float32: their probabilities."""
 
 
 class ExitTrainer:
-    """Trains `heads`; `folder` holds its checkpoint, and exists."""
+    """Trains `heads`. The existing `folder` holds the checkpoint of the training."""
 
     def __init__(self, decoder: Decoder, settings: ExitSettings, folder: Path) -> None:
         self.heads = untrained(decoder, settings.layers, settings.rank, settings.seed)
         self.done = 0
-        """Windows."""
+        """Windows already trained on."""
         self._decoder = decoder.requires_grad_(False)
         self._settings = settings
         self._path = folder / "exits.pt"
-        self._rate = settings.rate * min(1.0, _NARROW / decoder.architecture.hidden)
+        self._rate = settings.rate * min(1.0, _RATE_HIDDEN / decoder.architecture.hidden)
         self._optimizer = torch.optim.AdamW(
             self.heads.parameters(), lr=self._rate, betas=(0.9, 0.95), weight_decay=0.0
         )
 
     def windows(self, samples: Sequence[Sample]) -> list[list[list[Sample]]]:
-        """The whole run: windows of batches of samples."""
+        """Return all windows of the run, each a list of batches of samples."""
         random = np.random.default_rng(self._settings.seed)
         found: list[list[list[Sample]]] = []
         room = 0
@@ -114,28 +115,28 @@ class ExitTrainer:
         held_out: Sequence[Sample],
         advance: Advance,
     ) -> None:
-        """Trains on the windows that are left, saving itself now and then, and at the end.
+        """Train on the remaining windows. Save every `SAVE_S` seconds and at the end.
 
-        `advance` counts windows, and is told the held-out agreement.
+        `advance` counts windows and receives the held-out agreement.
         """
         advance(self.done)
         saved = evaluated = time.monotonic()
         for groups in windows[self.done :]:
-            self._train(self._look(groups), len(windows))
+            self._train(self._states(groups), len(windows))
             self.done += 1
             note = ""
-            if time.monotonic() - evaluated > EVALUATE_SECONDS:
+            if time.monotonic() - evaluated > EVALUATE_S:
                 note = self._note(held_out)
                 evaluated = time.monotonic()
-            if time.monotonic() - saved > SAVE_SECONDS or self.done == len(windows):
+            if time.monotonic() - saved > SAVE_S or self.done == len(windows):
                 self.save()
                 saved = time.monotonic()
             advance(1, note)
 
     @torch.no_grad()
-    def _look(self, groups: Sequence[Sequence[Sample]]) -> _Window:
+    def _states(self, groups: Sequence[Sequence[Sample]]) -> _Window:
         states: dict[int, list[Tensor]] = {layer: [] for layer in self._settings.layers}
-        words, probabilities = [], []
+        tokens, probabilities = [], []
         device = self._decoder.output.device
         with autocast(device):
             for group in groups:
@@ -143,59 +144,62 @@ class ExitTrainer:
                 _, kept = self._decoder.hidden(part.ids, keep=states)
                 for layer, found in states.items():
                     found.append(kept[layer][part.learn].bfloat16())
-                words.append(part.candidates[part.targets])
+                tokens.append(part.candidates[part.targets])
                 probabilities.append(part.probabilities)
         return _Window(
             {layer: torch.cat(found) for layer, found in states.items()},
-            torch.cat(words),
+            torch.cat(tokens),
             torch.cat(probabilities),
         )
 
     def _train(self, window: _Window, windows: int) -> None:
-        s, n = self._settings, len(window.words)
+        s, n = self._settings, len(window.tokens)
         steps = max(1, round(n / s.positions))
         random = np.random.default_rng([s.seed, self.done])
         for lap in range(s.laps):
-            order = torch.from_numpy(random.permutation(n)).to(window.words.device)
+            order = torch.from_numpy(random.permutation(n)).to(window.tokens.device)
             for step, chosen in enumerate(order.tensor_split(steps)):
                 over = (self.done + (lap + step / steps) / s.laps) / windows
                 first = self.done == 0 and lap == 0
-                self._step(window, chosen, over, step + 1 if first else _WARM_UP)
+                self._step(window, chosen, over, step + 1 if first else _WARM_UP_STEPS)
 
     def _step(self, window: _Window, chosen: Tensor, over: float, warm: int) -> None:
-        """`over` is the share of the run that is done, `warm` counts its first steps."""
+        """Train on the `chosen` positions.
+
+        `over` is the completed fraction of the run, `warm` the number of the step during warm-up.
+        """
         fall = 0.02 + 0.98 * (1 + math.cos(math.pi * over)) / 2
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * fall * min(1.0, warm / _WARM_UP)
+            group["lr"] = self._rate * fall * min(1.0, warm / _WARM_UP_STEPS)
         self._optimizer.zero_grad(set_to_none=True)
-        candidates, places = torch.unique(window.words[chosen], return_inverse=True)
+        candidates, places = torch.unique(window.tokens[chosen], return_inverse=True)
         with autocast(chosen.device):
             rows = self._decoder.output[candidates]
-            for layer in self._settings.layers:  # one by one, since logits are what fills memory
+            for layer in self._settings.layers:  # one by one, because logits fill the memory
                 hidden = self.heads[str(layer)](window.states[layer][chosen])
                 logits = functional.linear(self._decoder.model.norm(hidden), rows)
                 value = _loss(logits, places, window.probabilities[chosen])
                 value.backward()  # type: ignore[no-untyped-call]
         for head in self.heads.values():
-            nn.utils.clip_grad_norm_(head.parameters(), _CLIP)
+            nn.utils.clip_grad_norm_(head.parameters(), _MAX_GRADIENT_NORM)
         self._optimizer.step()
 
     @torch.no_grad()
     def agreement(self, held_out: Sequence[Sample]) -> dict[int, float]:
-        """By layer, over the first held-out positions and the whole vocabulary."""
+        """Measure agreement by layer, on the first held-out positions and the full vocabulary."""
         probe: list[Sample] = []
         count = 0
         for sample in held_out:
-            if count < _PROBE:
+            if count < _PROBE_TOKENS:
                 probe.append(sample)
                 count += len(sample.ids) - 1 - sample.answer
-        window = self._look([[sample] for sample in probe])
+        window = self._states([[sample] for sample in probe])
         found = {}
-        with autocast(window.words.device):
+        with autocast(window.tokens.device):
             for layer, states in window.states.items():
                 features = self._decoder.model.norm(self.heads[str(layer)](states))
                 named = self._decoder.logits(features).argmax(-1)
-                found[layer] = float((named == window.words[:, 0]).float().mean())
+                found[layer] = float((named == window.tokens[:, 0]).float().mean())
         return found
 
     def _note(self, held_out: Sequence[Sample]) -> str:
@@ -216,7 +220,7 @@ class ExitTrainer:
         replace(self._path, content.getvalue())
 
     def resume(self) -> bool:
-        """Takes up what `save` left; whether there was anything."""
+        """Continue from what `save` wrote. Return True if there was anything."""
         if not self._path.is_file():
             return False
         try:
@@ -226,12 +230,12 @@ class ExitTrainer:
             self.done = int(saved["done"])
         except _UNREADABLE as error:
             raise EdgespecError(
-                f"{self._path} cannot be read ({type(error).__name__}); remove it to train anew"
+                f"{self._path} cannot be read ({type(error).__name__}); remove it to train again"
             ) from error
         return True
 
 
 def _loss(logits: Tensor, places: Tensor, probabilities: Tensor) -> Tensor:
-    """The module's loss, a scalar, from logits [n, candidates]."""
+    """Return the module's loss, a scalar, from logits [n, candidates]."""
     logprobs = functional.log_softmax(logits.float(), dim=-1).gather(1, places)
     return (-(probabilities * logprobs).sum(-1) - logprobs[:, 0]).mean() / 2

@@ -1,1 +1,1 @@
-"""Packing a model to int8 and int4."""
+"""Quantising a model to int8 and int4."""

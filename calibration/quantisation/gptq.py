@@ -1,9 +1,9 @@
-"""Rounding a model's matrices to int4 or int8 by what they do to its outputs (`rounding`).
+"""Rounding a model's matrices to int4 or int8, with least error of their outputs (`rounding`).
 
-Layer by layer, each matrix sees the inputs that the layers quantised before it produce. Moving a
-matrix towards the unquantised model's outputs before it is rounded, so as to take back errors of
-earlier layers (GPTAQ, arXiv 2504.02692), was tried and left out: on SmolLM2-135M and 8 000 tokens
-it cost 1.4 points of agreement, and twice the time.
+Layers are quantised in order, and each matrix is rounded on the inputs that the quantised layers
+before it produce. A correction of each matrix towards the unquantised model's outputs, to undo
+errors of earlier layers (GPTAQ, arXiv 2504.02692), is not done: on SmolLM2-135M and 8 000 tokens it
+cost 1.4 points of agreement, and twice the time.
 """
 
 from __future__ import annotations
@@ -28,19 +28,22 @@ _KINDS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-"""Projections that read the same input, in the order in which they run."""
+"""Projections with the same input, in order of execution."""
 _BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class ActivationBatch:
-    """Sequences of similar length: `ids` [rows, tokens] int64, `real` the positions that count."""
+    """Sequences of similar length, padded on the right."""
 
     ids: Tensor
+    """[rows, tokens] int64"""
     real: Tensor
+    """[rows, tokens] bool, False for padding."""
 
 
 def batches(samples: Iterable[Sample], device: torch.device) -> list[ActivationBatch]:
+    """Batch all samples, shortest first."""
     ordered = sorted((sample.ids for sample in samples), key=len)
     found, start = [], 0
     while start < len(ordered):
@@ -60,16 +63,16 @@ def batches(samples: Iterable[Sample], device: torch.device) -> list[ActivationB
 
 
 class Unit(NamedTuple):
-    """Matrices that read the same input, and that vLLM joins: all of a unit have the same bits."""
+    """Matrices with the same input, which vLLM fuses; all matrices of a unit have the same bits."""
 
     layer: int
     kind: str
-    """Of the first."""
+    """Name of the first projection in its layer."""
     names: tuple[str, ...]
 
 
 def units(decoder: Decoder) -> list[Unit]:
-    """All that can be packed, in the order in which they run: inputs are a multiple of 32."""
+    """Return all units that can be packed (inputs are a multiple of 32), in order of execution."""
     shapes = {name: tensor.shape for name, tensor in decoder.named_parameters()}
     found = []
     for layer in range(decoder.architecture.layers):
@@ -88,16 +91,16 @@ def quantise(
     *,
     advance: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Blocks]:
-    """The matrices named in `bits`, rounded on the text of `samples`.
+    """Round the matrices named in `bits` on the text of `samples`.
 
-    `decoder` is changed: it then computes as its packed self will. `advance` is told of every
+    The weights of `decoder` are replaced by the rounded ones. `advance` is called after every
     layer. The inputs of every matrix must be a multiple of 32 (see `units`).
     """
     text = batches(samples, decoder.output.device)
     states = [decoder.model.embed_tokens(batch.ids) for batch in text]
     found: dict[str, Blocks] = {}
     for number, module in enumerate(decoder.model.layers):
-        layer = Numbered(decoder, module, number)
+        layer = NumberedLayer(decoder, module, number)
         for unit in (unit for unit in units(decoder) if unit.layer == number):
             names = [name for name in unit.names if name in bits]
             if not names:
@@ -112,41 +115,41 @@ def quantise(
     return found
 
 
-class _Reached(Exception):
-    """Ends a layer's run where its caller has what it wants."""
+class _InputReached(Exception):
+    """Ends the run of a layer once the input of a projection is known."""
 
 
 @dataclass(frozen=True)
-class Numbered:
-    """A layer with its place, which is all that it needs to run."""
+class NumberedLayer:
+    """A layer with its number in the decoder."""
 
     decoder: Decoder
     module: nn.Module
     number: int
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The state after the layer, [rows, tokens, hidden]."""
+        """Return the state after the layer, [rows, tokens, hidden]."""
         with autocast(x.device):
             return self.decoder.through(x, [self.number])
 
     def input(self, kind: str, x: Tensor) -> Tensor:
-        """What the projection `kind` reads, float32 [rows, tokens, its inputs]."""
+        """Return the input of the projection `kind`, float32 [rows, tokens, inputs]."""
         seen: list[Tensor] = []
 
         def stop(_: nn.Module, inputs: tuple[Tensor]) -> None:
             seen.append(inputs[0].float())
-            raise _Reached
+            raise _InputReached
 
         hook = self.module.get_submodule(kind).register_forward_pre_hook(stop)
-        with hook, contextlib.suppress(_Reached):
+        with hook, contextlib.suppress(_InputReached):
             self(x)
         return seen[0]
 
 
 def _moments(
-    layer: Numbered, kind: str, text: Sequence[ActivationBatch], states: Sequence[Tensor]
+    layer: NumberedLayer, kind: str, text: Sequence[ActivationBatch], states: Sequence[Tensor]
 ) -> Tensor:
-    """Mean over the tokens of x xT [inputs, inputs], float32, x being what `kind` reads."""
+    """Return the mean over tokens of x xT for the input x of `kind`, float32 [inputs, inputs]."""
     seen = (layer.input(kind, x)[batch.real] for batch, x in zip(text, states, strict=True))
     first = next(seen)
     total = first.T @ first

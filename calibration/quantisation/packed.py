@@ -51,14 +51,13 @@ def write_checkpoint(
     shares_embedding: bool = False,
     kept_ids: npt.NDArray[np.int64] | None = None,
     blocks: Mapping[str, Blocks] | None = None,
-    dtype: torch.dtype | None = None,
 ) -> None:
     """Write `decoder` to `folder`, completely or not at all.
 
     `extra` goes into config.json under "edgespec". `kept_ids` [n], ascending, are the rows of the
     output matrix that a trimmed draft uses. Matrices named in `blocks` ("model.layers.0.…weight")
-    are packed. All other tensors are stored as `dtype`: by default float16, or bfloat16 if a weight
-    is too large for float16.
+    are packed. All other tensors are stored as float16, or as bfloat16 if a weight is too large for
+    float16.
 
     Raises:
         UsageError: `folder` exists already.
@@ -73,7 +72,7 @@ def write_checkpoint(
     if kept_ids is not None:
         notes["vocabulary"] = len(kept_ids)
         tensors["edgespec.kept_ids"] = torch.from_numpy(np.asarray(kept_ids, np.int64))
-    half = dtype or _dtype(tensors)
+    half = _dtype(tensors)
     tensors = {name: _stored(name, tensor, half) for name, tensor in tensors.items()}
     config = _config(decoder, source, biased, half)
     if blocks:
@@ -84,30 +83,6 @@ def write_checkpoint(
         _write_json(partial / "config.json", config)
         if not shares_embedding:
             _write_tokenizer(partial, source)
-
-
-def write_packed(
-    folder: Path,
-    decoder: Decoder,
-    blocks: Mapping[str, Blocks],
-    source: TokenizerSource,
-    extra: Mapping[str, Any] | None = None,
-    *,
-    shares_embedding: bool = False,
-    kept_ids: npt.NDArray[np.int64] | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Call `write_checkpoint` with the matrices in `blocks` packed."""
-    write_checkpoint(
-        folder,
-        decoder,
-        source,
-        extra,
-        shares_embedding=shares_embedding,
-        kept_ids=kept_ids,
-        blocks=blocks,
-        dtype=dtype,
-    )
 
 
 def refuse_to_replace(folder: Path) -> None:

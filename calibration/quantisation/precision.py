@@ -1,8 +1,8 @@
-"""Which matrices of a draft are worth int8, by measurement.
+"""Choosing the matrices of a draft that are stored as int8, by measurement.
 
-Each unit of matrices is rounded to int4 alone, and the damage is how far the model's distribution
-over next tokens then moves (Kullback-Leibler divergence, nats a token). The units with the most
-damage for their size get int8 until the budget is spent.
+Each unit of matrices is rounded to int4 on its own. Its damage is the change of the model's
+distribution over next tokens (Kullback-Leibler divergence, nats per token). The units with the most
+damage per weight get int8, up to the budget.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 from calibration.corpus import Sample
 from calibration.decoder import Decoder
 from calibration.distillation.batches import batch
-from calibration.quantisation.gptq import Numbered, Unit, units
+from calibration.quantisation.gptq import NumberedLayer, Unit, units
 from calibration.quantisation.rounding import Bits, floats, plain
 from edgespec.checkpoint import BLOCK_INPUTS
 
@@ -28,14 +28,14 @@ def damages(
     *,
     advance: Callable[[int], object] = lambda _: None,
 ) -> dict[Unit, float]:
-    """The damage of every unit on the answers of `samples`, which are one batch.
+    """Measure the damage of every unit on the answers of `samples`, in one batch.
 
-    The distribution is over the words that the target thinks of somewhere in these samples. A
-    run begins at the layer in question, since those before it are as they were. `advance` is told
-    of every unit.
+    The distribution is over the target's likeliest tokens at all positions of the samples. Each run
+    starts at the layer of the unit, since the layers before it are unchanged. `advance` is called
+    after every unit.
     """
     text = batch(samples, decoder.output.device, answers=True)
-    layers = [Numbered(decoder, layer, n) for n, layer in enumerate(decoder.model.layers)]
+    layers = [NumberedLayer(decoder, layer, n) for n, layer in enumerate(decoder.model.layers)]
     words = decoder.output[text.candidates]
     states = [decoder.model.embed_tokens(text.ids)]
     for layer in layers:
@@ -59,7 +59,7 @@ def damages(
 
 
 def choose_bits(decoder: Decoder, measured: Mapping[Unit, float], share: float) -> dict[str, Bits]:
-    """int8 for the worst units of `measured`, at most `share` of all their weights; int4 else."""
+    """Choose int8 for the most damaged units, up to a fraction `share` of weights, else int4."""
     sizes = {u: sum(decoder.get_parameter(name).numel() for name in u.names) for u in measured}
     left = share * sum(sizes.values())
     chosen: dict[str, Bits] = {}
@@ -71,7 +71,7 @@ def choose_bits(decoder: Decoder, measured: Mapping[Unit, float], share: float) 
 
 
 def packed_bytes(decoder: Decoder, bits: Mapping[str, Bits]) -> int:
-    """What the matrices in `bits` take, integers and scales."""
+    """Return the bytes of the matrices in `bits`, integers and float16 scales."""
     sizes = {name: decoder.get_parameter(name).numel() for name in bits}
     return sum(size * bits[name] // 8 + size // BLOCK_INPUTS * 2 for name, size in sizes.items())
 

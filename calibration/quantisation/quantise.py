@@ -1,12 +1,12 @@
-"""`edgespec quantise`: a model packed to int4, with int8 where measurement says so.
+"""`edgespec quantise`: packing a model to int4, with int8 for the matrices that need it most.
 
-The text is the target's own (`corpus`). Agreement is the share of held-out answer tokens at which
-the model names the target's token, in float32 arithmetic, before and after.
+The text is the target's own (`corpus`). Agreement is the fraction of held-out answer tokens at
+which the model's arg-max is the target's token, in float32 arithmetic, before and after.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,58 +20,64 @@ from torch import Tensor
 from calibration.corpus import Corpus, Sample
 from calibration.decoder import Decoder, load
 from calibration.quantisation.gptq import batches, quantise, units
-from calibration.quantisation.packed import refuse_to_replace, write_packed
+from calibration.quantisation.packed import refuse_to_replace, write_checkpoint
 from calibration.quantisation.precision import choose_bits, damages, packed_bytes
 from calibration.quantisation.recover import recover
 from calibration.quantisation.rounding import Bits
 from calibration.target import device, identity, prepare, written_by
-from edgespec.checkpoint import Checkpoint
+from edgespec.checkpoint import Blocks, Checkpoint
 from edgespec.errors import UsageError
 from edgespec.progress import progress
 from edgespec.tokenizer import fingerprint
 
 WRITTEN_TOKENS = 100_000
-"""Of text where there is none yet."""
+"""Size of the corpus that is written if there is none."""
 _MEASURED_TOKENS = 4_000
 _DAMAGE_SAMPLES = 8
-_ROWS = 1024
-"""Rows of logits held at once."""
+_CHUNK_ROWS = 1024
+"""Rows of logits or of an embedding held at once."""
+_MAX_SAMPLES = 20_000
+_FALLBACK_ONE_IN = 8
+"""One sample in so many is held out where the corpus holds out none."""
 
 
 @dataclass(frozen=True)
 class QuantiseSettings:
+    """How to quantise, and on which text."""
+
     out: Path
     bits: Bits = 4
     int8_share: float = 0.1
-    """Of the weights, at int8 where `bits` is 4."""
+    """Fraction of the weights stored as int8 where `bits` is 4."""
     corpus: Path | None = None
-    """None: the cache's, which is written first where it is not there."""
+    """None: the corpus in the cache, which is written if it is missing."""
     tokens: int = 65_536
-    """Of text to quantise on."""
+    """Tokens of text to quantise on."""
     recovery: int = 60
-    """Steps of training the scales and norms afterwards."""
+    """Steps of training the scales and norms after rounding."""
     device: str = "auto"
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """Agreements are shares of held-out tokens; `bytes` is what the packed matrices take."""
+    """The result; agreements are fractions of held-out tokens. Stored with the draft."""
 
     agreement_before: float
     agreement: float
     same_token: float
-    """How often the model names the token that it named before."""
+    """Fraction of tokens at which the arg-max is the same as before."""
     bytes: int
+    """Size of the packed matrices."""
     int8: list[str]
-    """Matrices at int8, in a model of int4."""
+    """Matrices stored as int8 in a model of int4."""
 
 
 def run(model: Checkpoint, target: Checkpoint | None, settings: QuantiseSettings) -> Quantised:
-    """Writes the packed model. `target` is the one that it drafts for: it writes the text where
-    there is none, and an embedding that is the target's is left out.
+    """Quantise `model`, write it, and print the result.
 
-    Raises one of edgespec's errors.
+    `target` is the model that `model` drafts for, or None. It writes the corpus if there is none.
+    Weights that are equal to the target's are not stored. Raises one of edgespec's errors.
     """
     refuse_to_replace(settings.out)
     decoder = load(model).requires_grad_(False)
@@ -81,26 +87,14 @@ def run(model: Checkpoint, target: Checkpoint | None, settings: QuantiseSettings
     decoder = decoder.to(where)
     before = _choices(decoder, held_out, model, "agreement before")
     bits = _bits(decoder, text, settings)
-    with progress("quantising", model.architecture.layers, unit="layers") as advance:
-        blocks = quantise(decoder, text, bits, advance=advance)
-    if settings.recovery:
-        with progress("recovering", settings.recovery, unit="steps") as advance:
-            blocks = recover(
-                decoder,
-                blocks,
-                corpus,
-                settings.recovery,
-                settings.seed,
-                kept_out=frozenset(sample.ids.tobytes() for sample in held_out),
-                advance=advance,
-            )
+    blocks = _blocks(decoder, corpus, text, held_out, bits, settings)
     after = _choices(decoder, held_out, model, "agreement after")
     truth = np.concatenate([s.top_ids[s.answer : len(s.ids) - 1, 0] for s in _by_length(held_out)])
-    wanted = torch.from_numpy(truth.astype(np.int64))
+    expected = torch.from_numpy(truth.astype(np.int64))
     result = Quantised(
-        agreement_before=_share(before == wanted),
-        agreement=_share(after == wanted),
-        same_token=_share(after == before),
+        agreement_before=_fraction(before == expected),
+        agreement=_fraction(after == expected),
+        same_token=_fraction(after == before),
         bytes=packed_bytes(decoder, bits),
         int8=sorted(n for n, b in bits.items() if b == 8) if settings.bits == 4 else [],
     )
@@ -108,25 +102,53 @@ def run(model: Checkpoint, target: Checkpoint | None, settings: QuantiseSettings
         "quantised_from": model.name,
         "quantised": asdict(result) | {"tokens": sum(len(s.ids) for s in text)},
     }
-    write_packed(
+    write_checkpoint(
         settings.out,
         decoder,
-        blocks,
         model.tokenizer,
         extra,
-        shares_embedding=target is not None and _lends(target, model),
+        shares_embedding=target is not None and _shares_weights(target, model),
         kept_ids=model.kept_ids,
+        blocks=blocks,
     )
-    click.echo(
-        f"{settings.out}: {result.bytes / 1e6:.1f} MB of packed matrices, {len(result.int8)} of "
-        f"{len(blocks)} at int8; agreement with the target {result.agreement_before:.3f} before, "
-        f"{result.agreement:.3f} after; {result.same_token:.3f} of the tokens are as before",
-        err=True,
-    )
+    click.echo(_sentence(result, settings.out, len(blocks)), err=True)
     return result
 
 
-def _share(right: Tensor) -> float:
+def _blocks(
+    decoder: Decoder,
+    corpus: Corpus,
+    text: Sequence[Sample],
+    held_out: Sequence[Sample],
+    bits: Mapping[str, Bits],
+    settings: QuantiseSettings,
+) -> dict[str, Blocks]:
+    """Round the matrices, then train scales and norms. Changes `decoder` accordingly."""
+    with progress("quantising", decoder.architecture.layers, unit="layers") as advance:
+        blocks = quantise(decoder, text, bits, advance=advance)
+    if not settings.recovery:
+        return blocks
+    with progress("recovering", settings.recovery, unit="steps") as advance:
+        return recover(
+            decoder,
+            blocks,
+            corpus,
+            settings.recovery,
+            settings.seed,
+            kept_out=frozenset(sample.ids.tobytes() for sample in held_out),
+            advance=advance,
+        )
+
+
+def _sentence(result: Quantised, out: Path, matrices: int) -> str:
+    return (
+        f"{out}: {result.bytes / 1e6:.1f} MB of packed matrices, {len(result.int8)} of {matrices} "
+        f"at int8; agreement with the target {result.agreement_before:.3f} before, "
+        f"{result.agreement:.3f} after; {result.same_token:.3f} of the tokens are unchanged"
+    )
+
+
+def _fraction(right: Tensor) -> float:
     return round(float(right.float().mean()), 4)
 
 
@@ -149,13 +171,16 @@ def _corpus(writer: Checkpoint, decoder: Decoder, settings: QuantiseSettings) ->
 
 
 def _samples(corpus: Corpus, model: Checkpoint, tokens: int) -> tuple[list[Sample], list[Sample]]:
-    """What to quantise on, and what to measure on."""
+    """Return the samples to quantise on, and those to measure on."""
     text, held_out = (
-        _first(islice(corpus.samples(held_out=side), 20_000), most)
+        _first(islice(corpus.samples(held_out=side), _MAX_SAMPLES), most)
         for side, most in ((False, tokens), (True, _MEASURED_TOKENS))
     )
     if not held_out:
-        text, held_out = text[: -len(text) // 8], text[-len(text) // 8 :]
+        text, held_out = (
+            text[: -len(text) // _FALLBACK_ONE_IN],
+            text[-len(text) // _FALLBACK_ONE_IN :],
+        )
     if not text or not held_out:
         raise UsageError(f"{corpus.folder} has too few answers to quantise on; write more of it")
     if max(int(sample.ids.max()) for sample in text) >= model.architecture.vocabulary:
@@ -196,7 +221,7 @@ def _by_length(samples: Sequence[Sample]) -> list[Sample]:
 
 @torch.no_grad()
 def _choices(decoder: Decoder, samples: Sequence[Sample], model: Checkpoint, label: str) -> Tensor:
-    """The likeliest token after every answer position, shortest sample first, int64 [n]."""
+    """Return the arg-max after every answer position, shortest sample first, int64 [n]."""
     kept = None if model.kept_ids is None else torch.from_numpy(model.kept_ids)
     output = decoder.output if kept is None else decoder.output[kept.to(decoder.output.device)]
     ordered = _by_length(samples)
@@ -207,15 +232,15 @@ def _choices(decoder: Decoder, samples: Sequence[Sample], model: Checkpoint, lab
             for row in range(len(part.ids)):
                 sample = ordered[len(found)]
                 states = features[row, sample.answer : len(sample.ids) - 1]
-                places = [(x @ output.T).argmax(-1).cpu() for x in torch.split(states, _ROWS)]
+                places = [(x @ output.T).argmax(-1).cpu() for x in torch.split(states, _CHUNK_ROWS)]
                 found.append(torch.cat(places))
                 advance(1)
     places_of_all = torch.cat(found)
     return places_of_all if kept is None else kept[places_of_all]
 
 
-def _lends(target: Checkpoint, model: Checkpoint) -> bool:
-    """Whether the model's embedding, output matrix and tokenizer are the target's."""
+def _shares_weights(target: Checkpoint, model: Checkpoint) -> bool:
+    """Return True if the model's embedding, output matrix and tokenizer are the target's."""
     names = [n for n in ("model.embed_tokens.weight", "lm_head.weight") if n in target.names()]
     marks = [fingerprint(Tokenizer.from_str(one.tokenizer.json)) for one in (target, model)]
     return marks[0] == marks[1] and all(
@@ -227,12 +252,12 @@ def _lends(target: Checkpoint, model: Checkpoint) -> bool:
 
 
 def _equal(model: Checkpoint, target: Checkpoint, name: str) -> bool:
-    """To float16, in which checkpoints are stored."""
+    """Return True if a tensor is equal in float16, the type of stored checkpoints."""
     rows = model.shape(name)[0]
     return all(
         np.array_equal(
-            model.rows(name, start, start + _ROWS).astype(np.float16),
-            target.rows(name, start, start + _ROWS).astype(np.float16),
+            model.rows(name, start, start + _CHUNK_ROWS).astype(np.float16),
+            target.rows(name, start, start + _CHUNK_ROWS).astype(np.float16),
         )
-        for start in range(0, rows, _ROWS)
+        for start in range(0, rows, _CHUNK_ROWS)
     )

@@ -1,8 +1,8 @@
-"""Training what rounding left free: the scales of the blocks, and the norms.
+"""Training the scales of the blocks and the norms after rounding.
 
-The integers stay; each block's scale gets a factor, and all factors and norms are trained for
-accepted tokens as a draft is, end to end (the second phase of EfficientQAT, Chen et al.,
-arXiv 2407.11062). Few numbers learn fast and do not overfit, and the format stays what it was.
+The integers stay unchanged. Each block's scale gets a factor, and all factors and norms are trained
+end to end for accepted tokens, like a draft (the second phase of EfficientQAT, Chen et al.,
+arXiv 2407.11062). These few parameters learn fast and do not overfit. The format does not change.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from calibration.distillation.training import Schedule, Trainer
 from calibration.quantisation.rounding import floats
 from edgespec.checkpoint import BLOCK_INPUTS, Blocks
 
-RATE = 1.5e-3
-"""Of the factors, which start at 1."""
+LEARNING_RATE = 1.5e-3
+"""Learning rate of the factors, which start at 1."""
+_LEAST_FACTOR = 0.05
+_LEAST_FLOAT16 = np.float16(6e-8)
 
 
 class _Scaled(nn.Module):
-    """factors [out, in / 32] -> weights [out, in]."""
+    """Maps factors [out, in / 32] to weights [out, in]."""
 
     values: Tensor
     scales: Tensor
@@ -53,9 +55,10 @@ def recover(
     kept_out: frozenset[bytes] = frozenset(),
     advance: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Blocks]:
-    """Trains for `steps` steps; the decoder has the new weights and norms, the blocks new scales.
+    """Train for `steps` steps. Update the decoder, and return the blocks with new scales.
 
-    The scales stay positive and representable as float16.
+    The scales stay positive and representable as float16. `kept_out` are the ids of samples that
+    are not trained on.
     """
     device = decoder.output.device
     matrices = {name: decoder.get_submodule(name.removesuffix(".weight")) for name in blocks}
@@ -63,20 +66,20 @@ def recover(
         scaled = _Scaled(blocks[name]).to(device)
         matrix.weight = nn.Parameter(torch.ones_like(scaled.scales))
         parametrize.register_parametrization(matrix, "weight", scaled, unsafe=True)
-    schedule = Schedule(hours=1e6, steps=steps, rate=RATE)
+    schedule = Schedule(hours=1e6, steps=steps, rate=LEARNING_RATE)
     with tempfile.TemporaryDirectory() as folder:
-        for news in Trainer(decoder, corpus, schedule, Path(folder), seed, kept_out).run():
-            if news.state.step:
+        for step in Trainer(decoder, corpus, schedule, Path(folder), seed, kept_out).run():
+            if step.state.step:
                 advance(1)
     return {name: _settled(matrix, blocks[name]) for name, matrix in matrices.items()}
 
 
 @torch.no_grad()
 def _settled(matrix: nn.Module, blocks: Blocks) -> Blocks:
-    """Puts the plain weight back, made of the scales as they will be stored."""
+    """Replace the parametrised weight by a plain one, computed from the scales as stored."""
     factors = matrix.get_parameter("parametrizations.weight.original").cpu().numpy()
-    scales = blocks.scales * factors.clip(0.05)
-    stored = np.maximum(scales.astype(np.float16), np.float16(6e-8)).astype(np.float32)
+    scales = blocks.scales * factors.clip(_LEAST_FACTOR)
+    stored = np.maximum(scales.astype(np.float16), _LEAST_FLOAT16).astype(np.float32)
     parametrize.remove_parametrizations(matrix, "weight", leave_parametrized=True)
     settled = blocks._replace(scales=stored)
     matrix.get_parameter("weight").copy_(floats(settled))

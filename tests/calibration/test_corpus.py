@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from calibration.corpus import (
-    TOP,
+    TOP_TOKENS,
     Conversation,
     Corpus,
     CorpusSettings,
@@ -19,7 +19,7 @@ from calibration.corpus import (
     _loops,
     extend,
 )
-from calibration.decoder import Cache, autocast, load
+from calibration.decoder import AnswerCache, autocast, load
 from calibration.distillation.batches import batch, batches, most_used
 from calibration.prompts import Prompt, Prompts, default_prompts, read_prompts
 from calibration.target import identity, prepare
@@ -53,7 +53,7 @@ def test_one_token_at_a_time_is_the_same_as_all_at_once(decoder):
     ids = torch.randint(0, 300, (3, 20))
     with torch.no_grad():
         whole = decoder.features(ids)
-        cache = Cache(decoder.architecture, 3, 32, CPU)
+        cache = AnswerCache(decoder.architecture, 3, 32, CPU)
         parts = []
         for i in range(20):
             parts.append(decoder.features(ids[:, i : i + 1], cache))
@@ -65,7 +65,7 @@ def test_rows_of_unlike_lengths_do_not_disturb_each_other(decoder):
     ids = torch.randint(0, 300, (1, 12))
     with torch.no_grad():
         alone = decoder.features(ids)[:, -1]
-        cache = Cache(decoder.architecture, 2, 32, CPU)
+        cache = AnswerCache(decoder.architecture, 2, 32, CPU)
         for i in range(12):
             if i == 5:
                 cache.lengths[0] = 0  # row 0 begins anew
@@ -86,7 +86,7 @@ def test_samples_carry_the_targets_own_probabilities(target, decoder, tmp_path):
             stated = torch.from_numpy(s.top_logprobs.astype(np.float32))
             found = logprobs.gather(1, torch.from_numpy(s.top_ids.astype(np.int64)))
             torch.testing.assert_close(found[:-1], stated[:-1], atol=0.15, rtol=0.1)
-            assert s.top_ids.shape == (len(s.ids), TOP)
+            assert s.top_ids.shape == (len(s.ids), TOP_TOKENS)
             answer = s.ids[s.answer + 1 :]
             assert (answer == s.top_ids[s.answer : -1, 0]).all(), "a greedy answer is the arg-max"
 

@@ -160,7 +160,7 @@ def test_bad_exports(tmp_path, tiny_llama_folder, tiny_bundle):
     refused(1, "mixture of experts", "export", tmp_path / "mixture", *out)
     fine = ["export", tiny_llama_folder, *out]
     refused(2, "must lie between 1 and the target's 3", *fine, "--segments", 4)
-    refused(2, "--split 2,1 must rise", *fine, "--split", "2,1")
+    refused(2, "--split 2,1 must be ascending", *fine, "--split", "2,1")
     refused(2, "--split is a list of layers", *fine, "--split", "two")
     refused(2, "pass one of them", *fine, "--split", "1", "--segments", "2")
     refused(2, "-1", *fine, "--segments", -1)

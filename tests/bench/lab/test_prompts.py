@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from bench.acceptance.training_overlap import WORDS, overlap, training_texts
 from bench.lab.prompts import first_of_each, read_prompts
-from calibration.corpus import HELD_OUT, Corpus, Sample
+from calibration.corpus import HELD_OUT_ONE_IN, Corpus, Sample
 from cli.main import main
 from edgespec.errors import UsageError
 from edgespec.text import TOKENIZER
@@ -79,8 +79,8 @@ def corpus(tmp_path, tiny_bundle):
 
 def test_a_planted_prompt_is_found_in_training_text(corpus, tiny_bundle):
     tokenizer = Tokenizer.from_file(str(tiny_bundle.path(TOKENIZER)))
-    # One in `HELD_OUT` sequences is not trained on, so the planted text stands in several.
-    texts = [f"number {number} {PLANTED}" for number in range(HELD_OUT // 4)]
+    # One in `HELD_OUT_ONE_IN` sequences is not trained on, so the planted text stands in several.
+    texts = [f"number {number} {PLANTED}" for number in range(HELD_OUT_ONE_IN // 4)]
     folder = corpus(texts).folder
     shares = overlap([CLEAN, PLANTED], training_texts(folder, tokenizer))
     assert shares == [0.0, 1.0]

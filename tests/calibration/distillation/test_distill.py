@@ -77,7 +77,7 @@ def test_training_lowers_the_loss_and_is_written_as_a_checkpoint(target, setting
 
 def test_a_killed_run_goes_on_to_the_same_end(target, settings, monkeypatch):
     whole = last(distill(target, settings))
-    monkeypatch.setattr("calibration.distillation.training.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("calibration.distillation.training.SAVE_S", 0.0)
     broken = replace(settings, out=settings.out.with_name("broken"))
     for news in distill(target, broken):
         if news.state.step == 7:
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_end(target, settings, monkeypatch):
 
 
 def test_a_killed_run_with_other_settings_is_refused_and_kept(target, settings, monkeypatch):
-    monkeypatch.setattr("calibration.distillation.training.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("calibration.distillation.training.SAVE_S", 0.0)
     for news in distill(target, settings):
         if news.state.step == 3:
             break
@@ -125,7 +125,7 @@ def test_only_layers_are_trained(target, corpus, tmp_path):
     ("options", "says", "code"),
     [
         (["--depth", "9"], "--depth 9 is more than the 3 layers", 2),
-        (["--layers", "0,7"], "--layers 0,7 must rise", 2),
+        (["--layers", "0,7"], "--layers 0,7 must be ascending", 2),
         (["--layers", "x"], "--layers is a list of layers", 2),
         (["--vocabulary", "9999"], "--vocabulary 9999 is more than", 2),
         (["--prompts", "/nowhere/at/all"], "there is no /nowhere/at/all", 2),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from calibration.distillation.batches import TrainingBatch
-from calibration.distillation.losses import ROUND, accepted_weights, loss
+from calibration.distillation.losses import ROUND_TOKENS, accepted_weights, loss
 
 
 def accepted(chances, rows):
@@ -13,7 +13,7 @@ def accepted(chances, rows):
     for start, stop in rows:
         for first in range(start, stop):
             reached = torch.ones((), dtype=torch.double)
-            for i in range(first, min(first + ROUND, stop)):
+            for i in range(first, min(first + ROUND_TOKENS, stop)):
                 reached = reached * chances[i]
                 total = total + reached
     return total

@@ -89,7 +89,7 @@ class KilledError(Exception):
 
 
 def test_a_killed_run_ends_where_it_would_have(decoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("calibration.exit_heads.training.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("calibration.exit_heads.training.SAVE_S", 0.0)
     samples = written(decoder, 40)
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()

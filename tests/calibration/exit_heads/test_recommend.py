@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from calibration.exit_heads.recommend import Costs, foreseen, head_share, outcomes, recommend, value
+from calibration.exit_heads.recommend import (
+    Costs,
+    foreseen,
+    gain_ms,
+    head_share,
+    outcomes,
+    recommend,
+)
 from edgespec.architecture import Architecture
 from engines.machine.profiles import precisions
 
@@ -11,7 +18,7 @@ def bools(text):
 
 
 NOBODY = bools("..........")
-COSTS = Costs(layers=30, layer=1.0, head=2.0, need=100.0)
+COSTS = Costs(layers=30, layer_ms=1.0, head_ms=2.0, draft_ms=100.0)
 
 
 @pytest.mark.parametrize(
@@ -22,8 +29,8 @@ COSTS = Costs(layers=30, layer=1.0, head=2.0, need=100.0)
         # The device had guessed the same rounds by itself.
         ({18: bools("xxxxx.....")}, bools("xxxxx....."), COSTS, (), 0.0),
         # It needs 3 ms to draft, so no more than 3 can be hidden.
-        ({18: bools("xxxxx.....")}, NOBODY, COSTS._replace(need=3.0), (), 0.0),
-        ({18: bools("xxxxx.....")}, NOBODY, COSTS._replace(need=6.0), (18,), 1.0),
+        ({18: bools("xxxxx.....")}, NOBODY, COSTS._replace(draft_ms=3.0), (), 0.0),
+        ({18: bools("xxxxx.....")}, NOBODY, COSTS._replace(draft_ms=6.0), (18,), 1.0),
         # A head that costs more than its hints hide.
         ({18: bools("x.........")}, NOBODY, COSTS, (), 0.0),
         # Twice the rounds, a quarter of the time: the early one is worth more.
@@ -37,14 +44,14 @@ COSTS = Costs(layers=30, layer=1.0, head=2.0, need=100.0)
 def test_the_split_is_the_one_that_hides_most(right, known, costs, split, gain):
     found = recommend(right, known, costs)
     assert found.split == split
-    assert found.value == pytest.approx(gain)
-    assert set(found.alone) == set(right)
+    assert found.gain_ms == pytest.approx(gain)
+    assert set(found.alone_ms) == set(right)
 
 
 def test_a_later_exit_is_paid_for_what_the_earlier_one_missed():
     right = {10: bools("xx........"), 20: bools("xxxx......")}
-    assert value((20,), right, NOBODY, COSTS) == pytest.approx(0.4 * 12 - 2)
-    assert value((10, 20), right, NOBODY, COSTS) == pytest.approx(0.2 * 22 + 0.2 * 12 - 4)
+    assert gain_ms((20,), right, NOBODY, COSTS) == pytest.approx(0.4 * 12 - 2)
+    assert gain_ms((10, 20), right, NOBODY, COSTS) == pytest.approx(0.2 * 22 + 0.2 * 12 - 4)
 
 
 def test_no_rounds_recommend_nothing():

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from calibration.decoder import load
-from calibration.quantisation.packed import pack, write_checkpoint, write_packed
+from calibration.quantisation.packed import pack, write_checkpoint
 from edgespec.checkpoint import Blocks
 from edgespec.errors import CheckpointError, UsageError
 from edgespec.tokenizer import fingerprint
@@ -165,12 +165,12 @@ def test_a_packed_draft_without_its_target_s_embedding(tmp_path, tiny_llama_fold
     names = {"model.layers.0.mlp.down_proj.weight": 8, "model.layers.1.self_attn.q_proj.weight": 4}
     blocks = {name: blocks_of(decoder, name, bits) for name, bits in names.items()}
     kept = np.array([0, 1, 5, 299])
-    write_packed(
+    write_checkpoint(
         tmp_path / "out",
         decoder,
-        blocks,
         checkpoint.tokenizer,
         {"agreement": 0.5},
+        blocks=blocks,
         shares_embedding=True,
         kept_ids=kept,
     )
