@@ -119,7 +119,7 @@ def _rank(session: SessionView) -> tuple[bool, int, float]:
 
 
 def _behind(session: SessionView) -> bool:
-    return session.state == "running" and 0 < session.rate < BEHIND_RATIO * session.promised
+    return session.state == "running" and 0 < session.rate < BEHIND_RATIO * session.target_rate
 
 
 def _rate(session: SessionView) -> Text:
@@ -136,7 +136,7 @@ COLUMNS = (
     Column("state", lambda s: Text(s.state, COLOURS[s.state])),
     Column("tokens", lambda s: Text(str(s.tokens)), right=True),
     Column("tokens/s", _rate, right=True),
-    Column("target", lambda s: Text(f"{s.promised:g}" if s.promised else ""), right=True),
+    Column("target", lambda s: Text(f"{s.target_rate:g}" if s.target_rate else ""), right=True),
     Column("accepted", lambda s: Text(_share(s.acceptance) if s.verified else ""), right=True),
     Column("reaction", lambda s: Text(f"{1e3 * s.reaction:.0f} ms" if s.reaction else ""), 140,
            right=True),

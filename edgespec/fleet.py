@@ -29,8 +29,8 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     """Of the answer, so far."""
     rate: float
-    promised: float
-    """0: as fast as possible."""
+    target_rate: float
+    """Tokens a second that its device asked for; 0: as fast as possible."""
     verified: int
     confirmed: int
     reaction: float

@@ -102,7 +102,7 @@ def _session(session: CloudSession, device: ConnectedDevice | None, now: float) 
         state=_state(session),
         tokens=len(session.state.tokens) - session.state.prompt_length,
         rate=record.rate,
-        promised=session.terms.target_rate,
+        target_rate=session.terms.target_rate,
         verified=record.verified,
         confirmed=record.confirmed,
         reaction=session.drafts.arrivals.reaction_s,

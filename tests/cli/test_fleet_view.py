@@ -13,7 +13,7 @@ def session(number, **changes):
     values = {
         "session": f"{number:x}", "device": f"robot {number}", "drafter": "cpu-int4",
         "hardware": "Raspberry Pi 5", "mode": "edge", "state": "running", "tokens": 7,
-        "rate": 12.34, "promised": 0.0, "verified": 10, "confirmed": 6, "reaction": 0.05,
+        "rate": 12.34, "target_rate": 0.0, "verified": 10, "confirmed": 6, "reaction": 0.05,
         "seconds": 60.0 + number,
     }  # fmt: skip
     return SessionView(**{**values, **changes})
@@ -62,7 +62,7 @@ def test_energy_where_it_is_measured():
 
 def test_those_behind_come_first_and_the_rest_is_counted():
     sessions = [session(n, state="away" if n == 3 else "running") for n in range(30)]
-    sessions.append(session(99, rate=5.0, promised=10.0))
+    sessions.append(session(99, rate=5.0, target_rate=10.0))
     fleet = Fleet(target="t", state="ready", sessions=tuple(sessions))
     text = shown(fleet, height=20)
     lines = text.splitlines()
@@ -79,7 +79,7 @@ LONG = "".join(f"robot {number:02}, " for number in range(7))[:60]
 @pytest.mark.parametrize("width", [80, 100, 110, 130, 140, 200])
 def test_a_session_is_one_line_of_the_terminal_whatever_its_names(width):
     names = {"device": LONG, "hardware": LONG, "drafter": LONG, "mode": "edge + cloud-draft"}
-    sessions = [session(n, **names, promised=15.0, tokens=12_345, seconds=1e5) for n in range(9)]
+    sessions = [session(n, **names, target_rate=15.0, tokens=12_345, seconds=1e5) for n in range(9)]
     sessions.append(session(9, device="ロボット" * 15, hardware="[red]x[/]"))
     text = shown(Fleet(target=LONG, state="ready", sessions=tuple(sessions)), 40, width)
     assert max(map(cell_len, text.splitlines())) <= width

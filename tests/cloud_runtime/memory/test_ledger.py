@@ -21,8 +21,6 @@ from edgespec.sampling import Sampling
 from edgespec.session import Session
 from engines.alone import write_alone
 from engines.base import Row, final_choices
-from engines.drafters.base import DraftRequest
-from engines.drafters.model import ModelDrafter
 from engines.toy import ToyEngine
 
 SLOT = ToyEngine().slot_bytes(1)
@@ -331,7 +329,7 @@ def test_the_one_waited_for_keeps_its_slot():
     assert held.references == 1
     bank.sessions.append(new_session(3, [9] * 300))
     bank.memory.lend([second, bank.sessions[2]], 4, bank.now)
-    assert held.references == 0, "nobody reads it any more, so nobody waits"
+    assert held.references == 0, "its prefill does not go on, so no session waits for it"
 
 
 def test_kept_texts_that_say_nothing_new_are_dropped():
@@ -380,40 +378,11 @@ def test_too_little_for_one_session_is_refused_with_a_sentence():
     assert Memory(ToyEngine(), 99 * SLOT).context == 512
 
 
-def test_the_draft_beside_gets_its_share():
+def test_the_cloud_draft_gets_its_share():
     wide = SimpleNamespace(slot_bytes=lambda positions: 300)
     narrow = SimpleNamespace(slot_bytes=lambda positions: 100)
     assert share_of(4000, wide, None) == 0
     assert share_of(4000, wide, narrow) == 1000
-
-
-def test_the_draft_beside_lets_go_of_those_not_asked_for_longest():
-    engine, texts = ToyEngine(), {n: [n] * 200 for n in range(4)}
-    drafter = ModelDrafter(engine, "toy", branches=1, memory_bytes=3 * SLOT)
-    reference = ToyEngine()
-
-    def ask(*sessions):
-        guesses = drafter.guess([DraftRequest(n, texts[n], Sampling()) for n in sessions])
-        for n, guess in zip(sessions, guesses, strict=True):
-            assert [guess.token] == write_alone(reference, texts[n], 1, Sampling())
-
-    def held():
-        branches = sorted(drafter._branches(), key=lambda branch: branch.last_used)
-        return [branch.session for branch in branches]
-
-    ask(0, 1, 2)
-    ask(0)
-    ask(3)
-    assert held() == [2, 0, 3]
-    texts[0] += [0] * 100
-    ask(0)
-    assert held() == [3, 0]
-    ask(0, 1, 2, 3)
-    texts[1] += [1] * 200
-    texts[2] += [2] * 200
-    ask(0, 1, 2, 3)
-    size = sum(engine.slot_bytes(len(branch.tokens)) for branch in drafter._branches())
-    assert size <= 3 * SLOT
 
 
 class Desk:

@@ -112,7 +112,7 @@ def test_the_fleet_shows_sessions_and_devices(status, service, clock):
     (session,), (device,) = shown.sessions, shown.devices
     assert (session.session, session.device, session.hardware) == ("11", "robot", "a board")
     assert (session.mode, session.state, session.tokens) == ("cloud", "running", 11)
-    assert session.rate == pytest.approx(10.0) and session.promised == 30.0
+    assert session.rate == pytest.approx(10.0) and session.target_rate == 30.0
     assert (device.name, device.sessions, device.away) == ("robot", 1, "")
     assert shown.step == pytest.approx(0.02) and shown.rows == 1
     assert shown.memory_used > 0 and shown.memory_limit == 1 << 20

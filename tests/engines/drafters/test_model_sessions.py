@@ -1,4 +1,4 @@
-"""The draft beside the target: a slot for each session, and every guess that of the model alone."""
+"""A draft model for many sessions: every guess is that of the model alone."""
 
 import random
 
@@ -196,3 +196,73 @@ def test_a_failed_step_leaves_a_cache_that_is_known():
     fail = False
     for text in (*texts, [1, 2, 3]):
         bench.ask({1: text, 2: [9, *text]})
+
+
+def test_the_bound_in_bytes_is_kept_by_closing_the_least_recently_used():
+    slot = ToyEngine().slot_bytes(1)
+    bench = Bench(memory=3 * slot)
+    texts = {n: [n] * 200 for n in range(4)}
+
+    def ask(*sessions):
+        bench.ask({n: texts[n] for n in sessions})
+
+    ask(0, 1, 2)
+    ask(0)
+    ask(3)
+    assert bench.held == [2, 0, 3]
+    texts[0] += [0] * 100
+    ask(0)
+    assert bench.held == [3, 0]
+    ask(0, 1, 2, 3)
+    texts[1] += [1] * 200
+    texts[2] += [2] * 200
+    ask(0, 1, 2, 3)
+    branches = bench.drafter._branches()
+    assert sum(bench.engine.slot_bytes(len(branch.tokens)) for branch in branches) <= 3 * slot
+
+
+@pytest.mark.parametrize(("slots", "memory"), [(4, 0), (9, 0), (2, 0), (9, 3)])
+def test_sessions_with_branches_and_sampling_of_their_own_share_steps(slots, memory):
+    """Several answers of one device: branches fork, sessions come and go."""
+    options = {"slots": slots, "noise": 0.3}
+    engine = Counting(**options)
+    size = memory * engine.slot_bytes(1)
+    drafter = ModelDrafter(engine, "toy", branches=3, memory_bytes=size)
+    chance, samplings = random.Random(slots + memory), {1: GREEDY, 2: SAMPLED, 3: GREEDY}
+    texts = {number: [[number, 2, 3]] for number in samplings}
+    reference = Bench(**options)
+    for _ in range(150):
+        requests = []
+        for number in chance.sample([1, 2, 3], chance.randint(1, 3)):
+            for _ in range(chance.randint(1, 2)):
+                base = chance.choice(texts[number][-6:])
+                kept = base[: max(1, len(base) - chance.randint(0, 3))]
+                text = kept + [chance.randrange(50) for _ in range(chance.choice([0, 1, 2, 90]))]
+                texts[number].append(text[:400])
+                requests.append(DraftRequest(number, text[:400], samplings[number]))
+        guesses = drafter.guess(requests)
+        assert guesses == [reference.alone(r.tokens, r.sampling) for r in requests]
+        assert len(drafter._branches()) <= slots
+        assert all(len(branches) <= 3 for branches in drafter._sessions.values())
+        if chance.random() < 0.1:
+            kept = set(chance.sample([1, 2, 3], 2))
+            drafter.retain(kept)
+            assert set(drafter._sessions) <= kept
+
+
+def test_another_sessions_fork_does_not_take_a_sessions_only_slot():
+    engine = Counting(slots=3)
+    drafter = ModelDrafter(engine, "toy")
+    main, other = [*range(20)], [9, 8, 7]
+
+    def fed(*requests):
+        drafter.guess([DraftRequest(number, text, GREEDY) for number, text in requests])
+        return engine.fed()
+
+    assert fed((1, main)) == [[20]]
+    assert fed((1, [*main[:10], 40])) == [[1]]
+    assert fed((2, other)) == [[3]]
+    assert fed((2, [*other[:2], 40])) == [[1]], "it takes a branch of session 1"
+    assert fed((2, [*other[:2], 41])) == [[1]]
+    assert len(drafter._sessions[1]) == 1
+    assert fed((2, [*other, 6])) == [[1]]
