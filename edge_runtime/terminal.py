@@ -69,7 +69,9 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     drafter = _drafter(bundle, settings)
     sensors = find(settings.energy) if settings.energy else None
     trace = Trace(settings.trace, "device") if settings.trace else None
-    link = DealerLink(settings.connect, settings.server_key, key=settings.key)
+    link = DealerLink(
+        settings.connect, settings.server_key, key=settings.key, limits=settings.limits
+    )
     try:
         identity = DeviceIdentity.of(bundle, socket.gethostname(), drafter.name, brief())
         observer = Observer(

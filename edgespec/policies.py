@@ -171,6 +171,27 @@ class DraftPolicy:
 class LinkLimits:
     """Bounds of queues, packets and silence on a link."""
 
+    device_queue_packets: int = 10_000
+    """Packets that a device keeps for a cloud that does not take them."""
+    send_queue_packets: int = 1000
+    """Packets that wait in the cloud for one device; beyond that the device counts as not reading.
+    """
+    receive_queue_packets: int = 128
+    """Packets of one device that the cloud's socket takes in advance; beyond that TCP slows the
+    device down."""
+    poll_packets: int = 64
+    """Packets of one device after which the cloud stops reading and runs its next step. ZeroMQ
+    takes turns between devices, so each of the others has been read as often, or is empty."""
+    poll_total_packets: int = 10_000
+    """Packets that either side reads from all connections before it runs its next step."""
+    heartbeat_s: float = 2.0
+    """Interval at which a silent connection is probed."""
+    vanished_s: float = 10.0
+    """Time without any sign of life after which a connection is closed."""
+    linger_s: float = 0.5
+    """Time that closing a socket leaves to packets that are not sent yet."""
+    longest_reconnect_s: float = 2.0
+    """Longest pause of a device between two attempts to connect."""
     connections: int = 4096
     """Connections of a cloud; fewer where its file descriptors do not suffice."""
     hello_timeout_s: float = 10.0

@@ -1,32 +1,32 @@
 """The wire: every message that device and cloud exchange, and nothing else.
 
 A packet is one ZeroMQ multipart message: a msgpack header, which is an array whose first element
-names the message, and for `Open` one raw buffer of little-endian uint32 token ids. Text never
-crosses; ids do. Every packet of a session names the session, its round and the base position (where
-its first token stands), so what is stale or repeated is recognised.
+names the message, and for `Open` one raw buffer of little-endian uint32 token ids. Packets carry
+token ids, never text. Every packet of a session names the session, its round and the base position
+(the position of its first token), so that stale and repeated packets are recognised.
 
     device                     cloud
     Hello            ->                     versions and fingerprints are compared
                      <-        Welcome
     Open + prompt    ->                     prefill
-                     <-        Admitted     it has a place, or will have in so many milliseconds
-    Draft*           ->                     whenever tokens are drafted; nobody waits
-                     <-        Hint*        an exit head's guess, while the target still runs
+                     <-        Admitted     the session has a slot now, or after `wait_ms`
+    Draft*           ->                     whenever tokens are drafted, without waiting for replies
+                     <-        Hint*        an exit head's tokens, while the target still runs
                      <-        Verdict*     after every step of the target
-    Serve            ->                     other terms from now on
-    Resume           ->                     after silence: where are we?
-                     <-        Verdict      everything committed from the named base on
+    Serve            ->                     new terms of the session
+    Resume           ->                     after silence: asks for the committed tokens
+                     <-        Verdict      all committed tokens from the given base on
     Close            ->
     Ping             ->        Pong
-                     <-        Drain        no new sessions here
-                     <-        Error        typed; `retryable` says whether the same may work later,
+                     <-        Drain        the cloud accepts no new sessions
+                     <-        Error        typed; `retryable` tells whether to try again, and
                                             `retry_ms` when
 
-A **round** is one run of drafted ids. Its first packet names the round that it branches off and
-the position where; later ones name the round itself, and make it longer. So the device streams a
-tree of ids: a branch holds what to go on with if the target rejects its parent there and names the
-branch's first token instead. The cloud keeps the branches, and goes on along one as soon as its own
-verdict names it.
+A **round** is one run of drafted ids. Its first packet names the parent round and the position at
+which the new round branches off. Later packets name the round itself and make it longer. The device
+so streams a tree of ids. A branch holds the continuation for the case that the target rejects the
+parent's token there and chooses the branch's first token instead. The cloud keeps the branches, and
+continues with one as soon as a verdict of its own chooses that branch.
 """
 
 from __future__ import annotations
@@ -43,41 +43,45 @@ from edgespec.session import Finish
 
 VERSION = 3
 MAX_PACKET = 1 << 20
-"""Bytes; a larger packet is dropped by the socket. Holds a prompt of 262 000 tokens."""
+"""Bytes of a packet; the socket drops larger ones. A prompt of 262 000 tokens fits."""
 HEADER_BYTES = 1 << 16
 """Bytes that a header may have; larger ones are dropped with the connection."""
 MAX_FRAMES = 2
 """Frames of a packet: header and buffer."""
 MAX_DRAFT = 64
+"""Tokens of one draft packet, and of one round."""
+MAX_END_IDS = 64
+MAX_VERDICT_TOKENS = 1 << 17
+LONGEST_NAME = 200
+"""Characters of a name."""
 
 Identifier = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 63) - 1)]
 Position = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Tokens = Annotated[list[Token], msgspec.Meta(max_length=MAX_DRAFT + 1)]
-LONGEST_NAME = 200
 Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
-"""Tokens a second, or another number that is not negative."""
+"""Tokens a second, or another non-negative number."""
 
 ErrorCode = Literal[
-    "malformed",  # bytes that are no message
+    "malformed",  # bytes that are not a message
     "version",  # another protocol version
     "bundle",  # another target
     "tokenizer",  # another tokenizer
     "hello",  # a session before any hello
     "invalid",  # a message whose content cannot be served
-    "busy",  # no room now; `retry_ms` says when there may be
-    "drained",  # the cloud stops; the session may go on elsewhere
-    "session",  # a session that is not (or no longer) here
-    "internal",  # the cloud failed; its log says how
+    "busy",  # no room now; `retry_ms` says when to try again
+    "drained",  # the cloud stops; the session may continue in another cloud
+    "session",  # a session that the cloud does not have, or has no longer
+    "internal",  # the cloud failed; its log has the details
 ]
 
 
 class Message(
     msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag_field="type"
 ):
-    """Base of the union; its subclasses are the only things that cross the wire."""
+    """Base of all messages; only its subclasses cross the wire."""
 
 
 class Hello(Message, frozen=True, tag="hello"):
@@ -86,11 +90,11 @@ class Hello(Message, frozen=True, tag="hello"):
     """Fingerprint of the target's weights in the device's bundle."""
     tokenizer: Name
     device: Name
-    """For people: its name."""
+    """Name of the device, for logs and `edgespec top`."""
     drafter: Name = ""
-    """For people: what drafts there."""
+    """Name of its draft, for the same."""
     hardware: Name = ""
-    """For people."""
+    """Name of its hardware, for the same."""
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -98,78 +102,79 @@ class Welcome(Message, frozen=True, tag="welcome"):
     target: Name
     tokenizer: Name
     context: Position
-    """Positions that a session may have, prompt included."""
+    """Most tokens of a session, prompt included."""
     max_draft: Position
+    """Most draft tokens that the cloud verifies in one round."""
     exits: list[Position]
     """Layers that are followed by an exit head."""
     step_ms: Milliseconds
-    """A step of the target for one session and one token, measured when the cloud started."""
+    """Time of a target step for one session and one token, measured when the cloud started."""
     token_ms: Milliseconds
-    """What each further token adds to it."""
+    """Time that each further token adds to a step."""
     draft_ms: Milliseconds
-    """A step of the draft beside the target; 0 where the cloud has none."""
+    """Time of a step of the cloud draft; 0 if the cloud has no draft."""
     hint_ms: Milliseconds
-    """What exit heads add to a step of the target."""
+    """Time that exit heads add to a target step."""
 
 
 class Terms(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How a session is served. Any change of terms gives the same text."""
+    """How the cloud serves a session. The terms never change the answer."""
 
     drafting: bool = True
     """The device drafts."""
     cloud_draft: bool = False
-    """The cloud may draft beside the target, if it has a draft."""
+    """The cloud may draft for this session, if it has a draft."""
     decoding: bool = True
-    """The target decodes by itself while no draft has arrived. False: lockstep."""
+    """The target decodes without a draft until one arrives. False: lockstep."""
     hints: bool = False
-    """Exit heads run for this session."""
+    """The cloud runs exit heads for this session."""
     target_rate: Rate = 0.0
-    """Tokens a second that the device asked for; 0: as fast as possible."""
+    """Tokens a second that the device asks for; 0: as fast as possible."""
 
     @property
     def lockstep(self) -> bool:
-        """Whether the target waits for a draft instead of decoding by itself."""
+        """True if the target waits for each draft instead of decoding without one."""
         return not self.decoding
 
 
 class Open(Message, frozen=True, tag="open"):
-    """Starts a session, or starts it again elsewhere: the buffer holds prompt and committed ids."""
+    """Starts a session, or continues one in another cloud. The buffer holds the tokens."""
 
     session: Identifier
     prompt_length: Position
     max_tokens: Position
     sampling: Sampling
-    end_ids: Annotated[list[Token], msgspec.Meta(max_length=64)]
+    end_ids: Annotated[list[Token], msgspec.Meta(max_length=MAX_END_IDS)]
     terms: Terms
     tokens: Annotated[list[Token], msgspec.Meta(max_length=0)] = []
-    """Empty in the header; `pack` and `unpack` carry it in the buffer."""
+    """Empty in the header; `pack` and `unpack` use the buffer for it."""
 
 
 class Admitted(Message, frozen=True, tag="admitted"):
     session: Identifier
     wait_ms: Milliseconds = 0.0
-    """Until it is begun, as far as can be told; 0: at once."""
+    """Estimated time until the session starts; 0: at once."""
 
 
 class Draft(Message, frozen=True, tag="draft"):
-    """Ids from position `base` on. No ids: the device has none, and asks for the target's token."""
+    """Drafted ids from position `base` on. Without ids it asks for the target's own token."""
 
     session: Identifier
     round: Position
-    """From 1."""
+    """Number of the round, from 1."""
     parent: Position
-    """The round that holds the id before `base`: the one that this branches off, or itself once it
-    has begun; 0: the committed text."""
+    """Round of the id before `base`: the parent in a round's first packet, the round itself in
+    later ones; 0: the committed tokens."""
     base: Position
     tokens: Tokens
     confidences: Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT + 1)] = b""
-    """For each id the probability, in 1/255, that it is the target's, if those before it are."""
+    """Probability, in units of 1/255, that each id is the target's if all ids before it are."""
 
 
 class Hint(Message, frozen=True, tag="hint"):
-    """The tokens that an exit head would choose at `base`, `base + 1`, …, draft accepted or not.
+    """Tokens that an exit head chooses at `base`, `base + 1`, …, for accepted and rejected drafts.
 
-    `base` is the number of committed tokens, and `round` the draft that is being verified.
+    `base` is the number of committed tokens, and `round` is the round that is being verified.
     """
 
     session: Identifier
@@ -180,19 +185,19 @@ class Hint(Message, frozen=True, tag="hint"):
 
 
 class Verdict(Message, frozen=True, tag="verdict"):
-    """Committed tokens from `base` on: `confirmed` drafted ones, then the target's own."""
+    """Committed tokens from `base` on: `confirmed` drafted tokens, then the target's own token."""
 
     session: Identifier
     round: Position
-    """Of the device's draft; 0: none of its ids were verified."""
+    """Round of the device's draft; 0: none of the device's ids were verified."""
     base: Position
     verified: Position
-    """Drafted ids that the step looked at."""
+    """Number of drafted ids that the step verified."""
     confirmed: Position
-    """Of those, the target's own."""
+    """Number of verified ids that are the target's own."""
     accepted: Position
-    """Of those, the device's; the others were drafted beside the target."""
-    tokens: Annotated[list[Token], msgspec.Meta(max_length=1 << 17)]
+    """Number of confirmed ids that the device drafted; the cloud drafted the others."""
+    tokens: Annotated[list[Token], msgspec.Meta(max_length=MAX_VERDICT_TOKENS)]
     finish: Finish = ""
 
 
@@ -217,7 +222,7 @@ class Ping(Message, frozen=True, tag="ping"):
 class Pong(Message, frozen=True, tag="pong"):
     nonce: Identifier
     mean_batch_rows: Rate = 0.0
-    """Sessions that share a step of the target, on average lately."""
+    """Sessions in a recent step of the target, on average."""
 
 
 class Drain(Message, frozen=True, tag="drain"):
@@ -228,10 +233,10 @@ class Error(Message, frozen=True, tag="error"):
     code: ErrorCode
     message: Annotated[str, msgspec.Meta(max_length=1000)]
     session: Identifier = 0
-    """0: about the connection, not a session."""
+    """Session that the error is about; 0: the connection."""
     retryable: bool = False
     retry_ms: Milliseconds = 0.0
-    """When to try again."""
+    """Time after which to try again."""
 
 
 AnyMessage = (
@@ -263,6 +268,7 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessa
 
 
 def pack(message: Message) -> Packet:
+    """The packet of a message: a header, and for `Open` a buffer."""
     if isinstance(message, Open):
         header = msgspec.structs.replace(message, tokens=[])
         return [_encoder.encode(header), np.asarray(message.tokens, "<u4").tobytes()]
@@ -270,7 +276,7 @@ def pack(message: Message) -> Packet:
 
 
 def unpack(packet: Sequence[bytes]) -> AnyMessage:
-    """Raises `ProtocolError` for anything that `pack` would not have made."""
+    """The message of a packet. Raises `ProtocolError` for anything that `pack` cannot produce."""
     if not packet:
         raise ProtocolError("an empty packet", code="malformed")
     try:

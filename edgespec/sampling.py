@@ -1,4 +1,4 @@
-"""The one rule: what the target's token at a position is, and how a draft is verified against it.
+"""The acceptance rule: the target's token at a position, and how a draft is verified against it.
 
 The token at position `i` is a pure function of the logits there (hence of the prefix), the sampling
 parameters, the seed and `i`:
@@ -8,12 +8,12 @@ parameters, the seed and `i`:
                g_v = -log(-log u_v),  u = Philox4x64(key=seed, counter=i << 64)
 
 The second line is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): its result has exactly
-the distribution p. Because the noise depends on nothing but (seed, i), a draft that picks its own
-token with the same noise agrees with the target as often as their distributions let it, without a
-message between them (coupling without communication, Daliri et al. 2408.07978), and any server that
-is asked twice answers twice the same. Ties go to the lowest token id everywhere.
+the distribution p. The noise depends on (seed, i) only. A draft that picks its token with the same
+noise therefore agrees with the target as often as their distributions allow, without a message
+between them (coupling without communication, Daliri et al. 2408.07978), and every server gives the
+same answer. Ties go to the lowest token id everywhere.
 
-Nothing outside this module compares tokens or draws noise.
+No other module compares tokens or draws noise.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def _uniform_bits(seed: int, position: int, size: int) -> npt.NDArray[np.uint64]
 
 
 def gumbel_noise(seed: int, position: int, ids: npt.NDArray[np.int64], size: int) -> Logits:
-    """Noise of the tokens `ids` at `position`, of a vocabulary of `size`; float64, shape of `ids`.
+    """Gumbel noise of the tokens `ids` at `position`; float64, shape of `ids`.
 
-    Token v's noise does not depend on which others are asked for, nor on `size` beyond v, so models
-    whose embeddings are padded differently share it. The raw stream of numpy's Philox is stable by
-    numpy's own guarantee, which its floating-point generators are not. One draw serves every exit
-    head, the draft and the target that look at the same position.
+    `size` is the size of the vocabulary. The noise of token v depends neither on the other `ids`
+    nor on `size`, so models with differently padded embeddings share it. numpy guarantees that the
+    raw stream of Philox is stable, which it does not for its floating-point generators. One cached
+    draw serves exit heads, draft and target at the same position.
     """
     bits = _uniform_bits(seed, position, size)[ids]
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
@@ -51,7 +51,7 @@ def gumbel_noise(seed: int, position: int, ids: npt.NDArray[np.int64], size: int
 
 
 def keep(logits: Logits, sampling: Sampling) -> npt.NDArray[np.int64]:
-    """Ids that top-k and top-p leave, ascending. Shape [kept]; `logits` is [vocabulary]."""
+    """Ids that top-k and top-p keep, ascending. Shape [kept]; `logits` is [vocabulary]."""
     size = logits.shape[0]
     ids = np.arange(size)
     if 0 < sampling.top_k < size:
@@ -61,13 +61,13 @@ def keep(logits: Logits, sampling: Sampling) -> npt.NDArray[np.int64]:
         ids = np.sort(np.concatenate([above, ties]))
     if sampling.top_p < 1.0:
         mass = logits[ids].astype(np.float64)
-        # In place: fresh arrays of a whole vocabulary cost more than the arithmetic on them.
+        # In place: allocating arrays of vocabulary size costs more than the arithmetic.
         np.exp(
             np.divide(np.subtract(mass, mass.max(), out=mass), sampling.temperature, out=mass),
             out=mass,
         )
         total = mass.sum()
-        # Whatever is lighter than this adds up to less than 1 - top_p: no need to sort it.
+        # Tokens below this bound add up to less than 1 - top_p, so they need no sorting.
         heavy = np.flatnonzero(mass > (1.0 - sampling.top_p) * total / ids.size)
         order = heavy[np.argsort(-mass[heavy], kind="stable")]
         before = np.cumsum(mass[order]) - mass[order]
@@ -87,29 +87,31 @@ def choose(logits: Logits, sampling: Sampling, position: int) -> int:
 
 
 RUNNERS_UP = 3
-"""That are named beside a choice."""
+"""Number of alternatives that `rank` returns with a choice."""
 
 
 class Ranked(NamedTuple):
-    """The rule's choice and its runners-up, weighed by their scores.
+    """The rule's choice and its runners-up with their weights.
 
-    A score is a logit, under sampling with its noise, `temperature * g`, added. What top-k and
-    top-p leave out is weighed too, since another model's cut lies elsewhere.
+    A score is a logit, under sampling plus the noise `temperature * g`. Tokens that top-k or top-p
+    remove have a weight too, since another model may keep them.
     """
 
     token: int
     odds: float
-    """Log-odds of the choice against all others by the softmax of scores; infinite without any."""
+    """Log-odds of the choice against all others in the softmax of scores; infinite without any."""
     runners_up: tuple[tuple[int, float], ...]
-    """The best after the choice, and what each has of the others' weight; fewer than `RUNNERS_UP`
-    where there are no more."""
+    """Tokens with the next best scores, and the share of each in the weight of all tokens but the
+    choice. At most `RUNNERS_UP`."""
 
 
 def rank(
     logits: Logits, sampling: Sampling, position: int, top: npt.NDArray[np.int64] | None = None
 ) -> Ranked:
-    """`choose`, with the runners-up among `top`, ids in any order (all without). `logits` is
-    [vocabulary]. Ties go to the lowest id."""
+    """The token of `choose`, with runners-up among the ids `top` (any order; None: all ids).
+
+    `logits` is [vocabulary]. Ties go to the lowest id.
+    """
     token = choose(logits, sampling, position)
     ids = np.arange(logits.shape[0]) if top is None else np.sort(top)
     ids = np.append(ids[ids != token], token)
@@ -123,8 +125,8 @@ def rank(
     weights = np.exp(others - others[best[0]])
     odds = own - float(others[best[0]]) - float(np.log(weights.sum()))
     shares = weights[best] / weights.sum()
-    said = zip(ids[best].tolist(), shares.tolist(), strict=True)
-    return Ranked(token, odds, tuple((other, share) for other, share in said if share > 0))
+    ranked = zip(ids[best].tolist(), shares.tolist(), strict=True)
+    return Ranked(token, odds, tuple((other, share) for other, share in ranked if share > 0))
 
 
 def _perturbed(
@@ -135,10 +137,10 @@ def _perturbed(
 
 
 def _contenders(logits: Logits, sampling: Sampling, position: int) -> npt.NDArray[np.int64]:
-    """Ids, ascending, that hold the winner for certain, found without a logarithm for every token.
+    """Ids, ascending, that certainly contain the choice, without a logarithm for every token.
 
-    The likely ones are computed. Any other lies `margin` or more below the largest logit, so to
-    win it needs noise above what is left, which is a bound on its raw bits.
+    Scores of likely tokens are computed. Any other token lies `margin` or more below the largest
+    logit, so it can win only with noise above a bound, which is a bound on its raw bits.
     """
     margin = 4.0 * sampling.temperature
     largest = float(logits.max())
@@ -146,7 +148,7 @@ def _contenders(logits: Logits, sampling: Sampling, position: int) -> npt.NDArra
     likely = np.flatnonzero(logits >= np.float64(largest - margin))
     best = float(_perturbed(logits, likely, sampling, position).max())
     needed = np.exp(-np.exp((largest - margin) / sampling.temperature - best))
-    # Shortened by more than rounding can add, so that nobody is left out.
+    # Lowered by more than rounding can add, so that no candidate is lost.
     least = np.uint64(max(0, int(needed * (1.0 - 1e-9) * 2.0**53) - 1) << 11)
     bits = _uniform_bits(sampling.seed, position, logits.shape[0])
     return np.union1d(likely, np.flatnonzero(bits >= least))
@@ -155,7 +157,7 @@ def _contenders(logits: Logits, sampling: Sampling, position: int) -> npt.NDArra
 def guess(
     ids: npt.NDArray[np.int64], logits: Logits, sampling: Sampling, position: int, size: int
 ) -> int:
-    """Like `choose`, from the top candidates of a head alone: for hints, which decide nothing."""
+    """Token of `choose` among a head's top candidates only; for hints, which decide nothing."""
     if sampling.greedy:
         return int(ids[0])
     kept = keep(logits, sampling)
@@ -165,17 +167,17 @@ def guess(
 
 class Verification(NamedTuple):
     accepted: int
-    """Draft tokens that are the target's own."""
+    """Number of draft tokens that equal the target's."""
     tokens: list[int]
-    """Tokens to commit: the accepted ones and the target's next, `accepted + 1` of them."""
+    """The `accepted + 1` tokens to commit: the accepted ones and the target's next."""
 
 
 def verify(draft: Sequence[int], target: Sequence[int]) -> Verification:
-    """Compares a draft with the target's tokens at the same positions and the one after.
+    """Compares a draft with the target's tokens at its positions and at the next one.
 
-    `target[j]` is the target's token after the committed text and `draft[:j]`; it has one entry
-    more than `draft`. The first mismatch ends the draft, since every later target token was
-    computed on a prefix that is not the answer.
+    `target[j]` is the target's token after the committed tokens and `draft[:j]`, so `target` has
+    one token more than `draft`. The first mismatch ends the accepted part, since every later target
+    token was computed on a prefix that is not the answer. Raises `ValueError` for other lengths.
     """
     if len(target) != len(draft) + 1:
         raise ValueError(f"{len(target)} target tokens for a draft of {len(draft)}")
@@ -183,15 +185,15 @@ def verify(draft: Sequence[int], target: Sequence[int]) -> Verification:
     return Verification(accepted, [int(token) for token in target[: accepted + 1]])
 
 
-_NEAR = 32
-"""Texts of one answer, if they differ at all, mostly do so in their last tokens."""
+_LAST_TOKENS = 32
+"""Length of the ends that are compared first: two versions of an answer mostly differ there."""
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Length of the longest common prefix of two token sequences."""
     a, b = _listed(one), _listed(other)
     end = min(len(a), len(b))
-    same = max(0, end - _NEAR)
+    same = max(0, end - _LAST_TOKENS)
     if a[:same] != b[:same]:  # compared in C, and in halves
         same, end = 0, same
     elif a[same:end] == b[same:end]:
@@ -210,5 +212,5 @@ def _listed(tokens: Sequence[int]) -> list[int]:
 
 
 def agreeing(guesses: Sequence[int], tokens: Sequence[int]) -> int:
-    """Positions, of those that both have, where a hint names the token."""
+    """Number of positions, among those in both, at which a guess equals the token."""
     return sum(a == b for a, b in zip(guesses, tokens, strict=False))

@@ -8,15 +8,15 @@ from edgespec.errors import UsageError
 
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """How tokens are picked. Temperature 0 is greedy and ignores the rest."""
+    """How tokens are chosen. Temperature 0 is greedy and ignores the other parameters."""
 
     temperature: float = 0.0
     top_p: float = 1.0
-    """Keep the likeliest tokens whose probability together reaches `top_p`; in (0, 1]."""
+    """Keep the likeliest tokens whose probabilities together reach this sum; in (0, 1]."""
     top_k: int = 0
     """Keep the `top_k` likeliest tokens; 0 keeps all."""
     seed: int = 0
-    """Keys the noise; 0 <= seed < 2**63."""
+    """Key of the noise; 0 <= seed < 2**63."""
 
     @property
     def greedy(self) -> bool:

@@ -1,7 +1,7 @@
-"""A session's state on either side: the tokens that are final, and when the answer ends.
+"""A session's state on either side: its committed tokens, and whether the answer has ended.
 
-Device and cloud keep the same `Session` and feed it the same tokens, so they agree on where the
-answer ends without a word about it.
+Device and cloud each keep a `Session` and commit the same tokens to it, so both find the same end
+of the answer without a message.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Finish = Literal["", "end", "length", "stop"]
-"""Why an answer ended: end-of-text token, limit reached, stop string. Empty while it goes on."""
+"""Why an answer ended: end-of-text token, limit reached, stop string. Empty before the end."""
 
 
 @dataclass
 class Session:
-    """Committed tokens, prompt first. `tokens` only ever grows, and not after `finish` is set."""
+    """Committed tokens, prompt first. `tokens` only grows, and is final once `finish` is set."""
 
     tokens: list[int]
     prompt_length: int
     max_tokens: int
-    """Largest number of answer tokens, end-of-text included."""
+    """Most tokens of the answer, end-of-text token included."""
     end_ids: frozenset[int]
     finish: Finish = field(default="")
 
@@ -36,11 +36,11 @@ class Session:
 
     @property
     def remaining(self) -> int:
-        """Tokens that may still be committed."""
+        """Number of tokens that can still be committed."""
         return self.prompt_length + self.max_tokens - len(self.tokens) if not self.finish else 0
 
     def commit(self, tokens: Sequence[int]) -> list[int]:
-        """Appends tokens up to the end of the answer; returns those that were taken."""
+        """Appends tokens up to the end of the answer. Returns the appended tokens."""
         before = len(self.tokens)
         if not self.finish:
             self.tokens.extend(tokens)
@@ -48,7 +48,7 @@ class Session:
         return self.tokens[before:]
 
     def _settle(self, start: int) -> None:
-        """Cuts what lies behind the end of the answer, looking from position `start` on."""
+        """Finds the end of the answer from position `start` on, and removes the tokens after it."""
         limit = self.prompt_length + self.max_tokens
         for position in range(start, len(self.tokens)):
             if self.tokens[position] in self.end_ids:

@@ -1,4 +1,4 @@
-"""Text and token ids: prompts, chat templates, streamed decoding, stop strings."""
+"""Conversion between text and token ids: prompts, chat templates, streaming, stop strings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from edgespec.manifest import Bundle
 
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
+CONTEXT_TOKENS = 8
+"""Tokens of the prompt that streamed decoding takes into account."""
 
 
 class Codec:
     """A bundle's tokenizer and chat template."""
 
     def __init__(self, bundle: Bundle) -> None:
-        """Checks the tokenizer's files and reads them. Raises `BundleError`."""
+        """Checks and reads the tokenizer's files. Raises `BundleError`."""
         bundle.check("tokenizer")
         self._text = bundle.manifest.text
         self.tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
@@ -32,9 +34,9 @@ class Codec:
         self._template = template.read_text(encoding="utf-8") if template.is_file() else None
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
-        """Ids of a prompt. A rendered chat brings its own special tokens; plain text gets them.
+        """Token ids of a prompt. Special tokens are added to plain text; a rendered chat has them.
 
-        Raises `UsageError` for bytes that were never UTF-8.
+        Raises `UsageError` if the text does not come from UTF-8.
         """
         try:
             text.encode()
@@ -46,14 +48,20 @@ class Codec:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The chat template over `messages` (role, content), ready for the assistant's answer."""
+        """The chat of `messages` (role, content) as text that ends where the answer begins.
+
+        Raises `UsageError` if the bundle has no chat template.
+        """
         if self._template is None:
             raise UsageError("the bundle has no chat template; run without --chat")
         return render_chat(self._template, messages, bos=self._text.bos, eos=self._text.eos)
 
 
 def render_chat(template: str, messages: Sequence[Mapping[str, str]], *, bos: str, eos: str) -> str:
-    """A chat template (Jinja) over `messages`, up to where the assistant's answer begins."""
+    """The Jinja template applied to `messages`; it ends where the assistant's answer begins.
+
+    Raises `BundleError` if the template fails.
+    """
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )
@@ -79,23 +87,23 @@ def _refuse(message: str) -> NoReturn:
 
 
 class TextStream:
-    """Turns committed ids into text as they come, and finds stop strings.
+    """Decoder of committed ids, one by one, that also finds stop strings.
 
-    Text that may be the beginning of a stop string is held back until it is known not to be, and
-    bytes of an unfinished character until it is whole. A stop string is found at the first token
-    that completes it, wherever rounds began and ended.
+    Text that may begin a stop string is held back until the next tokens decide. Bytes of an
+    incomplete character are held back until it is complete. A stop string is found at the token
+    that completes it, independent of the rounds in which tokens arrive.
     """
 
     def __init__(self, codec: Codec, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
-        """`prompt`: ids that the answer follows; the decoder looks at the last few of them."""
+        """`prompt` holds the ids before the answer; decoding depends on the last few of them."""
         self._codec = codec
         self._stops = [stop for stop in stops if stop]
-        self._decoder = DecodeStream(ids=list(prompt[-8:]), skip_special_tokens=True)
+        self._decoder = DecodeStream(ids=list(prompt[-CONTEXT_TOKENS:]), skip_special_tokens=True)
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that is final now. Sets `stopped` when a stop string is complete."""
+        """Adds a token, and returns the new final text. Sets `stopped` at a stop string."""
         new = self._decoder.step(self._codec.tokenizer, token)
         if new is None:
             return ""
@@ -111,13 +119,13 @@ class TextStream:
         return text
 
     def flush(self) -> str:
-        """What was held back, once no more tokens come."""
+        """Returns the text held back so far, for use after the last token."""
         text, self._held = self._held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper beginning of `stop` that `text` ends with."""
+    """Length of the longest proper prefix of `stop` that `text` ends with."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -1,4 +1,4 @@
-"""What it means for two tokenizers to be the same: one vocabulary, and one answer to probes."""
+"""Fingerprint of a tokenizer: equal for equal vocabularies and equal ids of fixed probes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _PROBES = (
 def fingerprint(tokenizer: tokenizers.Tokenizer) -> str:
     """SHA-256 (hex) of the vocabulary, added tokens included, and of the ids of fixed probes.
 
-    Two spellings of one `tokenizer.json` agree; a token, an id or a rule that differs does not.
-    Padding of the model's embedding is not part of a tokenizer and so not of this.
+    The formatting of `tokenizer.json` does not matter; any different token, id or rule does.
+    Padding of the model's embedding is not part of a tokenizer.
     """
     vocabulary = sorted(tokenizer.get_vocab(with_added_tokens=True).items())
     ids = [tokenizer.encode(text).ids for text in _PROBES]

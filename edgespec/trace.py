@@ -1,7 +1,7 @@
-"""The runtime's own trace: who was busy with what, and when. JSON lines, one span each.
+"""Trace of a runtime: what each side did, and when. JSON lines, one span each.
 
-Times are `time.monotonic()` seconds, which processes of one machine share, so the traces of device
-and cloud lie on one axis there. A span of no length is an event, such as a packet that left.
+Times are `time.monotonic()` seconds. Processes of one machine share this clock, so the traces of
+device and cloud have one time axis there. A span of length 0 is an event, such as a sent packet.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ from edgespec.errors import EdgespecError
 
 Side = Literal["device", "cloud"]
 What = Literal[
-    "draft",  # a step of a draft, on the device or beside the target
+    "draft",  # a step of a draft, on the device or in the cloud
     "verify",  # a target step over draft tokens
-    "decode",  # a target step without any
+    "decode",  # a target step without draft tokens
     "prefill",  # a target step over prompt tokens
-    "wait",  # nothing to do
+    "wait",  # idle
     "send",
     "receive",
     "mode",  # the session changed its mode
 ]
 
 
+BLOCK_SPANS = 100
+"""Spans that are written at once."""
+
+
 class Span(msgspec.Struct, frozen=True):
     side: Side
     what: What
     start: float
-    """`time.monotonic()`, in seconds."""
+    """Seconds, as `time.monotonic()`."""
     seconds: float = 0.0
     session: int = 0
     round: int = 0
@@ -43,10 +47,10 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class Trace:
-    """Collects spans in a file; they are written by the hundred, and when it is closed."""
+    """Writer of spans. It writes them in blocks, and the rest when it is closed."""
 
     def __init__(self, path: Path, side: Side) -> None:
-        """Raises `EdgespecError` where the file cannot be written."""
+        """Opens the file. Raises `EdgespecError` if it cannot be written."""
         self._side = side
         self._lines: list[bytes] = []
         try:
@@ -60,10 +64,10 @@ class Trace:
         self, what: What, start: float, end: float, *, session: int = 0, round: int = 0,
         base: int = 0, tokens: int = 0, rows: int = 1, note: str = "",
     ) -> None:  # fmt: skip
-        """A span from `start` until `end`; an event where they are the same."""
+        """Adds a span from `start` to `end`, or an event if they are equal."""
         span = Span(self._side, what, start, end - start, session, round, base, tokens, rows, note)
         self._lines.append(msgspec.json.encode(span))
-        if len(self._lines) >= 100:
+        if len(self._lines) >= BLOCK_SPANS:
             self.flush()
 
     def flush(self) -> None:
@@ -78,7 +82,7 @@ class Trace:
 
 
 def read_trace(path: Path) -> list[Span]:
-    """The spans of a trace file, by start. Raises `EdgespecError` naming the line that is none."""
+    """The spans of a trace file, by start. Raises `EdgespecError` with the number of a bad line."""
     spans = []
     try:
         for number, line in enumerate(path.read_bytes().splitlines(), 1):

@@ -1,6 +1,6 @@
 """ZeroMQ under the protocol: DEALER on the device, ROUTER in the cloud, CurveZMQ beyond loopback.
 
-Loops take a `Link` or a `Hub`, so tests hand them one that lives in the process.
+The loops take a `Link` or a `Hub`, so that tests can pass one that stays inside the process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
@@ -36,27 +35,15 @@ from edgespec.protocol import (
 if TYPE_CHECKING:
     from zmq.auth.thread import ThreadAuthenticator
 
-QUEUE = 10_000
-"""Packets that a device may keep for its cloud."""
-WAITING = 1000
-"""Packets that may wait in the cloud for one device to read them; beyond that it does not read."""
-UNREAD = 128
-"""Packets of one device that the cloud's socket takes in advance; beyond that TCP slows it down."""
-SHARE = 64
-"""Packets of one peer, after which a poll ends. ZeroMQ takes from all in turns, so by then everyone
-else has had as many, or has none: who sends too much keeps neither the others nor the next step."""
-HEARTBEAT_MS, VANISHED_MS = 2000, 10_000
-"""How often a silent connection is tried, and how long it may stay silent before it is closed."""
-
 _FRAME_BYTES, _CURVE_FRAME_BYTES = 9, 42
 """Most bytes that ZMTP adds to a frame, plain and with CurveZMQ (nonce, MAC, command name)."""
 
 Fate = Literal["gone", "unread"]
-"""Why a packet did not leave: nobody is there, or nobody reads."""
+"""Why a packet was not sent: the connection is closed, or its queue is full."""
 
 
 class Link(Protocol):
-    """The device's end."""
+    """The device's end of a connection."""
 
     bytes_up: int
     bytes_down: int
@@ -64,21 +51,21 @@ class Link(Protocol):
     def send(self, message: Message) -> None: ...
 
     def receive(self, timeout: float) -> list[AnyMessage]:
-        """Messages that have come, waiting at most `timeout` seconds for the first."""
+        """Messages that have arrived, after waiting at most `timeout` seconds for the first."""
 
 
 class Hub(Protocol):
-    """The cloud's end. A peer is the opaque name of one connection."""
+    """The cloud's end of all connections. A peer is the opaque name of one connection."""
 
     def send(self, peer: bytes, message: Message) -> Fate | None:
-        """Never waits. None: it left."""
+        """Sends without waiting. Returns None, or why the message could not be sent."""
 
     def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:
-        """Packets that have come, not yet decoded, waiting at most `timeout` seconds."""
+        """Packets that have arrived, not decoded, after waiting at most `timeout` seconds."""
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Whether an endpoint can be reached from this machine alone. Raises `UsageError`."""
+    """Return whether only this machine can reach an endpoint. Raises `UsageError`."""
     try:
         parts = urlsplit(endpoint)
         host = parts.hostname or ""
@@ -98,7 +85,7 @@ def is_loopback(endpoint: str) -> bool:
 
 
 class DealerLink:
-    """Connects to a cloud. ZeroMQ reconnects by itself; what was lost meanwhile is asked again."""
+    """Connection to a cloud. ZeroMQ reconnects by itself; the loop asks again for lost messages."""
 
     def __init__(
         self,
@@ -107,10 +94,14 @@ class DealerLink:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         *,
         key: Path | None = None,
+        limits: LinkLimits = LinkLimits(),
     ) -> None:
-        """`server_key`: the cloud's public key file; `key`: this device's secret key file, for
-        clouds that admit known devices only, else a new key is made. `context`: one that several
-        links share, and that outlives them."""
+        """`server_key` is the file of the cloud's public key. `key` is the file of this device's
+        secret key, for clouds that admit known devices only; without it a new key is made.
+        `context` may be shared by several links; closing a link does not close it.
+
+        Raises `UsageError` for a bad endpoint or key, and `LinkError` if ZeroMQ refuses it.
+        """
         if not is_loopback(endpoint) and server_key is None:
             raise UsageError(
                 f"{endpoint} is not on this machine, so the link must be encrypted: pass "
@@ -123,10 +114,10 @@ class DealerLink:
         self._shared = context is not None
         self._context = context or zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        self._socket.setsockopt(zmq.SNDHWM, QUEUE)
-        _watch(self._socket)
+        self._limits = limits
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _ms(limits.longest_reconnect_s))
+        self._socket.setsockopt(zmq.SNDHWM, limits.device_queue_packets)
+        _bound(self._socket, limits)
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         self.bytes_up = self.bytes_down = 0
         try:
@@ -147,9 +138,13 @@ class DealerLink:
 
     def receive(self, timeout: float) -> list[AnyMessage]:
         messages: list[AnyMessage] = []
-        for packet in _drain(self._socket, timeout):
-            self.bytes_down += sum(map(len, packet))
-            messages.append(unpack(packet))
+        if not _readable(self._socket, timeout):
+            return messages
+        with contextlib.suppress(zmq.Again):
+            for _ in range(self._limits.poll_total_packets):
+                packet = self._socket.recv_multipart(zmq.NOBLOCK)
+                self.bytes_down += sum(map(len, packet))
+                messages.append(unpack(packet))
         return messages
 
     def close(self) -> None:
@@ -159,7 +154,7 @@ class DealerLink:
 
 
 class RouterHub:
-    """Listens for devices."""
+    """Listening socket of a cloud."""
 
     def __init__(
         self,
@@ -170,9 +165,12 @@ class RouterHub:
         packet_bytes: int = MAX_PACKET,
         limits: LinkLimits = LinkLimits(),
     ) -> None:
-        """`secret_key`: the cloud's secret key file; with it links are encrypted. `clients`: folder
-        of the public keys of devices that may connect; None admits any. `packet_bytes`: the largest
-        packet that a device may send."""
+        """`secret_key` is the file of the cloud's secret key, which encrypts links. `clients` is a
+        folder with the public keys of the devices that may connect; None admits any.
+        `packet_bytes` is the size of the largest packet that a device may send.
+
+        Raises `UsageError` for a bad endpoint or key, and `LinkError` if it cannot listen there.
+        """
         if not is_loopback(endpoint) and secret_key is None:
             raise UsageError(
                 f"{endpoint} can be reached from other machines, so the link must be encrypted: "
@@ -184,17 +182,17 @@ class RouterHub:
         self._clients = ClientFolder(clients) if clients else None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 500)
+        self._limits = limits
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.setsockopt(zmq.SNDHWM, WAITING)
-        self._socket.setsockopt(zmq.RCVHWM, UNREAD)
-        _watch(self._socket, packet_bytes)
-        self._socket.setsockopt(zmq.HANDSHAKE_IVL, math.ceil(limits.hello_timeout_s * 1e3))
+        self._socket.setsockopt(zmq.SNDHWM, limits.send_queue_packets)
+        self._socket.setsockopt(zmq.RCVHWM, limits.receive_queue_packets)
+        _bound(self._socket, limits, packet_bytes)
+        self._socket.setsockopt(zmq.HANDSHAKE_IVL, _ms(limits.hello_timeout_s))
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         self._guard: ConnectionGuard | None = None
         self._authenticator = _authenticator(self._context, self._clients) if keys else None
         self._files: dict[bytes, int] = {}
-        """File descriptor of the connection that each peer's last packet came by."""
+        """File descriptor of the connection that brought each peer's last packet."""
         self._owners: dict[bytes, bytes] = {}
         """CURVE key of each peer, Z85."""
         self._frame_bytes = _CURVE_FRAME_BYTES if keys is not None else _FRAME_BYTES
@@ -237,18 +235,18 @@ class RouterHub:
         if not _readable(self._socket, timeout):
             return packets
         with contextlib.suppress(zmq.Again):
-            for _ in range(QUEUE):
+            for _ in range(self._limits.poll_total_packets):
                 peer, packet = self._take()
                 packets.append((peer, packet))
                 taken[peer] += 1
-                if taken[peer] >= SHARE:
+                if taken[peer] >= self._limits.poll_packets:
                     break
         return packets
 
     def _take(self) -> tuple[bytes, Packet]:
         """The next packet and its peer; frames beyond `MAX_FRAMES` are dropped with the connection.
 
-        Raises `zmq.Again` where none waits.
+        Raises `zmq.Again` if none waits.
         """
         name = self._socket.recv(zmq.NOBLOCK, copy=False)
         peer, file = name.bytes, int(name.get(zmq.SRCFD))
@@ -313,23 +311,20 @@ def _authenticator(
     return authenticator
 
 
-def _watch(socket: zmq.Socket[bytes], packet_bytes: int = MAX_PACKET) -> None:
-    """Bounds what comes, and closes a connection whose other end has vanished."""
+def _bound(socket: zmq.Socket[bytes], limits: LinkLimits, packet_bytes: int = MAX_PACKET) -> None:
+    """Bounds the packets of a socket, and closes connections whose other end has vanished."""
+    socket.setsockopt(zmq.LINGER, _ms(limits.linger_s))
     socket.setsockopt(zmq.MAXMSGSIZE, packet_bytes)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, VANISHED_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, VANISHED_MS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _ms(limits.heartbeat_s))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _ms(limits.vanished_s))
+    socket.setsockopt(zmq.HEARTBEAT_TTL, _ms(limits.vanished_s))
+
+
+def _ms(seconds: float) -> int:
+    """Whole milliseconds, never fewer than `seconds`."""
+    return max(0, math.ceil(seconds * 1e3))
 
 
 def _readable(socket: zmq.Socket[bytes], timeout: float) -> bool:
     """True once a packet waits; False after `timeout` seconds, never earlier."""
-    return bool(socket.poll(max(0, math.ceil(timeout * 1000))))
-
-
-def _drain(socket: zmq.Socket[bytes], timeout: float) -> Iterator[Packet]:
-    """Packets that have arrived, waiting at most `timeout` seconds for the first."""
-    if not _readable(socket, timeout):
-        return
-    with contextlib.suppress(zmq.Again):
-        for _ in range(QUEUE):
-            yield socket.recv_multipart(zmq.NOBLOCK)
+    return bool(socket.poll(_ms(timeout)))
