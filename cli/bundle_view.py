@@ -1,4 +1,4 @@
-"""`edgespec inspect`: what is in a bundle, for people or as one line of JSON."""
+"""`edgespec inspect`: the content of a bundle, as tables or as one line of JSON."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from edgespec.manifest import Bundle, Calibration, Draft, File, Manifest, Origin, Target
+from edgespec.manifest import Bundle, Calibration, DraftInfo, File, Manifest, Origin, Target
 from edgespec.progress import progress
 from edgespec.text import CHAT_TEMPLATE
 
 
 def inspect(folder: Path, *, verify: bool, as_json: bool) -> None:
-    """Prints the bundle at `folder` on stdout. Raises `BundleError` for what is no whole bundle.
+    """Prints the bundle at `folder` to standard output.
 
-    `verify` compares every file with its checksum first.
+    `verify` first compares every file with its checksum. Raises `BundleError` for an incomplete or
+    damaged bundle.
     """
     bundle = Bundle.open(folder)
     manifest = bundle.manifest
@@ -49,7 +50,7 @@ def inspect(folder: Path, *, verify: bool, as_json: bool) -> None:
 
 
 def _here(bundle: Bundle) -> dict[str, File]:
-    """The files that should be here: a device may leave out the target's folder."""
+    """Files that must exist: all, or on a device without `target/` all others."""
     files = bundle.manifest.files
     if bundle.path("target").exists():
         return files
@@ -128,14 +129,14 @@ def _engines(manifest: Manifest) -> Table:
 
 
 def _figures(calibrations: Sequence[Calibration | None]) -> dict[str, str]:
-    """Columns of the first calibration that there is; none without any."""
+    """Column titles and figures of the first calibration that is not None; empty without one."""
     for one in calibrations:
         if one is not None:
             return {"agreement": f"{one.agreement:.1%}", "calibration error": f"{one.error:.3f}"}
     return {}
 
 
-def _draft(draft: Draft) -> tuple[str, str, str, str]:
+def _draft(draft: DraftInfo) -> tuple[str, str, str, str]:
     layers, opset = str(draft.architecture.layers), str(draft.opset)
     return _origin(draft.origin), str(draft.precisions), layers, opset
 

@@ -1,4 +1,4 @@
-"""The settings of the two processes. The command line takes its defaults from here."""
+"""Settings of the two processes. The command line takes its defaults from here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATUS_URL = "http://127.0.0.1:5556"
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -37,43 +37,43 @@ Backend = Literal["onnxruntime", "tensorrt", "torch", "torch-fast"]
 class CloudSettings:
     bind: str = LOOPBACK
     key: Path | None = None
-    """CurveZMQ secret; needed beyond loopback."""
+    """File of the secret CurveZMQ key; needed if other machines can connect."""
     clients: Path | None = None
     """Folder of the public keys of devices that may connect."""
     any_client: bool = False
     """Admit every device that knows the cloud's public key; beyond loopback this or `clients`."""
     max_sessions: int = 256
-    """Sessions open at once; one more is asked to come later."""
+    """Most sessions open at once; a further device is asked to try again later."""
     kv_memory: int = 0
-    """Bytes of the KV cache, that of the draft beside the target included; 0: a quarter of the
-    memory that is free at the start, of a GPU's half."""
+    """Bytes of all KV caches, that of the cloud draft included; 0: a quarter of the memory that is
+    free at the start, or half of a GPU's."""
     max_batch_rows: int = 0
-    """Sessions of one step of the target; 0: as many as pay."""
+    """Most sessions in one step of the target; 0: the scheduler chooses."""
     max_batch_tokens: int = 256
-    """Prompt tokens of one step, at least one row whatever its length."""
+    """Most prompt tokens in one step; a single row may exceed it."""
     prefill_chunk: int = 64
-    """Prompt tokens of one row, at most; beside other sessions fewer."""
+    """Most prompt tokens of one row; fewer while other sessions run."""
     max_draft: int = 32
-    """Draft tokens of one round; the rest is ignored."""
+    """Most draft tokens of one round; further ones are ignored."""
     hints: bool = True
     """Run the exit heads for sessions that ask for them."""
     backend: Backend = "onnxruntime"
-    """What runs the target: a name of `engines.backends`."""
+    """Back end of the target, a name in `engines.backends`."""
     draft: str = ""
-    """Profile of the bundle's draft that also runs here, beside the target; empty: none."""
+    """Profile of the bundle's draft that runs in the cloud too; empty: none."""
     idle_timeout: float = 60.0
-    """Seconds without a word from its device after which a session is closed. A device that comes
-    back opens it again from what it holds, so this costs time only."""
+    """Seconds without a message from its device after which a session is closed. A device that
+    returns opens the session again from its own tokens, so closing costs time only."""
     drain_timeout: float = 30.0
-    """Seconds that SIGTERM leaves to answers in flight."""
+    """Seconds to finish answers in flight after SIGTERM."""
     threads: int = 0
-    """Of the target; 0: every core this process may use."""
+    """Threads of the target; 0: every core that this process may use."""
     trace: Path | None = None
     """File for the trace of this process."""
     status: str = ""
     """HOST:PORT of `/metrics`, `/health` and what `edgespec top` shows; empty: none."""
     energy: Path | None = None
-    """Root of the file tree that energy and heat are read from, `/` but for recorded ones; None:
+    """Root of the file tree with the sensors of energy and heat, `/` except for recordings; None:
     not measured."""
     scheduler: SchedulerPolicy = SchedulerPolicy()
     eviction: EvictionPolicy = EvictionPolicy()
@@ -86,20 +86,22 @@ PreDraft = Literal["tree", "exits", "none"]
 
 @dataclass(frozen=True)
 class Tactics:
-    """What each side does while it would wait. Whatever is chosen, the text is the same."""
+    """What each side does while it waits for the other. The choice never changes the answer."""
 
     pre_draft: PreDraft = "tree"
-    """What the device drafts while a verdict is out. `tree`: on and on, sent as it comes. `exits`:
-    in lock-step, for each exit's prediction (arXiv 2505.21594). `none`: nothing, in lock-step."""
+    """What the device drafts while it waits for a verdict. `tree`: continuously, each token sent at
+    once. `exits`: in lockstep, for each exit head's prediction (arXiv 2505.21594). `none`: nothing,
+    in lockstep."""
     branches: bool = True
-    """With `tree`: also for outcomes other than full acceptance."""
+    """With `tree`, draft for outcomes other than full acceptance too."""
     hints: bool | None = None
-    """Ask for hints; None: where the cloud says that exit heads cost little, and for `exits`."""
+    """Ask for hints; None: only with `exits`, or if exit heads cost the cloud little."""
     lockstep: bool | None = None
-    """The target does nothing until a draft is here; None: in lock-step only."""
+    """The target waits for each draft; None: unless `pre_draft` is `tree`."""
 
     @property
     def streaming(self) -> bool:
+        """True if the device sends drafted tokens without waiting for verdicts."""
         return self.pre_draft == "tree"
 
 
@@ -107,30 +109,30 @@ class Tactics:
 class EdgeSettings:
     connect: str = LOOPBACK
     server_key: Path | None = None
-    """The cloud's public CurveZMQ key; needed beyond loopback."""
+    """File of the cloud's public CurveZMQ key; needed if the cloud is another machine."""
     key: Path | None = None
     """This device's secret CurveZMQ key, for clouds that admit known devices only."""
     drafter: str = ""
-    """A profile of the bundle, `ngram`, or `none`; empty: the bundle's only or first draft."""
+    """Profile of the bundle, `ngram` or `none`; empty: the bundle's first draft."""
     mode: Mode = "auto"
-    """Who drafts: the device, the cloud beside its target, nobody, or whoever it pays for."""
+    """Side that drafts: the device, the cloud, none, or chosen by measurement."""
     tactics: Tactics = Tactics()
     target_rate: float = 0.0
     """Tokens a second that are enough; 0: as fast as possible."""
     draft_length: int = 4
-    """Tokens drafted a round in lock-step; streaming has no rounds to fill."""
+    """Tokens drafted per round in lockstep; streaming does not use it."""
     threads: int = 0
-    """Of the draft; 0: what its profile says."""
+    """Threads of the draft; 0: the profile's number."""
     connect_timeout: float = 10.0
     """Seconds to wait for the cloud's welcome."""
     patience: float = 5.0
-    """Seconds of silence after which the device asks where the answer stands."""
+    """Seconds of silence after which the device asks for the state of the answer."""
     give_up: float = 60.0
-    """Seconds of silence after which it stops."""
+    """Seconds of silence after which the device stops with an error."""
     trace: Path | None = None
     """File for the trace of this process."""
     energy: Path | None = None
-    """As in `CloudSettings`."""
+    """Root of the sensors' file tree, as in `CloudSettings`."""
     modes: ModePolicy = ModePolicy()
     drafting: DraftPolicy = DraftPolicy()
     limits: LinkLimits = LinkLimits()
@@ -138,7 +140,7 @@ class EdgeSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be written."""
+    """A request for one answer: prompt tokens and sampling."""
 
     prompt: tuple[int, ...]
     max_tokens: int = 256

@@ -1,4 +1,4 @@
-"""What a measurement came to: a value for JSON, sentences for people."""
+"""Result of an energy measurement: a value for JSON, and sentences for users."""
 
 from __future__ import annotations
 
@@ -7,47 +7,47 @@ from typing import Any, TypeVar
 
 import msgspec
 
-WHOLE = 1e-3
-"""Of its window, that a figure may lack and still be called complete."""
+COMPLETE_SHARE = 1e-3
+"""Largest share of its window that may be unmeasured in a figure that counts as complete."""
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True):
-    """Energy and heat of one window. Joules are of everything on the rails, whoever used it, what
-    the machine takes when idle included."""
+    """Energy and heat of one window. The energy is that of all loads on the measured rails, idle
+    power and other programs included."""
 
     joules: float | None = None
-    """None: not measured."""
+    """Energy; None: not measured."""
     seconds: float = 0.0
-    """Of the window."""
+    """Length of the window."""
     tokens: int = 0
-    """Committed in it."""
+    """Tokens committed in the window."""
     covers: str = ""
     leaves_out: str = ""
     unmeasured_seconds: float = 0.0
-    """Without a credible reading of the rail that lacks most; the energy is then a lower bound."""
+    """Time without a credible reading of the worst rail; the energy is then a lower bound."""
     samples: int = 0
     reading_seconds: float = 0.0
-    """That the meter itself took."""
+    """Time that the meter itself used."""
     rails: dict[str, float] = msgspec.field(default_factory=dict)
-    """Joules that add up."""
+    """Joules by rail; they add up to `joules`."""
     inside: dict[str, float] = msgspec.field(default_factory=dict)
-    """Joules of rails that are part of others, where they were read all the time."""
+    """Joules of rails that are part of others, if they were read during the complete window."""
     why: list[str] = msgspec.field(default_factory=list)
-    """What could not be read, a sentence each."""
+    """Sentences about sensors that could not be read."""
     celsius: float | None = None
-    """Of the warmest sensor, at the last look."""
+    """Last temperature of the warmest sensor."""
     highest_celsius: float | None = None
     hottest: str = ""
     throttled: bool | None = None
-    """Slowed by heat or a lack of power; None: nothing tells."""
+    """True if heat or lack of power slowed the machine; None: no sensor tells."""
     throttling: dict[str, int] = msgspec.field(default_factory=dict)
-    """Why, and how often; 0: that is not counted."""
+    """Reasons of throttling and how often; 0: not counted."""
     throttled_before: list[str] = msgspec.field(default_factory=list)
-    """Marks that stood when the window began."""
+    """Throttling marks that were set before the window began."""
 
     @property
     def complete(self) -> bool:
-        return self.joules is not None and self.unmeasured_seconds <= WHOLE * self.seconds
+        return self.joules is not None and self.unmeasured_seconds <= COMPLETE_SHARE * self.seconds
 
     @property
     def watts(self) -> float | None:
@@ -59,7 +59,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
         return self.joules / self.tokens if self.joules is not None and self.tokens else None
 
     def figures(self) -> dict[str, Any]:
-        """Ready for JSON; a struct again by `msgspec.convert`."""
+        """Fields and derived figures for JSON. `msgspec.convert` makes a struct of them again."""
         derived = {
             "measured": self.joules is not None,
             "complete": self.complete,
@@ -70,7 +70,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
         return derived | fields
 
     def lines(self) -> list[str]:
-        """Two sentences: energy, and heat."""
+        """Two sentences, about energy and about heat."""
         return [f"energy: {self._energy()}", f"heat: {self._heat()}"]
 
     def _energy(self) -> str:
@@ -78,10 +78,10 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
             return f"not measured: {'; '.join(self.why) or 'nothing was read'}"
         least = "" if self.complete else "at least "
         each = self.joules_per_token
-        said = [f"{least}{self.joules:.4g} J"]
-        said += [f"{each:.3g} J a token"] if each is not None else []
-        said += [f"{self.watts:.3g} W on average"] if self.watts is not None else []
-        text = f"{', '.join(said)}; {self.covers}, {self.samples} samples, idle power included"
+        facts = [f"{least}{self.joules:.4g} J"]
+        facts += [f"{each:.3g} J a token"] if each is not None else []
+        facts += [f"{self.watts:.3g} W on average"] if self.watts is not None else []
+        text = f"{', '.join(facts)}; {self.covers}, {self.samples} samples, idle power included"
         if not self.complete:
             text += f"; {self.unmeasured_seconds:.1f} of {self.seconds:.1f} s were not measured"
         text += f"; without {self.leaves_out}" if self.leaves_out else ""
@@ -101,7 +101,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def combined(windows: Sequence[Energy]) -> Energy:
-    """Several windows of one machine as one. A figure that any of them lacks is lacking."""
+    """Several windows of one machine as one. A figure that one window lacks is None."""
     known = [each.joules for each in windows if each.joules is not None]
     degrees = [(each.highest_celsius, each.hottest) for each in windows if each.hottest]
     slowed = [each.throttled for each in windows]
@@ -131,6 +131,7 @@ Amount = TypeVar("Amount", int, float)
 
 
 def added(parts: Iterable[Mapping[str, Amount]]) -> dict[str, Amount]:
+    """Sums by name."""
     total: dict[str, Amount] = {}
     for part in parts:
         for name, amount in part.items():
@@ -139,7 +140,7 @@ def added(parts: Iterable[Mapping[str, Amount]]) -> dict[str, Amount]:
 
 
 def different(words: Iterable[str]) -> list[str]:
-    """Each once, in the order of their first coming, the empty ones left out."""
+    """Distinct non-empty words, in the order of their first appearance."""
     return [word for word in dict.fromkeys(words) if word]
 
 

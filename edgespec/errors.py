@@ -1,22 +1,22 @@
-"""The one exception tree. A user sees the sentence, never the traceback.
+"""The exception tree. A user sees the sentence, never a traceback.
 
     EdgespecError             exit code 1: something failed
-    ├── UsageError            exit code 2: the request itself cannot be carried out as written
+    ├── UsageError            exit code 2: the request is wrong as written
     ├── CheckpointError       a model folder or file that cannot be read
-    │   └── UnsupportedModel  a readable model with a part that the graph has no nodes for
+    │   └── UnsupportedModel  a readable model with a part that the graph cannot express
     ├── BundleError           a bundle that is missing, damaged or of another schema
-    ├── EngineError           a back end that cannot load or run a graph here
+    ├── EngineError           a back end that cannot load or run a graph on this machine
     └── LinkError             the other side cannot be reached, or refused
         └── ProtocolError     bytes that are not a message
 
-Every message says what is wrong, where, and what to do about it, in one sentence.
+Every message is one sentence: what is wrong, where, and what to do about it.
 """
 
 from __future__ import annotations
 
 
 class EdgespecError(Exception):
-    """Base of everything that edgespec raises on purpose."""
+    """Base of all errors that edgespec raises for its users."""
 
     exit_code = 1
 
@@ -42,7 +42,7 @@ class EngineError(EdgespecError):
 
 
 class LinkError(EdgespecError):
-    """`code` is the protocol's error code where the other side sent one."""
+    """A failed link. `code` is the error code that the other side sent, if it sent one."""
 
     def __init__(self, message: str, *, code: str = "", retryable: bool = False) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Log lines: for people, or one JSON object each, with the facts as fields of their own."""
+"""Log lines as text, or as JSON objects with one field for each fact."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Format = Literal["text", "json"]
 Level = Literal["debug", "info", "warning"]
 TEXT = "%(asctime)s %(levelname)s %(message)s"
 FIELDS = "fields"
-"""Attribute of a log record that holds the facts of its sentence."""
+"""Attribute of a log record with the facts of its sentence."""
 
 
 class Note(NamedTuple):
-    """Something worth a line, said by code that does not log itself."""
+    """A log line to be, returned by pure code that does not log itself."""
 
     level: int
     sentence: str
@@ -28,7 +28,7 @@ class Note(NamedTuple):
 
 
 class JsonLines(logging.Formatter):
-    """`{"time": …, "level": …, "logger": …, "message": …}` and the fields of a note."""
+    """Formats `{"time": …, "level": …, "logger": …, "message": …}` and the fields of a note."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, timezone.utc)
@@ -45,7 +45,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure(form: Format, level: Level) -> None:
-    """Log lines of this process go to standard error, unless it has handlers already."""
+    """Sends log lines of this process to standard error, unless it has handlers already."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if form == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -6,10 +6,10 @@
     target/segment-NN.onnx        embedding and layers [0, a), then [a, b), …
     target/exit-NN.onnx           hidden state after segment NN -> features
     target/head.onnx              features -> logits, arg-max, top-k; shared by the exit heads
-    …/*.data                      the weights, beside the graphs that use them
-    …/<graph>-<capacity>.engine   what TensorRT made of a graph on one machine, where it did
+    …/*.data                      the weights, in the folder of the graphs that use them
+    …/<graph>-<capacity>.engine   a TensorRT engine of a graph, if one was built
 
-A bundle is written beside its place and renamed into it, so a folder with a manifest is whole.
+A bundle is written under a hidden name and then renamed, so a folder with a manifest is complete.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ MANIFEST = "manifest.json"
 SELF_DRAFT = "self"
 
 MAIN_OPSET = 24
-"""Of the graphs that ONNX Runtime 1.25 and TensorRT 11 run."""
+"""ONNX opset of the graphs, for ONNX Runtime 1.25 and TensorRT 11 or later."""
 COMPAT_OPSET = 21
-"""Of the same graphs in plain operators, for what is older."""
+"""ONNX opset of the same graphs in plain operators, for older runtimes."""
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 TensorrtApi = Literal["tensorrt", "tensorrt_rtx"]
 HalfFloat = Literal["fp16", "bf16"]
 Range = tuple[int, int, int]
-"""Smallest, usual and largest."""
+"""Smallest, usual and largest value."""
 
 
 class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -45,7 +45,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Precisions(_Struct, frozen=True):
-    """How weights are stored. Activations are fp16 where the layers are, fp32 elsewhere."""
+    """Precisions of stored weights. Activations are fp16 if the layers are fp16, else fp32."""
 
     layers: Precision
     head: Precision
@@ -61,17 +61,17 @@ class File(_Struct, frozen=True):
 
 
 class Origin(_Struct, frozen=True):
-    """Where a model came from."""
+    """Source of a model: its name, and the hub's commit or an empty text."""
 
     name: str
     revision: str
 
 
 class Calibration(_Struct, frozen=True):
-    """How often a draft or an exit head names the target's token, and how well it knows.
+    """Measured agreement of a draft or an exit head with the target, and its confidences.
 
-    Its confidence is `sigmoid(slope * log_odds + offset)` of its likeliest token: see
-    `edgespec.confidence`. Measured on `tokens` tokens that nothing was trained or fitted on.
+    The confidence of its likeliest token is `sigmoid(slope * log_odds + offset)`; see
+    `edgespec.confidence`. Measured on `tokens` held-out tokens.
     """
 
     agreement: float
@@ -90,7 +90,7 @@ class Segment(_Struct, frozen=True):
     graph: str
     exit: str = ""
     calibration: Calibration | None = None
-    """Of the exit head."""
+    """Calibration of the exit head."""
 
 
 class Target(_Struct, frozen=True):
@@ -101,7 +101,7 @@ class Target(_Struct, frozen=True):
     head: str
     opset: int = MAIN_OPSET
     agreement: float | None = None
-    """Share of tokens on which these precisions name the original's; None: not measured."""
+    """Share of tokens that equal the original model's at these precisions; None: not measured."""
 
     @property
     def exits(self) -> list[int]:
@@ -109,25 +109,25 @@ class Target(_Struct, frozen=True):
         return [s.end for s in self.segments if s.exit]
 
 
-class Draft(_Struct, frozen=True):
+class DraftInfo(_Struct, frozen=True):
     origin: Origin
     architecture: Architecture
     precisions: Precisions
     graph: str
     vocabulary: int
-    """Rows of its head: fewer than the architecture's where the draft was trimmed to some ids."""
+    """Rows of the head; fewer than the architecture's vocabulary if the draft was trimmed."""
     opset: int = MAIN_OPSET
     calibration: Calibration | None = None
 
 
 class Shapes(_Struct, frozen=True):
-    """The calls that one optimisation profile of an engine takes."""
+    """Input shapes that one optimisation profile of an engine accepts."""
 
     batch: Range
     tokens: Range
-    """New tokens of each row, pads included."""
+    """New tokens per row, padding included."""
     selected: Range
-    """Tokens that a head answers for."""
+    """Tokens for which the head computes logits."""
 
     def take(self, batch: int, tokens: int, selected: int = 1) -> bool:
         given = ((self.batch, batch), (self.tokens, tokens), (self.selected, selected))
@@ -135,30 +135,30 @@ class Shapes(_Struct, frozen=True):
 
 
 class Built(_Struct, frozen=True):
-    """An engine: one graph at one capacity, as one TensorRT built it for one kind of machine."""
+    """An engine that one TensorRT version built from one graph, for one capacity and machine."""
 
     graph: str
     file: str
     capacity: int
-    """Positions of a slot; 0 for a graph without a KV cache."""
+    """Tokens in a slot; 0 for a graph without a KV cache."""
     profile: str
-    """That it was built for."""
+    """Hardware profile that the engine was built for."""
     sources: dict[str, str]
     """SHA-256 of the graph and its data files, by path."""
     api: TensorrtApi
     version: str
     capability: str
-    """CUDA compute capability of the GPU, as in 8.7; empty: not tied to one."""
+    """CUDA compute capability of the GPU, as in 8.7; empty: any."""
     platform: str
     """Operating system and architecture, as in linux-aarch64."""
     floats: HalfFloat
-    """The type of activations, caches and float weights, whatever the graph has."""
+    """Type of activations, caches and float weights in the engine, independent of the graph."""
     shapes: list[Shapes]
-    """Of its optimisation profiles, in order."""
+    """Shapes of the optimisation profiles, in order."""
 
 
-class Text(_Struct, frozen=True):
-    """What the runtimes must know of the tokenizer besides its file."""
+class TokenizerInfo(_Struct, frozen=True):
+    """Facts about the tokenizer that its file does not hold."""
 
     fingerprint: str
     vocabulary: int
@@ -170,57 +170,57 @@ class Text(_Struct, frozen=True):
 class Manifest(_Struct, frozen=True):
     schema: int
     made_by: str
-    """edgespec and its version."""
+    """Name and version of the program that wrote it."""
     context: int
-    """Positions that the rotary tables hold."""
-    text: Text
+    """Positions in the rotary tables."""
+    text: TokenizerInfo
     target: Target
-    drafts: dict[str, Draft]
-    """By profile."""
+    drafts: dict[str, DraftInfo]
+    """Drafts by profile."""
     files: dict[str, File]
-    """By path relative to the bundle."""
+    """Files by path relative to the bundle."""
     engines: list[Built] = []
-    """What `edgespec build` made; `files` has them too."""
+    """Engines that `edgespec build` made; `files` lists them too."""
     seal: str = ""
-    """SHA-256 of the rest of the manifest."""
+    """SHA-256 of the manifest without this field."""
 
     def sealed(self) -> Manifest:
-        """The manifest with its seal, as it is written."""
+        """The manifest with its seal, ready to be written."""
         bare = msgspec.structs.replace(self, seal="")
         digest = hashlib.sha256(msgspec.json.encode(bare)).hexdigest()
         return msgspec.structs.replace(self, seal=digest)
 
     @property
     def default_draft(self) -> str:
-        """The profile that was exported first; empty without a draft."""
+        """Profile of the draft that was exported first; empty without a draft."""
         return next(iter(self.drafts), "")
 
     @property
     def target_fingerprint(self) -> str:
-        """Names the target's weights: two bundles that share it give the same text.
+        """Fingerprint of the target's weights: bundles with the same one give the same answers.
 
-        Exit heads are not among them: a hint never decides anything. Nor are engines, which are
-        made of what is.
+        Exit heads do not count, since hints never decide a token. Engines do not count, since they
+        are built from files that do.
         """
         digest = hashlib.sha256()
-        others = {segment.exit for segment in self.target.segments}
-        others |= {engine.file for engine in self.engines}
+        left_out = {segment.exit for segment in self.target.segments}
+        left_out |= {engine.file for engine in self.engines}
         for path in sorted(self.files):
-            if path.startswith("target/") and path not in others:
+            if path.startswith("target/") and path not in left_out:
                 digest.update(f"{path} {self.files[path].sha256}\n".encode())
         return digest.hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose manifest has been read. Files are checked when they are asked for."""
+    """A bundle on disk with its manifest. `check` verifies files before they are used."""
 
     folder: Path
     manifest: Manifest
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Raises `BundleError` where there is no manifest of this schema."""
+        """Reads the manifest. Raises `BundleError` if it is missing, damaged or of other schema."""
         path = folder / MANIFEST
         if not folder.exists():
             raise BundleError(f"there is no bundle at {folder}; make one with 'edgespec export'")
@@ -246,10 +246,10 @@ class Bundle:
         return self.folder / name
 
     def check(self, *folders: str, engines: bool = False) -> None:
-        """Reads every file below `folders` (all without any) and compares size and SHA-256; built
-        engines among them only if asked for, since what runs without them may go without.
+        """Compares size and SHA-256 of all files in `folders`, or in the bundle without any.
 
-        Raises `BundleError` naming the first file that is missing or differs.
+        Engines are optional at run time, so they are checked only if `engines` is set. Raises
+        `BundleError` with the name of the first file that is missing or differs.
         """
         built = set() if engines else {engine.file for engine in self.manifest.engines}
         for name, file in sorted(self.manifest.files.items()):
@@ -266,8 +266,8 @@ class Bundle:
                     "copy or export the bundle again"
                 )
 
-    def draft(self, profile: str) -> Draft:
-        """Raises `UsageError` naming the profiles that there are."""
+    def draft(self, profile: str) -> DraftInfo:
+        """The draft of a profile. Raises `UsageError` that names the existing profiles."""
         if profile not in self.manifest.drafts:
             there = ", ".join(sorted(self.manifest.drafts)) or "none"
             raise UsageError(
@@ -281,7 +281,7 @@ class _SchemaOnly(msgspec.Struct):
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

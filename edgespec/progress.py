@@ -1,4 +1,4 @@
-"""Progress of long work: amount and time left, on stderr, and only on a terminal."""
+"""Progress bar with amount and remaining time, on standard error if it is a terminal."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rich.progress import (
 
 class Advance(Protocol):
     def __call__(self, amount: int, note: str = "", /) -> None:
-        """Adds what was done since; `note` is shown beside the label until the next one."""
+        """Adds the amount done since the last call; `note` is shown with the label."""
 
 
 @contextmanager
 def progress(label: str, total: int, *, unit: str = "bytes") -> Iterator[Advance]:
-    """Shows a bar while the block runs; yields a function that takes the amount done since."""
+    """Shows a bar while the block runs. Yields the function that advances it."""
     console = Console(stderr=True)
     amount: list[ProgressColumn] = (
         [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn()]

@@ -1,7 +1,7 @@
-"""How a folder comes to its place: written into a hidden one beside it, and renamed.
+"""Atomic writing of folders: into a hidden folder with the same parent, which is then renamed.
 
-A reader sees a whole folder or none. What is killed leaves only the hidden folder, which the next
-to write there clears away.
+A reader sees a complete folder or none. A killed writer leaves its hidden folder, which the next
+writer of the same folder removes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from edgespec.errors import EdgespecError
 def published(
     out: Path, check: Callable[[Path], None], failed: type[EdgespecError]
 ) -> Iterator[Path]:
-    """A folder to write into, renamed to `out` if the block succeeds and removed if not.
+    """Yields a folder to write into, renamed to `out` if the block succeeds and removed if not.
 
-    `check` raises where `out` must not be replaced; it is called once leftovers are cleared away,
-    so that a folder caught between renames is back. `failed` is raised where the disk refuses.
+    `check` raises if `out` must not be replaced. It is called after the leftovers of killed writers
+    are removed, which restores a folder caught between two renames. Raises `failed` for errors of
+    the file system.
     """
     with hidden(out, failed) as folder:
         check(out)
@@ -39,8 +40,10 @@ def published(
 
 @contextmanager
 def hidden(out: Path, failed: type[EdgespecError]) -> Iterator[Path]:
-    """A folder beside `out`, on the same disk, for what is to lie there later; removed in the end.
-    `failed` is raised where the disk refuses."""
+    """Yields a hidden folder on the same disk as `out`, and removes it at the end.
+
+    Raises `failed` for errors of the file system.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _clear_up(out)
@@ -57,7 +60,7 @@ def hidden(out: Path, failed: type[EdgespecError]) -> Iterator[Path]:
 
 
 def _clear_up(out: Path) -> None:
-    """Removes what killed writers to `out` left, and puts back a folder caught between renames."""
+    """Removes the leftovers of killed writers, and restores a folder caught between two renames."""
     for path in out.parent.iterdir():
         start, *rest = path.name.rsplit(".", 3)
         if start != f".{out.name}" or rest[-1] not in ("partial", "old"):

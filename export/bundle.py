@@ -21,14 +21,14 @@ from edgespec.manifest import (
     SELF_DRAFT,
     Bundle,
     Calibration,
-    Draft,
+    DraftInfo,
     File,
     Manifest,
     Origin,
     Precisions,
     Segment,
     Target,
-    Text,
+    TokenizerInfo,
 )
 from edgespec.progress import progress
 from edgespec.tokenizer import fingerprint
@@ -153,12 +153,12 @@ def _draft_checkpoint(source: str, target: Checkpoint, mark: str) -> Checkpoint:
     return draft
 
 
-def _write_tokenizer(folder: Path, source: TokenizerSource, mark: str) -> Text:
+def _write_tokenizer(folder: Path, source: TokenizerSource, mark: str) -> TokenizerInfo:
     folder.mkdir()
     (folder / "tokenizer.json").write_text(source.json, encoding="utf-8")
     if source.chat_template is not None:
         (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
-    return Text(
+    return TokenizerInfo(
         fingerprint=mark,
         vocabulary=Tokenizer.from_str(source.json).get_vocab_size(),
         bos=source.bos or "",
@@ -239,7 +239,7 @@ def _write_draft(
     checkpoint: Checkpoint,
     context: int,
     calibration: Calibration | None,
-) -> Draft:
+) -> DraftInfo:
     chosen, opset = profile(name).precisions, profile(name).opset
     folder = bundle.folder / "draft" / name
     with _weights(bundle, f"draft/{name}", checkpoint, chosen, f"draft {name}") as weights:
@@ -248,7 +248,7 @@ def _write_draft(
             weights, chosen, context, layers, file="model", opset=opset, with_head=True
         )
         ir.save(model, folder / "model.onnx")
-    return Draft(
+    return DraftInfo(
         origin=Origin(name=checkpoint.name, revision=checkpoint.revision),
         architecture=checkpoint.architecture,
         precisions=chosen,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgespec.energy_report import WHOLE
+from edgespec.energy_report import COMPLETE_SHARE
 from engines.machine.energy.sensor import Sensor
 
 GAP = 0.05
@@ -93,7 +93,7 @@ class SensorTally:
 
     def whole(self, rail: str) -> bool:
         """Whether it was read all the time."""
-        return self._missing(rail) <= WHOLE * (self.ended - self.began)
+        return self._missing(rail) <= COMPLETE_SHARE * (self.ended - self.began)
 
     def _missing(self, rail: str) -> float:
         return self.ended - self.began - self.rails[rail].seconds
