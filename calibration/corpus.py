@@ -58,7 +58,7 @@ _LOOP_CHECK_TOKENS = 16
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """How a corpus is written. The names are stored with a corpus."""
+    """Settings of the writer. Their names are stored with a corpus."""
 
     rows: int = 128
     """Answers written at once."""

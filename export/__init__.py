@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: sources of weights, graph builder, segments, engines."""
+"""Making a bundle from checkpoints: sources of weights, graph builder, segments, engines."""

@@ -46,7 +46,7 @@ MAX_CONTEXT_TOKENS = 32768
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What to export and how."""
+    """Settings of an export."""
 
     target: str
     """Folder, hub repository or GGUF file."""

@@ -41,7 +41,7 @@ _CHOICE_TOKENS = range(60, 161)
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """What to distil, and for how long."""
+    """Settings of a distillation."""
 
     out: Path
     depth: int = 0

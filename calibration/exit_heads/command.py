@@ -45,16 +45,16 @@ WORK = "work"
 
 @dataclass(frozen=True)
 class CalibrateSettings:
-    """What to calibrate, and on which text."""
+    """Settings of a calibration."""
 
     target: str
     """The user's name of the target, for the recommended command."""
     corpus: Path | None = None
-    """None: the target's corpus in the cache."""
+    """Folder of a corpus; None: the target's corpus in the cache."""
     tokens: int = 200_000
     """Tokens to train on; a shorter corpus is extended."""
     out: Path | None = None
-    """None: `<bundle>-calibration`."""
+    """Output folder; None: `<bundle>-calibration`."""
     device: str = "auto"
     seed: int = 0
 

@@ -43,14 +43,14 @@ _FALLBACK_ONE_IN = 8
 
 @dataclass(frozen=True)
 class QuantiseSettings:
-    """How to quantise, and on which text."""
+    """Settings of a quantisation."""
 
     out: Path
     bits: Bits = 4
     int8_share: float = 0.1
     """Fraction of the weights stored as int8 where `bits` is 4."""
     corpus: Path | None = None
-    """None: the corpus in the cache, which is written if it is missing."""
+    """Folder of a corpus; None: the one in the cache, which is written if it is missing."""
     tokens: int = 65_536
     """Tokens of text to quantise on."""
     recovery: int = 60

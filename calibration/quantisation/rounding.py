@@ -106,7 +106,7 @@ class Rounder:
         found = []
         at_once = max(1, _SCRATCH_FLOATS // (groups * width))
         rows = (torch.split(all_rows, at_once) for all_rows in (values, scales, weight))
-        for some, old, wanted in zip(*rows, strict=True):
+        for some, old, goal in zip(*rows, strict=True):
             blocks = some.view(len(some), groups, BLOCK_INPUTS)
             pulled = torch.einsum("rgi,gin->rgn", blocks, parts)
             curvature = (
@@ -114,7 +114,7 @@ class Rounder:
             ).sum(-1)
             ridge = curvature.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_LEAST_FLOAT16) * 1e-6
             curvature += ridge[:, None, None] * torch.eye(groups, device=weight.device)
-            fitted = torch.linalg.solve(curvature, (pulled @ wanted[..., None])[..., 0])
+            fitted = torch.linalg.solve(curvature, (pulled @ goal[..., None])[..., 0])
             fitted = fitted.half().float()
             usable = fitted.isfinite() & (fitted > 0)
             found.append(torch.where(usable, fitted, old))

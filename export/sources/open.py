@@ -59,8 +59,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_HUB_FILES))
     except (OSError, HFValidationError) as error:
-        wanted = hub_id if revision is None else f"{hub_id} at revision {revision}"
+        place = hub_id if revision is None else f"{hub_id} at revision {revision}"
         raise CheckpointError(
-            f"{wanted} is neither a local path nor available on the Hugging Face hub "
+            f"{place} is neither a local path nor available on the Hugging Face hub "
             f"({type(error).__name__}); check the name, the network and, where asked for, the login"
         ) from error

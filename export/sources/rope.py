@@ -217,4 +217,4 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
         "short_factor", "long_factor", "original_max_position_embeddings", "attention_factor",
     ),
 }  # fmt: skip
-"""Names of the numbers that each type has besides `rope_theta`."""
+"""Names of the numbers that each type has in addition to `rope_theta`."""

@@ -24,11 +24,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """What to build."""
+    """Settings of a build."""
 
     profile: str
     graphs: Graphs | None = None
-    """None: the draft, or everything for the profile of a cloud."""
+    """Graphs to build; None: the draft, or everything for the profile of a cloud."""
     draft: str = ""
     """Profile of the bundle's draft; empty: the draft of `profile`, or else the best or first one
     that this hardware runs."""
@@ -36,7 +36,7 @@ class BuildSettings:
     """Slot capacities in tokens; empty: those of the profile, up to the bundle's context."""
     floats: HalfFloat = "fp16"
     force: bool = False
-    """Also build engines that are up to date."""
+    """Build up-to-date engines again."""
 
 
 def hardware_of(name: str) -> Profile:
