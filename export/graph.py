@@ -100,12 +100,7 @@ def decoder(
         hidden = _embed(graph, ids)
     shared = graph.operators.layers(rows, shapes, exact=not with_head)
     for layer in layers:
-        prefix = f"model.layers.{layer}"
-        normed = graph.norm(f"{prefix}.input_layernorm", hidden, shapes.norm_epsilon)
-        attended = _attention(graph, shapes, layer, normed, shared)
-        hidden = graph.node("Add", f"{prefix}.attended", hidden, attended)
-        normed = graph.norm(f"{prefix}.post_attention_layernorm", hidden, shapes.norm_epsilon)
-        hidden = graph.node("Add", f"{prefix}.hidden", hidden, _feed_forward(graph, layer, normed))
+        hidden = _layer(graph, shapes, layer, hidden, shared)
     shape: Shape = ["batch", "tokens", shapes.hidden]
     if not last:
         graph.output(hidden, f"hidden.{layers.stop}", shape, graph.float)
@@ -145,6 +140,17 @@ def _embed(graph: GraphWriter, ids: ir.Value) -> ir.Value:
     if table.dtype == graph.float:
         return hidden
     return graph.node("Cast", "model.embed_tokens.cast", hidden, to=int(graph.float))
+
+
+def _layer(
+    graph: GraphWriter, shapes: Architecture, layer: int, hidden: ir.Value, shared: Layers
+) -> ir.Value:
+    prefix = f"model.layers.{layer}"
+    normed = graph.norm(f"{prefix}.input_layernorm", hidden, shapes.norm_epsilon)
+    attended = _attention(graph, shapes, layer, normed, shared)
+    hidden = graph.node("Add", f"{prefix}.attended", hidden, attended)
+    normed = graph.norm(f"{prefix}.post_attention_layernorm", hidden, shapes.norm_epsilon)
+    return graph.node("Add", f"{prefix}.hidden", hidden, _feed_forward(graph, layer, normed))
 
 
 def _attention(

@@ -169,30 +169,35 @@ def exit_graph(
     graph = NodeWriter(precisions, opset)
     chosen = operators(graph)
     shape: Shape = ["batch", "tokens", shapes.hidden]
-    epsilon = shapes.norm_epsilon
     hidden = graph.input(f"hidden.{layer}", shape, graph.float)
-
-    def constant(name: str, values: npt.NDArray[Any]) -> ir.Value:
-        with np.errstate(over="ignore"):  # checked below
-            converted = np.ascontiguousarray(values, graph.dtype)
-        if not np.isfinite(converted).all():
-            raise CheckpointError(
-                f"tensor {name} is too large for {precisions.layers}; "
-                "export the target with a wider precision"
-            )
-        return graph.constant(name, converted)
-
     if adapter is not None:
-        name = f"exit.{layer}"
-        norm = constant(f"{name}.norm.weight", adapter.norm)
-        normed = chosen.norm(f"{name}.norm", hidden, norm, epsilon)
-        down = constant(f"{name}.down.weight", adapter.down.T)
-        inner = graph.node("MatMul", f"{name}.down", normed, down)
-        inner = chosen.swish(f"{name}.inner", inner)
-        up = constant(f"{name}.up.weight", adapter.up.T)
-        change = graph.node("MatMul", f"{name}.up", inner, up)
-        hidden = graph.node("Add", f"{name}.hidden", hidden, change)
-    weight = constant(FINAL_NORM, final_norm)
-    features = chosen.norm("model.norm", hidden, weight, epsilon)
+        hidden = _adapted(graph, f"exit.{layer}", hidden, adapter, shapes.norm_epsilon)
+    weight = _constant(graph, FINAL_NORM, final_norm)
+    features = chosen.norm("model.norm", hidden, weight, shapes.norm_epsilon)
     graph.output(features, "features", shape, graph.float)
     return graph.model(file)
+
+
+def _adapted(
+    graph: NodeWriter, name: str, hidden: ir.Value, adapter: Adapter, epsilon: float
+) -> ir.Value:
+    """Add the residual adapter to the hidden states."""
+    chosen = operators(graph)
+    norm = _constant(graph, f"{name}.norm.weight", adapter.norm)
+    normed = chosen.norm(f"{name}.norm", hidden, norm, epsilon)
+    down = _constant(graph, f"{name}.down.weight", adapter.down.T)
+    inner = chosen.swish(f"{name}.inner", graph.node("MatMul", f"{name}.down", normed, down))
+    up = _constant(graph, f"{name}.up.weight", adapter.up.T)
+    change = graph.node("MatMul", f"{name}.up", inner, up)
+    return graph.node("Add", f"{name}.hidden", hidden, change)
+
+
+def _constant(graph: NodeWriter, name: str, values: npt.NDArray[Any]) -> ir.Value:
+    with np.errstate(over="ignore"):  # checked below
+        converted = np.ascontiguousarray(values, graph.dtype)
+    if not np.isfinite(converted).all():
+        raise CheckpointError(
+            f"tensor {name} is too large for {graph.precisions.layers}; "
+            "export the target with a wider precision"
+        )
+    return graph.constant(name, converted)
