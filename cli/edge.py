@@ -144,6 +144,7 @@ TERMINATED = 143
 )
 @energy_options
 @click.option("--show-drafts", is_flag=True, help="Colour accepted and corrected tokens.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only the answer and errors.")
 @json_option("Print the figures as one JSON line to standard error.")
 def edge_run(bundle: Path, **options: Any) -> None:
     """Answer a prompt on this device, with the target in the cloud."""
@@ -163,6 +164,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
         show_drafts=options["show_drafts"],
         json=options["as_json"],
         explain=options["explain"],
+        quiet=options["quiet"],
     )
     settings = EdgeSettings(
         connect=options["connect"],

@@ -58,6 +58,9 @@ class Observer:
         return report and (lambda: report(f"waiting for the cloud at {endpoint} …"))
 
 
+UNOBSERVED = Observer()
+
+
 class EdgeLoop:
     """Answers over one link with one drafter. Use `connect` to make one."""
 
@@ -68,7 +71,7 @@ class EdgeLoop:
         identity: DeviceIdentity,
         welcome: Welcome,
         settings: EdgeSettings,
-        observer: Observer = Observer(),
+        observer: Observer = UNOBSERVED,
         clock: Clock = time.monotonic,
     ) -> None:
         self.welcome = welcome
@@ -105,7 +108,7 @@ class EdgeLoop:
         drafter: Drafter,
         identity: DeviceIdentity,
         settings: EdgeSettings,
-        observer: Observer = Observer(),
+        observer: Observer = UNOBSERVED,
         clock: Clock = time.monotonic,
     ) -> EdgeLoop:
         """A loop over a new link: greets the cloud and measures the round trip.

@@ -1,0 +1,242 @@
+"""The client: answers of a target in the cloud, drafted on this device, for programs.
+
+    import edgespec
+
+    with edgespec.connect("bundle", "tcp://127.0.0.1:5555") as client:
+        for piece in client.chat([{"role": "user", "content": "Why is the sky blue?"}]):
+            print(piece.text, end="")
+
+One client has one link, one drafter and one thread. Threads or tasks may ask for any number of
+answers at once; each is a session of its own, and the draft steps of all of them share batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from edge_runtime.answer import Answer
+from edge_runtime.completion import AsyncCompletion, Completion
+from edge_runtime.connection import Connection, Messages, chat_tokens
+from edge_runtime.loop import UNOBSERVED, Observer
+from edgespec.config import LOOPBACK, EdgeSettings, Mode, Request
+from edgespec.errors import UsageError
+from edgespec.manifest import Bundle
+from edgespec.sampling import Sampling
+from edgespec.text import Codec
+
+DEFAULT = EdgeSettings()
+C = TypeVar("C", Completion, AsyncCompletion)
+
+
+class _Asking(Generic[C]):
+    """The two ways to ask for an answer."""
+
+    def _connected(self) -> Connection:
+        raise NotImplementedError
+
+    def _read(self, answer: Answer) -> C:
+        raise NotImplementedError
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        system: str = "",
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> C:
+        """Starts the assistant's answer to `messages`, which have `role` and `content`.
+
+        The bundle's chat template is applied; `system` becomes the first message. Temperature 0 is
+        greedy; otherwise `seed` decides the text. The answer ends before a text in `stop`. Raises
+        `UsageError` for a request that cannot be carried out.
+        """
+        prompt = self.chat_tokens(messages, system)
+        sampling = Sampling(temperature, top_p, top_k, seed)
+        return self._begin(prompt, max_tokens, sampling, stop)
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+    ) -> C:
+        """Starts a continuation of `prompt`, a text or its token ids. See `chat` for the rest."""
+        tokens = self._connected().codec.encode(prompt) if isinstance(prompt, str) else prompt
+        sampling = Sampling(temperature, top_p, top_k, seed)
+        return self._begin(tokens, max_tokens, sampling, stop)
+
+    def start(self, request: Request) -> C:
+        """Starts the answer to a request in tokens. Raises `UsageError` if it does not fit."""
+        return self._read(self._connected().answer(request))
+
+    def chat_tokens(self, messages: Messages, system: str = "") -> list[int]:
+        """The prompt of a chat, in tokens. `system` becomes its first message."""
+        return chat_tokens(self._connected().codec, messages, system)
+
+    def _begin(
+        self, prompt: Sequence[int], max_tokens: int, sampling: Sampling, stop: str | Sequence[str]
+    ) -> C:
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}; it must be at least 1")
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        return self.start(Request(tuple(prompt), max_tokens, sampling, stops))
+
+    @property
+    def mode(self) -> str:
+        """What drafts now, as in `--explain`."""
+        return self._connected().loop.modes.name
+
+
+class Client(_Asking[Completion]):
+    """A connection to a cloud. Close it, or use it in a `with` statement."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: EdgeSettings = DEFAULT,
+        observer: Observer = UNOBSERVED,
+        codec: Codec | None = None,
+    ) -> None:
+        """Loads the drafter and greets the cloud. Most programs use `connect` instead.
+
+        `observer` is called in the client's thread. `codec` is the bundle's, if it was read before.
+        """
+        self._connection = Connection(bundle, settings, observer, codec)
+        # Also at the exit of the interpreter, or when no reference is left.
+        self._finalizer = weakref.finalize(self, self._connection.background.close)
+
+    def _connected(self) -> Connection:
+        return self._connection
+
+    def _read(self, answer: Answer) -> Completion:
+        return Completion(self._connection.background, answer)
+
+    def close(self) -> None:
+        """Ends all answers, here and at the cloud, and the link. Waits until that is done."""
+        self._finalizer()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(_Asking[AsyncCompletion]):
+    """A connection to a cloud for `async with`, which connects without blocking the event loop."""
+
+    def __init__(self, open_client: Callable[[], Client]) -> None:
+        """`open_client` is called in another thread. Most programs use `connect_async` instead."""
+        self._open = open_client
+        self._client: Client | None = None
+
+    def _connected(self) -> Connection:
+        if self._client is None:
+            raise UsageError("the client is not connected; use it in an 'async with' statement")
+        return self._client._connected()
+
+    def _read(self, answer: Answer) -> AsyncCompletion:
+        return AsyncCompletion(self._connected().background, answer)
+
+    async def close(self) -> None:
+        """Ends all answers, here and at the cloud, and the link."""
+        if self._client:
+            await asyncio.to_thread(self._client.close)
+
+    async def __aenter__(self) -> AsyncClient:
+        self._client = await asyncio.to_thread(self._open)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+def connect(
+    bundle: str | Path | Bundle,
+    endpoint: str = LOOPBACK,
+    *,
+    server_key: str | Path | None = None,
+    drafter: str = "",
+    mode: Mode = "auto",
+    threads: int = 0,
+    target_rate: float = 0.0,
+    settings: EdgeSettings = DEFAULT,
+) -> Client:
+    """A client of the cloud at `endpoint`, with the drafts and the tokenizer of `bundle`.
+
+    Args:
+        bundle: folder that `edgespec export` wrote; the target's files need not be in it.
+        endpoint: `tcp://HOST:PORT`, as given to `edgespec cloud-run --bind`.
+        server_key: file with the cloud's public key; needed beyond this machine.
+        drafter: a profile of the bundle, `ngram` or `none`; empty: the first that runs here.
+        mode: what drafts: `auto`, `edge`, `cloud-draft` or `cloud`. The text is the same.
+        threads: threads of the draft model; 0: what its profile says.
+        target_rate: tokens per second that are enough; 0: as fast as possible.
+        settings: everything else.
+
+    Raises:
+        UsageError, BundleError, EngineError: the bundle or its drafter cannot be opened.
+        LinkError: the cloud does not reply, or refuses.
+    """
+    changed = replace(
+        settings,
+        connect=endpoint,
+        server_key=Path(server_key) if server_key else None,
+        drafter=drafter,
+        mode=mode,
+        threads=threads,
+        target_rate=target_rate,
+    )
+    return Client(bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle)), changed)
+
+
+def connect_async(
+    bundle: str | Path | Bundle,
+    endpoint: str = LOOPBACK,
+    *,
+    server_key: str | Path | None = None,
+    drafter: str = "",
+    mode: Mode = "auto",
+    threads: int = 0,
+    target_rate: float = 0.0,
+    settings: EdgeSettings = DEFAULT,
+) -> AsyncClient:
+    """A client for `async with`. Arguments and errors (when it is entered) are those of `connect`."""
+    return AsyncClient(
+        lambda: connect(
+            bundle,
+            endpoint,
+            server_key=server_key,
+            drafter=drafter,
+            mode=mode,
+            threads=threads,
+            target_rate=target_rate,
+            settings=settings,
+        )
+    )

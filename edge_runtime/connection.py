@@ -1,0 +1,78 @@
+"""What a client needs to write answers: tokenizer, drafter and a loop in the background."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from edge_runtime.answer import Answer
+from edge_runtime.background import BackgroundLoop
+from edge_runtime.drafters import open_drafter
+from edge_runtime.handshake import DeviceIdentity
+from edge_runtime.loop import UNOBSERVED, EdgeLoop, Observer
+from edge_runtime.wakeable_link import WakeableLink
+from edgespec.config import NO_DRAFTER, EdgeSettings, Request
+from edgespec.errors import UsageError
+from edgespec.manifest import Bundle
+from edgespec.text import Codec, TextStream
+from engines.drafters.base import Drafter, NoDrafter
+from engines.machine.doctor import brief
+
+Messages = Sequence[Mapping[str, str]]
+"""Messages of a chat, each with `role` and `content`."""
+
+
+class Connection:
+    """A link to a cloud, and everything of the bundle that runs on the device."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: EdgeSettings,
+        observer: Observer = UNOBSERVED,
+        codec: Codec | None = None,
+    ) -> None:
+        """Loads the drafter and greets the cloud; `observer` is called in the loop's thread.
+
+        Raises `UsageError`, `BundleError` or `EngineError` for what cannot be opened, `LinkError`
+        if the cloud cannot be reached or refuses.
+        """
+        if settings.drafter == NO_DRAFTER and settings.mode == "auto":
+            settings = replace(settings, mode="cloud")
+        self.codec = codec or Codec(bundle)
+        drafter = _open_drafter(bundle, settings)
+        identity = DeviceIdentity.of(bundle, socket.gethostname(), drafter.name, brief())
+        link = WakeableLink(settings.connect, settings.server_key)
+        try:
+            self.loop = EdgeLoop.connect(link, drafter, identity, settings, observer)
+            if settings.mode == "cloud-draft" and not self.loop.welcome.draft_ms:
+                raise UsageError(
+                    f"the cloud at {settings.connect} has no draft; start it with "
+                    "'edgespec cloud-run --draft PROFILE', or choose another --mode"
+                )
+        except BaseException:
+            link.close()
+            raise
+        self.background = BackgroundLoop(self.loop, link)
+
+    def answer(self, request: Request) -> Answer:
+        """A new answer to a prompt in tokens, not yet submitted. Raises `UsageError` for a request
+        that cannot be carried out."""
+        request.sampling.check()
+        return self.loop.start(request, TextStream(self.codec, request.prompt, request.stops))
+
+
+def chat_tokens(codec: Codec, messages: Messages, system: str = "") -> list[int]:
+    """The prompt of a chat, in tokens. `system` becomes its first message."""
+    first = [{"role": "system", "content": system}] if system else []
+    return codec.encode(codec.render([*first, *messages]), chat=True)
+
+
+def _open_drafter(bundle: Bundle, settings: EdgeSettings) -> Drafter:
+    """The drafter that the mode needs. Raises `UsageError` if the two do not fit."""
+    if settings.mode in ("cloud", "cloud-draft"):
+        return NoDrafter()
+    if settings.mode == "edge" and settings.drafter == NO_DRAFTER:
+        raise UsageError("--mode edge means that this device drafts; it cannot with --drafter none")
+    return open_drafter(bundle, settings.drafter, settings.threads)

@@ -1,0 +1,50 @@
+"""A device's link whose `receive` another thread can interrupt."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+from pathlib import Path
+
+import zmq
+
+from edgespec.protocol import AnyMessage
+from edgespec.transport import DealerLink
+
+
+class WakeableLink(DealerLink):
+    """A `DealerLink` with `wake`, the only method that any thread may call."""
+
+    def __init__(self, endpoint: str, server_key: Path | None = None) -> None:
+        self._waking, self._woken = socket.socketpair()
+        self._waking.setblocking(False)
+        self._woken.setblocking(False)
+        try:
+            super().__init__(endpoint, server_key)
+        except BaseException:
+            self._close_pair()
+            raise
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._woken, zmq.POLLIN)
+
+    def wake(self) -> None:
+        """Ends the current `receive`, or the next one at once."""
+        with contextlib.suppress(OSError):  # the buffer is full, so it wakes anyway; or closed
+            self._waking.send(b"\0")
+
+    def receive(self, timeout: float) -> list[AnyMessage]:
+        if timeout > 0:
+            self._poller.poll(math.ceil(timeout * 1000))
+        with contextlib.suppress(BlockingIOError):
+            self._woken.recv(4096)
+        return super().receive(0.0)
+
+    def close(self) -> None:
+        super().close()
+        self._close_pair()
+
+    def _close_pair(self) -> None:
+        self._waking.close()
+        self._woken.close()
