@@ -227,7 +227,7 @@ def connect_async(
     target_rate: float = 0.0,
     settings: EdgeSettings = DEFAULT,
 ) -> AsyncClient:
-    """A client for `async with`. Arguments and errors (when it is entered) are those of `connect`."""
+    """A client for `async with`. Arguments and errors are those of `connect`."""
     return AsyncClient(
         lambda: connect(
             bundle,

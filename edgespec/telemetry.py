@@ -20,6 +20,15 @@ class HintCount(msgspec.Struct):
         return self.right / self.total if self.total else 0.0
 
 
+ENDINGS = {
+    "": "interrupted",
+    "end": "the answer is complete",
+    "length": "the token limit is reached",
+    "stop": "a stop text was found",
+}
+"""Why an answer ended, in words."""
+
+
 def speed(answers: Iterable[AnswerStats]) -> float:
     """Tokens a second after each answer's first, over all of them; 0 where there are none."""
     tokens, spent = 0, 0.0
@@ -92,32 +101,37 @@ class AnswerStats(msgspec.Struct, kw_only=True):
             figures["energy"] = self.energy.figures()
         return msgspec.json.encode(figures).decode()
 
+    def __str__(self) -> str:
+        return self.as_text()
+
     def as_text(self) -> str:
-        """A short report, one fact a line."""
+        """A report for the user, one fact per line."""
+        rate = f", then {self.tokens_per_second:.1f} tokens per second" if self.tokens > 1 else ""
         lines = [
-            f"{self.tokens} tokens in {self.seconds:.2f} s "
-            f"({self.tokens_per_second:.1f} tokens/s after the first, "
-            f"which took {self.first_token_seconds * 1e3:.0f} ms); "
-            f"finished: {self.finish or 'interrupted'}",
+            f"{self.tokens} tokens in {self.seconds:.2f} s: the first after "
+            f"{self.first_token_seconds * 1e3:.0f} ms{rate}; {ENDINGS[self.finish]}"
         ]
         if self.rounds:
             lines.append(
-                f"{self.rounds} rounds ({self.rounds / max(self.tokens, 1):.2f} target steps a "
-                f"token), {self.accepted} of {self.drafted} drafted tokens accepted "
-                f"({self.accepted_per_round:.2f} a round); {self.verified} verified, "
-                f"{self.verified - self.confirmed} of them thrown away"
+                f"{self.rounds} replies of the target, {self.tokens / self.rounds:.2f} tokens each"
             )
+        if self.drafted:
+            lines.append(
+                f"{self.drafted} tokens drafted on this device, {self.accepted} accepted "
+                f"({self.accepted / self.drafted:.0%})"
+            )
+        if self.confirmed > self.accepted:
+            lines.append(f"{self.confirmed - self.accepted} tokens drafted in the cloud accepted")
         if self.hits:
-            total = sum(self.hits.values())
-            shares = ", ".join(f"{kind} {n / total:.0%}" for kind, n in sorted(self.hits.items()))
-            lines.append(f"verdicts found drafts ready: {shares}")
+            ready = 1 - self.hits.get("miss", 0) / sum(self.hits.values())
+            lines.append(f"the next draft was ready after {ready:.0%} of the replies")
         lines.append(
-            f"{self.bytes_up} bytes up, {self.bytes_down} down; "
-            f"{self.drafting_seconds:.2f} s drafting, {self.waiting_seconds:.2f} s waiting"
+            f"{self.drafting_seconds:.2f} s spent drafting, {self.waiting_seconds:.2f} s waiting; "
+            f"{self.bytes_up} bytes sent, {self.bytes_down} received"
         )
         for layer, count in sorted(self.hints.items()):
             lines.append(
-                f"exit after layer {layer}: {count.right} of {count.total} hints right "
+                f"exit head after layer {layer}: {count.right} of {count.total} tokens right "
                 f"({count.accuracy:.0%})"
             )
         if self.stalls:
@@ -125,6 +139,6 @@ class AnswerStats(msgspec.Struct, kw_only=True):
                 f"the link was silent {len(self.stalls)} times, {max(self.stalls):.1f} s at most"
             )
         if self.resumed:
-            lines.append(f"resumed {self.resumed} times")
+            lines.append(f"resumed {self.resumed} times after silence or a lost session")
         lines += self.energy.lines() if self.energy else []
         return "\n".join(lines)

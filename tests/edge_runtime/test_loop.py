@@ -1,0 +1,117 @@
+"""Several answers of one loop: each has its own session and text, and they share draft steps."""
+
+from itertools import count
+
+import pytest
+
+from edgespec.config import Request, Tactics
+from edgespec.errors import LinkError
+from edgespec.protocol import Error, Verdict
+from edgespec.sampling import Sampling
+from engines.drafters.base import ModelDrafter, NgramDrafter, NoDrafter
+from engines.toy import ToyEngine
+
+REQUESTS = [
+    Request((3, 1, 4, 1, 5)[: 2 + n % 4], 30 + n, Sampling(0.7 * (n % 2), seed=n)) for n in range(6)
+]
+
+
+def write_all(loop, answers):
+    for answer in answers:
+        loop.open(answer)
+    for _ in range(10_000):
+        loop.turn()
+        for answer in [answer for answer in loop.running if answer.over]:
+            loop.close(answer)
+        if not loop.running:
+            return
+    raise AssertionError("the answers never ended")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"mode": "edge"}, {"tactics": Tactics("none"), "draft_length": 3}, {"mode": "cloud"}],
+    ids=["auto", "edge", "lockstep", "cloud"],
+)
+@pytest.mark.parametrize(
+    "drafter",
+    [lambda: ModelDrafter(ToyEngine(noise=0.3), "near"), NgramDrafter, NoDrafter],
+    ids=["model", "ngram", "none"],
+)
+def test_every_answer_of_one_loop_is_the_targets_own(house, drafter, settings):
+    home = house(ToyEngine())
+    loop = home.device(drafter(), **settings)
+    answers = [loop.start(request) for request in REQUESTS]
+    write_all(loop, answers)
+    for answer, request in zip(answers, REQUESTS, strict=True):
+        assert answer.stats.token_ids == home.alone(request)
+        assert answer.stats.tokens == len(answer.unread) == request.max_tokens
+    assert home.service.active == 0
+
+
+def test_an_answer_may_join_and_leave_while_others_are_written(house):
+    home = house(ToyEngine())
+    loop = home.device(ModelDrafter(ToyEngine(noise=0.3), "near"))
+    first, second, third = (loop.start(request) for request in REQUESTS[:3])
+    loop.open(first)
+    while first.stats.tokens < 5:
+        loop.turn()
+    loop.open(second)
+    while second.stats.tokens < 3:
+        loop.turn()
+    loop.close(second)
+    write_all(loop, [third])
+    home.hub.pump()
+    for answer, request in ((first, REQUESTS[0]), (third, REQUESTS[2])):
+        assert answer.stats.token_ids == home.alone(request)
+    assert 3 <= len(second.stats.token_ids) < REQUESTS[1].max_tokens
+    assert home.service.active == 0
+
+
+def test_an_error_ends_the_answer_that_it_is_about(house):
+    home = house(ToyEngine())
+    loop = home.device(NoDrafter())
+    failing, other = (loop.start(request) for request in REQUESTS[:2])
+    receive, news = loop._link.receive, [Error("invalid", "no", failing.session_id)]
+    loop._link.receive = lambda timeout: [*(news and [news.pop()]), *receive(timeout)]
+    write_all(loop, [failing, other])
+    assert isinstance(failing.error, LinkError) and "no" in str(failing.error)
+    assert other.error is None and other.stats.token_ids == home.alone(REQUESTS[1])
+
+
+def test_a_lost_verdict_is_asked_for_although_other_answers_are_heard(house):
+    home = house(ToyEngine())
+    loop = home.device(NoDrafter(), patience=0.5)
+    times = count()
+    loop._clock = lambda: next(times) / 20
+    lossy, other = (loop.start(Request((2, 7), 60, Sampling(0.7, seed=n))) for n in range(2))
+    receive, lost = loop._link.receive, []
+
+    def lose(timeout):
+        """Loses every verdict of one session until it asks."""
+        kept = []
+        for message in receive(timeout):
+            of_lossy = isinstance(message, Verdict) and message.session == lossy.session_id
+            if of_lossy and not lossy.stats.resumed:
+                lost.append(message)
+            else:
+                kept.append(message)
+        return kept
+
+    loop._link.receive = lose
+    write_all(loop, [lossy, other])
+    assert lost and lossy.stats.resumed and not other.stats.resumed
+    for answer in (lossy, other):
+        assert answer.stats.token_ids == home.alone(answer.request)
+
+
+def test_pieces_name_what_proposed_their_token(house):
+    home = house(ToyEngine())
+    tactics = Tactics("none")
+    loop = home.device(ModelDrafter(ToyEngine(), "same"), tactics=tactics, draft_length=3)
+    answer = loop.start(REQUESTS[0])
+    origins = [piece.origin for piece in loop.write(answer)]
+    assert origins[:9] == ["target", *["device", "device", "device", "target"] * 2]
+    assert origins.count("device") == answer.stats.accepted
+    loop = home.device(NoDrafter())
+    assert {piece.origin for piece in loop.write(loop.start(REQUESTS[0]))} == {"target"}
