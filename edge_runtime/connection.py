@@ -16,7 +16,8 @@ from edgespec.config import NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.text import Codec, TextStream
-from engines.drafters.base import Drafter, NoDrafter
+from engines.drafters.base import Drafter
+from engines.drafters.none import NoDrafter
 from engines.machine.doctor import brief
 
 Messages = Sequence[Mapping[str, str]]
@@ -75,4 +76,5 @@ def _open_drafter(bundle: Bundle, settings: EdgeSettings) -> Drafter:
         return NoDrafter()
     if settings.mode == "edge" and settings.drafter == NO_DRAFTER:
         raise UsageError("--mode edge means that this device drafts; it cannot with --drafter none")
-    return open_drafter(bundle, settings.drafter, settings.threads)
+    answers = settings.drafting.cached_answers
+    return open_drafter(bundle, settings.drafter, settings.threads, answers)

@@ -1,4 +1,4 @@
-"""Who drafts on the device: a model of the bundle, the text itself (prompt lookup), or nobody."""
+"""Opening the device's drafter: a model of the bundle, prompt lookup, or none."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from engines.machine import profiles
 log = logging.getLogger("edgespec.edge")
 
 
-def open_drafter(bundle: Bundle, name: str, threads: int) -> Drafter:
-    """The drafter of that name: a profile of the bundle, `ngram` or `none`; without a name,
-    `default_drafter`. `threads` 0 is what the profile says.
+def open_drafter(bundle: Bundle, name: str, threads: int, answers: int = 1) -> Drafter:
+    """The drafter of that name: a profile of the bundle, `ngram` or `none`; `default_drafter` if
+    the name is empty. `threads` 0 takes the profile's number. `answers` is the number of answers
+    whose branches keep slots at once.
 
     Raises:
         UsageError: there is no draft of that name.
         EngineError: the draft cannot run here; without a name, no draft of the bundle can.
     """
     if not name:
-        return default_drafter(bundle, threads)
+        return default_drafter(bundle, threads, answers)
     if name == NGRAM:
         return NgramDrafter()
     if name == NO_DRAFTER:
         return NoDrafter()
     if name not in bundle.manifest.drafts:
-        there = ", ".join([*sorted(bundle.manifest.drafts), NGRAM, NO_DRAFTER])
-        raise UsageError(f"{bundle.folder} has no draft for {name!r}; choose one of: {there}")
-    engine = open_draft(bundle, name, threads, SESSION_BRANCHES)
+        known = ", ".join([*sorted(bundle.manifest.drafts), NGRAM, NO_DRAFTER])
+        raise UsageError(f"{bundle.folder} has no draft for {name!r}; choose one of: {known}")
+    engine = open_draft(bundle, name, threads, answers * SESSION_BRANCHES)
     return ModelDrafter(engine, name, bundle.draft(name).calibration)
 
 
-def default_drafter(bundle: Bundle, threads: int) -> Drafter:
-    """The first draft of the bundle that can be opened here, or prompt lookup where it has none.
+def default_drafter(bundle: Bundle, threads: int, answers: int = 1) -> Drafter:
+    """The first draft of the bundle that can be opened here, or prompt lookup if it has none.
 
-    A draft of a TensorRT profile needs TensorRT, a GPU and engines that match both; any other needs
-    an ONNX Runtime that runs its opset. Why a draft was passed over is a warning in the log, which
-    Python shows on standard error. Raises `EngineError` where no draft can be opened.
+    A draft of a TensorRT profile needs TensorRT, a GPU and engines that match both; any other draft
+    needs an ONNX Runtime that runs its opset. A warning in the log says why a draft was not taken.
+    Raises `EngineError` if no draft can be opened.
     """
     drafts = bundle.manifest.drafts
     if not drafts:
@@ -51,8 +52,8 @@ def default_drafter(bundle: Bundle, threads: int) -> Drafter:
     reasons: dict[str, str] = {}
     for name in drafts:
         try:
-            _refuse_too_old(bundle, name)
-            drafter = open_drafter(bundle, name, threads)
+            _check_opset(bundle, name)
+            drafter = open_drafter(bundle, name, threads, answers)
         except EngineError as error:
             reasons[name] = str(error)
             continue
@@ -66,11 +67,11 @@ def default_drafter(bundle: Bundle, threads: int) -> Drafter:
     )
 
 
-def _refuse_too_old(bundle: Bundle, name: str) -> None:
-    """Before its files are read, which takes a while."""
+def _check_opset(bundle: Bundle, name: str) -> None:
+    """Raises `EngineError` if ONNX Runtime is too old for a draft, before its files are read."""
     if profiles.profile(name).backend != "onnxruntime":
         return
-    import onnxruntime  # only where a model drafts
+    import onnxruntime  # only if a model drafts
 
     from engines.onnxruntime_backend.graph import too_old
 

@@ -151,6 +151,9 @@ class DraftPolicy:
     """Tokens that a path may have beyond the committed ones."""
     kept_paths: int = 12
     """Paths of one answer; the least probable branch is dropped first."""
+    cached_answers: int = 4
+    """Answers of one client whose branches keep KV-cache slots of the draft. More may be written at
+    once, and then read their text again."""
     worth_floor: float = 0.06
     """Worth of a step, relative to that of a path which has just got ahead of the cloud, below
     which it is not drafted: about one such step in 16 would save the target a step."""

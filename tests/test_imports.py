@@ -29,8 +29,21 @@ TORCH = {"torch", "onnx_ir", "ml_dtypes"}
 LEAN = {"numpy", "onnxruntime", "tokenizers", "zmq", "msgspec", "click", "rich", "jinja2"}
 
 
+class _WithoutTypeChecking(ast.NodeTransformer):
+    def visit_If(self, node):
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else self.generic_visit(node)
+
+
+def parsed(path):
+    """The syntax tree of a module. The names that `edgespec/__init__.py` imports for type checkers
+    are left out: at run time its `__getattr__` imports them, when one is first used."""
+    tree = ast.parse(path.read_text())
+    lazy = path == ROOT / "edgespec" / "__init__.py"
+    return _WithoutTypeChecking().visit(tree) if lazy else tree
+
+
 def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -8,7 +8,9 @@ from edgespec.config import Request, Tactics
 from edgespec.errors import LinkError
 from edgespec.protocol import Error, Verdict
 from edgespec.sampling import Sampling
-from engines.drafters.base import ModelDrafter, NgramDrafter, NoDrafter
+from engines.drafters.model import ModelDrafter
+from engines.drafters.ngram import NgramDrafter
+from engines.drafters.none import NoDrafter
 from engines.toy import ToyEngine
 
 REQUESTS = [
@@ -46,7 +48,7 @@ def test_every_answer_of_one_loop_is_the_targets_own(house, drafter, settings):
     for answer, request in zip(answers, REQUESTS, strict=True):
         assert answer.stats.token_ids == home.alone(request)
         assert answer.stats.tokens == len(answer.unread) == request.max_tokens
-    assert home.service.active == 0
+    assert home.service.sessions.active == 0
 
 
 def test_an_answer_may_join_and_leave_while_others_are_written(house):
@@ -65,7 +67,7 @@ def test_an_answer_may_join_and_leave_while_others_are_written(house):
     for answer, request in ((first, REQUESTS[0]), (third, REQUESTS[2])):
         assert answer.stats.token_ids == home.alone(request)
     assert 3 <= len(second.stats.token_ids) < REQUESTS[1].max_tokens
-    assert home.service.active == 0
+    assert home.service.sessions.active == 0
 
 
 def test_an_error_ends_the_answer_that_it_is_about(house):
