@@ -182,6 +182,7 @@ def connect(
     endpoint: str = LOOPBACK,
     *,
     server_key: str | Path | None = None,
+    key: str | Path | None = None,
     drafter: str = "",
     mode: Mode = "auto",
     threads: int = 0,
@@ -194,6 +195,7 @@ def connect(
         bundle: folder that `edgespec export` wrote; the target's files need not be in it.
         endpoint: `tcp://HOST:PORT`, as given to `edgespec cloud-run --bind`.
         server_key: file with the cloud's public key; needed beyond this machine.
+        key: file with this device's secret key; for clouds that admit known devices only.
         drafter: a profile of the bundle, `ngram` or `none`; empty: the first that runs here.
         mode: what drafts: `auto`, `edge`, `cloud-draft` or `cloud`. The text is the same.
         threads: threads of the draft model; 0: what its profile says.
@@ -208,6 +210,7 @@ def connect(
         settings,
         connect=endpoint,
         server_key=Path(server_key) if server_key else None,
+        key=Path(key) if key else None,
         drafter=drafter,
         mode=mode,
         threads=threads,
@@ -221,6 +224,7 @@ def connect_async(
     endpoint: str = LOOPBACK,
     *,
     server_key: str | Path | None = None,
+    key: str | Path | None = None,
     drafter: str = "",
     mode: Mode = "auto",
     threads: int = 0,
@@ -233,6 +237,7 @@ def connect_async(
             bundle,
             endpoint,
             server_key=server_key,
+            key=key,
             drafter=drafter,
             mode=mode,
             threads=threads,

@@ -44,7 +44,7 @@ class Connection:
         self.codec = codec or Codec(bundle)
         drafter = _open_drafter(bundle, settings)
         identity = DeviceIdentity.of(bundle, socket.gethostname(), drafter.name, brief())
-        link = WakeableLink(settings.connect, settings.server_key)
+        link = WakeableLink(settings)
         try:
             self.loop = EdgeLoop.connect(link, drafter, identity, settings, observer)
             if settings.mode == "cloud-draft" and not self.loop.welcome.draft_ms:

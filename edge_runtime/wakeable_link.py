@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-from pathlib import Path
 
 import zmq
 
+from edgespec.config import EdgeSettings
 from edgespec.protocol import AnyMessage
 from edgespec.transport import DealerLink
 
@@ -16,12 +16,14 @@ from edgespec.transport import DealerLink
 class WakeableLink(DealerLink):
     """A `DealerLink` with `wake`, the only method that any thread may call."""
 
-    def __init__(self, endpoint: str, server_key: Path | None = None) -> None:
+    def __init__(self, settings: EdgeSettings) -> None:
         self._waking, self._woken = socket.socketpair()
         self._waking.setblocking(False)
         self._woken.setblocking(False)
         try:
-            super().__init__(endpoint, server_key)
+            super().__init__(
+                settings.connect, settings.server_key, key=settings.key, limits=settings.limits
+            )
         except BaseException:
             self._close_pair()
             raise
