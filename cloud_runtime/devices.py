@@ -44,6 +44,8 @@ class ConnectedDevice:
     peer: bytes
     heard_at: float
     """Time of its last packet, in seconds of the cloud's clock."""
+    key: bytes = b""
+    """CURVE key (Z85) of the connection; empty where it is not encrypted."""
     name: str = ""
     drafter: str = ""
     hardware: str = ""

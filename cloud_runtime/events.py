@@ -10,6 +10,7 @@ from cloud_runtime.status.tally import Tally
 from edgespec.logs import Note
 from edgespec.policies import LinkLimits
 from edgespec.protocol import Error, Hello
+from edgespec.session import alias
 
 EXPECTED_ERRORS = ("hello", "session")
 """Refusals that are no news: the device has to send its Hello or open its session again."""
@@ -72,7 +73,7 @@ class Events:
         record, seconds = session.record, now - session.opened_at
         self._tally.end(record, reason, now)
         facts = {
-            "session": f"{session.id:x}",
+            "session": alias(session.id),
             "reason": reason,
             "tokens": record.tokens,
             "seconds": round(seconds, 3),
@@ -80,7 +81,7 @@ class Events:
             "accepted": record.accepted,
         }
         sentence = (
-            f"session {session.id:x} of {device or 'a device that left'} ended ({reason}): "
+            f"session {alias(session.id)} of {device or 'a device that left'} ended ({reason}): "
             f"{record.tokens} tokens in {seconds:.1f} s, "
             f"{record.accepted} of them drafted there"
         )

@@ -120,12 +120,14 @@ class CloudLoop:
     def _exchange(self, timeout_s: float) -> None:
         """Receives packets and sends the replies."""
         packets = self._hub.receive(timeout_s)
+        if revoked := self._hub.take_revoked():
+            self._service.sessions.revoke(revoked, self._clock())
         self._lap("wait" if timeout_s else "receive")
         for peer, packet in packets:
             now = self._clock()
             if self._trace:
                 _trace_arrival(self._trace, packet, now)
-            self._send(self._service.receive(peer, packet, now))
+            self._send(self._service.receive(peer, packet, now, self._hub.owner(peer)))
         if self._status is not None:
             self._status.turned(self._service, self._clock())
         self._lap("receive")

@@ -34,6 +34,7 @@ from edgespec.protocol import (
     Serve,
     unpack,
 )
+from edgespec.session import alias
 from edgespec.transport import Fate
 from engines.base import Engine
 
@@ -68,12 +69,15 @@ class Service:
         """Log lines since the last call."""
         return self._events.take_notes()
 
-    def receive(self, peer: bytes, packet: Packet, now: float) -> Outgoing:
+    def receive(self, peer: bytes, packet: Packet, now: float, key: bytes = b"") -> Outgoing:
         """Handles one packet; never raises. What cannot be served is answered with an error.
+
+        `key` is the CURVE key (Z85) of the connection; empty where it is not encrypted.
 
         Packets above a device's budget are dropped without being decoded.
         """
         device = self.devices.heard(peer, now)
+        device.key = key
         if not device.budget.take(now):
             self._events.trouble(device, "flood", now)
             return []
@@ -102,16 +106,16 @@ class Service:
         if not device.greeted:
             return Error("hello", "say hello first", getattr(message, "session", 0), True)
         if isinstance(message, Open):
-            return self.sessions.open(device.peer, message, now)
+            return self.sessions.open(device, message, now)
         if isinstance(message, Draft | Serve | Resume | Close):
-            return self.sessions.receive(device.peer, message, now)
+            return self.sessions.receive(device, message, now)
         return Error("invalid", f"a device does not send {type(message).__name__}")
 
     def lost(self, peer: bytes, fate: Fate, now: float) -> None:
         """A message did not leave: the device's sessions rest until it asks for something."""
         device = self.devices.get(peer) or ConnectedDevice(peer, now)
         device.away = fate
-        ids = [f"{session.id:x}" for session in self.sessions.away(peer)]
+        ids = [alias(session.id) for session in self.sessions.away(peer)]
         self._events.trouble(device, fate, now, quiet=not ids, sessions=ids)
 
     def drain(self) -> Outgoing:

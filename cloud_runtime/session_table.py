@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
 from cloud_runtime.admission import AnswerDurations, unfit, waiting_time
-from cloud_runtime.devices import Devices
+from cloud_runtime.devices import ConnectedDevice, Devices
 from cloud_runtime.events import Events
 from cloud_runtime.memory.ledger import Memory
-from cloud_runtime.sessions import CloudSession, Connection
+from cloud_runtime.sessions import CloudSession, Connection, Owner
 from cloud_runtime.status.tally import Tally
 from edgespec.config import CloudSettings
 from edgespec.protocol import Admitted, Close, Draft, Error, Message, Open, Resume, Serve, Verdict
@@ -91,10 +91,12 @@ class SessionTable:
             if session.connection.peer == peer:
                 session.connection.away = False
 
-    def open(self, peer: bytes, message: Open, now: float) -> Message:
+    def open(self, device: ConnectedDevice, message: Open, now: float) -> Message:
         """Opens a session, or resumes the one that is open under this id."""
-        session = self._sessions.get(message.session)
+        session, peer = self._sessions.get(message.session), device.peer
         if session is not None:
+            if not session.owner.admits(device.key, message.secret):
+                return _invalid(message, "that session is another's")
             shared = common_prefix(message.tokens, session.state.tokens)
             if shared < min(len(message.tokens), session.length):
                 return _invalid(message, "that session is another's")
@@ -111,16 +113,17 @@ class SessionTable:
             return Error("busy", sentence, message.session, True, self._policy.retry_ms)
         if self.active >= self._settings.max_sessions:
             return self._busy(message, waiting_time(1, self.active, self._durations.mean_s))
-        return self._admit(peer, message, now)
+        return self._admit(device, message, now)
 
-    def _admit(self, peer: bytes, message: Open, now: float) -> Message:
+    def _admit(self, device: ConnectedDevice, message: Open, now: float) -> Message:
         end_ids = frozenset(message.end_ids)
         session = CloudSession(
             id=message.session,
+            owner=Owner(device.key, message.secret),
             state=Session(message.tokens, message.prompt_length, message.max_tokens, end_ids),
             sampling=message.sampling,
             terms=message.terms,
-            connection=Connection(peer, now),
+            connection=Connection(device.peer, now),
             opened_at=now,
             policy=self._policy,
         )
@@ -131,7 +134,7 @@ class SessionTable:
         self._sessions[message.session] = session
         self._tally.opened += 1
         if finished:
-            return self._standing(session, peer, session.length, now)
+            return self._standing(session, device.peer, session.length, now)
         return Admitted(message.session, 1e3 * wait_s)
 
     def _wait_s(self, session: CloudSession, now: float) -> float:
@@ -149,11 +152,15 @@ class SessionTable:
         return Error("busy", sentence, message.session, True, wait_ms)
 
     def receive(
-        self, peer: bytes, message: Draft | Serve | Resume | Close, now: float
+        self, device: ConnectedDevice, message: Draft | Serve | Resume | Close, now: float
     ) -> Message | None:
-        """Handles a message about an open session; returns the reply, if any."""
-        session = self._sessions.get(message.session)
-        if session is None:
+        """Handles a message about an open session; returns the reply, if any.
+
+        A session of another device is treated as one that does not exist. A draft carries no
+        secret: it counts by the connection that opened or resumed the session last.
+        """
+        session, peer = self._sessions.get(message.session), device.peer
+        if session is None or not self._admits(session, device, message):
             if isinstance(message, Close | Serve):
                 return None
             return Error("session", "no such session here", message.session, True)
@@ -167,6 +174,22 @@ class SessionTable:
             session.terms = message.terms
             return None
         return self._draft(session, message, now)
+
+    def _admits(
+        self,
+        session: CloudSession,
+        device: ConnectedDevice,
+        message: Draft | Serve | Resume | Close,
+    ) -> bool:
+        if isinstance(message, Draft):
+            same = device.peer == session.connection.peer
+            return same or bool(device.key and device.key == session.owner.key)
+        return session.owner.admits(device.key, message.secret)
+
+    def revoke(self, keys: Collection[bytes], now: float) -> None:
+        """Closes the sessions of devices whose keys were removed."""
+        for session in [session for session in self if session.owner.key in keys]:
+            self.remove(session, "revoked", now)
 
     def _draft(self, session: CloudSession, draft: Draft, now: float) -> Message | None:
         """Adds a draft, cut before the first token that the target's vocabulary lacks."""

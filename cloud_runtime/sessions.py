@@ -13,6 +13,7 @@ What a running step works on rides in its batch (`steps.BatchRow`).
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -40,6 +41,21 @@ class Connection:
 
     def heard(self, peer: bytes, now: float) -> None:
         self.peer, self.heard_at = peer, now
+
+
+class Owner(NamedTuple):
+    """Who may resume, change and close a session."""
+
+    key: bytes
+    """CURVE key (Z85) of the connection that opened it; empty on a link without encryption."""
+    secret: bytes
+    """Secret of its Open, which decides where there is no key."""
+
+    def admits(self, key: bytes, secret: bytes) -> bool:
+        """True if a message by this key, with this secret, comes from the owner."""
+        if self.key or key:
+            return hmac.compare_digest(self.key, key)
+        return hmac.compare_digest(self.secret, secret)
 
 
 class SessionCache:
@@ -128,6 +144,7 @@ class CloudSession:
     opened_at: float
     policy: SchedulerPolicy = field(default=SchedulerPolicy(), repr=False)
     turn: Turn = field(default_factory=Turn)
+    owner: Owner = field(default_factory=lambda: Owner(b"", b""))
 
     def __post_init__(self) -> None:
         self.cache = SessionCache(self.state.tokens)

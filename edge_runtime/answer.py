@@ -7,6 +7,7 @@ methods return. A message that is stale, repeated or about another session chang
 from __future__ import annotations
 
 import random
+import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError, UsageError
 from edgespec.protocol import (
+    SECRET_BYTES,
     Close,
     Draft,
     Error,
@@ -121,6 +123,7 @@ class Answer:
                 f"{welcome.context}; shorten the prompt"
             )
         self.session_id = session
+        self._secret = secrets.token_bytes(SECRET_BYTES)
         self.request = request
         self.terms = terms
         self.stats = AnswerStats(prompt_tokens=length)
@@ -163,6 +166,7 @@ class Answer:
         self._forget()
         return Open(
             session=self.session_id,
+            secret=self._secret,
             prompt_length=self.state.prompt_length,
             max_tokens=self.state.max_tokens,
             sampling=self.request.sampling,
@@ -175,7 +179,7 @@ class Answer:
         """The message that changes the terms from now on. Drafted tokens are dropped."""
         self._forget()
         self.terms = terms
-        return Serve(self.session_id, terms)
+        return Serve(self.session_id, self._secret, terms)
 
     def _forget(self) -> None:
         self._hints.clear()
@@ -340,7 +344,7 @@ class Answer:
             return None
         self._resuming = True
         self.stats.resumed += 1
-        return Resume(self.session_id, len(self.state.tokens))
+        return Resume(self.session_id, self._secret, len(self.state.tokens))
 
     def stands(self, verdict: Verdict) -> None:
         """Handles a verdict that adds nothing: a reply to `resume`, or to an `open` of a session
@@ -351,7 +355,7 @@ class Answer:
             self._forget()
 
     def close(self) -> Close:
-        return Close(self.session_id)
+        return Close(self.session_id, self._secret)
 
     def _count_hints(self, verdict: Verdict) -> None:
         for layer, tokens in self._hints.items():

@@ -9,9 +9,10 @@ from collections import deque
 from collections.abc import Callable
 
 from edgespec.protocol import AnyMessage, Message, Packet, pack, unpack
+from edgespec.transport import Hub
 
 
-class LoopbackHub:
+class LoopbackHub(Hub):
     """The cloud's end; `pump` is set to what one turn of the cloud is."""
 
     def __init__(self) -> None:

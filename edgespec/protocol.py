@@ -41,7 +41,7 @@ from edgespec.errors import ProtocolError
 from edgespec.sampling import Sampling
 from edgespec.session import Finish
 
-VERSION = 3
+VERSION = 4
 MAX_PACKET = 1 << 20
 """Bytes of a packet; the socket drops larger ones. A prompt of 262 000 tokens fits."""
 HEADER_BYTES = 1 << 16
@@ -55,6 +55,9 @@ MAX_VERDICT_TOKENS = 1 << 17
 LONGEST_NAME = 200
 """Characters of a name."""
 
+SECRET_BYTES = 16
+Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
+"""Random bytes that only the device of a session knows; see `docs/security.md`."""
 Identifier = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 63) - 1)]
 Position = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
@@ -141,6 +144,8 @@ class Open(Message, frozen=True, tag="open"):
     """Starts a session, or continues one in another cloud. The buffer holds the tokens."""
 
     session: Identifier
+    secret: Secret
+    """Repeated by whoever resumes, changes, closes or opens the session again."""
     prompt_length: Position
     max_tokens: Position
     sampling: Sampling
@@ -203,16 +208,19 @@ class Verdict(Message, frozen=True, tag="verdict"):
 
 class Serve(Message, frozen=True, tag="serve"):
     session: Identifier
+    secret: Secret
     terms: Terms
 
 
 class Resume(Message, frozen=True, tag="resume"):
     session: Identifier
+    secret: Secret
     base: Position
 
 
 class Close(Message, frozen=True, tag="close"):
     session: Identifier
+    secret: Secret
 
 
 class Ping(Message, frozen=True, tag="ping"):

@@ -6,9 +6,16 @@ of the answer without a message.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+
+def alias(session: int) -> str:
+    """Short name of a session id for logs, metrics and traces, which never show the id."""
+    return hashlib.blake2b(session.to_bytes(8, "big"), digest_size=4).hexdigest()
+
 
 Finish = Literal["", "end", "length", "stop"]
 """Why an answer ended: end-of-text token, limit reached, stop string. Empty before the end."""

@@ -6,12 +6,14 @@ device and cloud have one time axis there. A span of length 0 is an event, such 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from edgespec.errors import EdgespecError
+from edgespec.session import alias
 
 Side = Literal["device", "cloud"]
 What = Literal[
@@ -37,6 +39,7 @@ class Span(msgspec.Struct, frozen=True):
     """Seconds, as `time.monotonic()`."""
     seconds: float = 0.0
     session: int = 0
+    """Number of the session's alias (`edgespec.session.alias`)."""
     round: int = 0
     base: int = 0
     """Position of the first token."""
@@ -44,6 +47,11 @@ class Span(msgspec.Struct, frozen=True):
     rows: int = 1
     """Rows of the step's batch."""
     note: str = ""
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file that other users of the machine cannot read."""
+    return os.open(path, flags, 0o600)
 
 
 class Trace:
@@ -54,7 +62,7 @@ class Trace:
         self._side = side
         self._lines: list[bytes] = []
         try:
-            self._file = path.open("wb")
+            self._file = open(path, "wb", opener=_private)  # noqa: SIM115
         except OSError as error:
             raise EdgespecError(
                 f"the trace cannot be written to {path}: {error.strerror}"
@@ -65,7 +73,8 @@ class Trace:
         base: int = 0, tokens: int = 0, rows: int = 1, note: str = "",
     ) -> None:  # fmt: skip
         """Adds a span from `start` to `end`, or an event if they are equal."""
-        span = Span(self._side, what, start, end - start, session, round, base, tokens, rows, note)
+        name = int(alias(session), 16) if session else 0
+        span = Span(self._side, what, start, end - start, name, round, base, tokens, rows, note)
         self._lines.append(msgspec.json.encode(span))
         if len(self._lines) >= BLOCK_SPANS:
             self.flush()

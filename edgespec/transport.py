@@ -60,6 +60,15 @@ class Hub(Protocol):
     def send(self, peer: bytes, message: Message) -> Fate | None:
         """Sends without waiting. Returns None, or why the message could not be sent."""
 
+    def owner(self, peer: bytes) -> bytes:
+        """The CURVE key (Z85) of a peer's connection; empty where links are not encrypted."""
+        del peer
+        return b""
+
+    def take_revoked(self) -> set[bytes]:
+        """Keys of devices that may no longer connect, since the last call."""
+        return set()
+
     def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:
         """Packets that have arrived, not decoded, after waiting at most `timeout` seconds."""
 
@@ -153,7 +162,7 @@ class DealerLink:
             self._context.term()
 
 
-class RouterHub:
+class RouterHub(Hub):
     """Listening socket of a cloud."""
 
     def __init__(

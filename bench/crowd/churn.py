@@ -16,9 +16,11 @@ from bench.lab.processes import cores, pinned, resident_mb
 from bench.lab.toy_cloud import ToyCloud, toy_cloud, toy_hello
 from edgespec.config import CloudSettings
 from edgespec.errors import EdgespecError
-from edgespec.protocol import AnyMessage, Close, Error, Open, Terms, Verdict
+from edgespec.protocol import SECRET_BYTES, AnyMessage, Close, Error, Open, Terms, Verdict
 from edgespec.sampling import Sampling
 from edgespec.transport import DealerLink
+
+SECRET = bytes(SECRET_BYTES)
 
 ENGAGED = 32
 """Connections at a time, each with one session."""
@@ -83,7 +85,7 @@ class _Visitor:
         self.session = chance.getrandbits(62)
         prompt = [chance.randrange(WORDS) for _ in range(PROMPT)]
         terms = Terms(drafting=False)
-        self.link.send(Open(self.session, PROMPT, ANSWER, Sampling(), [], terms, prompt))
+        self.link.send(Open(self.session, SECRET, PROMPT, ANSWER, Sampling(), [], terms, prompt))
         self.had += 1
 
 
@@ -129,11 +131,11 @@ class Visitors:
         self.ended += 1
         if visitor.had >= LOYAL:
             if self.connections % 2:
-                visitor.link.send(Close(visitor.session))
+                visitor.link.send(Close(visitor.session, SECRET))
             visitor.link.close()
             self._visitors[place] = self._come()
         else:
-            visitor.link.send(Close(visitor.session))
+            visitor.link.send(Close(visitor.session, SECRET))
             visitor.ask(self._chance)
 
     def leave(self) -> None:

@@ -25,6 +25,7 @@ import zmq
 
 from edgespec.errors import EdgespecError
 from edgespec.protocol import (
+    SECRET_BYTES,
     Close,
     Draft,
     Hello,
@@ -38,6 +39,8 @@ from edgespec.protocol import (
 )
 from edgespec.sampling import Sampling
 from edgespec.transport import DealerLink
+
+SECRET = bytes(SECRET_BYTES)
 
 PACKETS = 150.0
 """A second; what a device sends that streams."""
@@ -79,7 +82,9 @@ class Scene:
         """The recorded prompt of that number, and all of its answer."""
         prompt, most = self.prompts[number], len(self.answers[number])
         terms = Terms(drafting=drafting)
-        return Open(session, len(prompt), most, Sampling(), self.end_ids, terms, list(prompt))
+        return Open(
+            session, SECRET, len(prompt), most, Sampling(), self.end_ids, terms, list(prompt)
+        )
 
 
 @contextmanager
@@ -198,7 +203,7 @@ def greedy(scene: Scene) -> dict[str, Any]:
             mine.length = max(mine.length, message.base + len(message.tokens))
             if message.finish:
                 del writing[message.session]
-                link.send(Close(message.session))
+                link.send(Close(message.session, SECRET))
                 begin(truthful=mine.truthful)
             elif (draft := _certain(scene, message.session, mine)) is not None:
                 link.send(draft)
@@ -206,7 +211,7 @@ def greedy(scene: Scene) -> dict[str, Any]:
             pinged = time.monotonic()
             link.send(Ping(0))
     for session in writing:
-        link.send(Close(session))
+        link.send(Close(session, SECRET))
     link.receive(AT_ONCE)  # what was under way
     link.close()
     return {"sessions": asked, "tokens": tokens}
@@ -247,7 +252,7 @@ def deaf(scene: Scene) -> dict[str, Any]:
     longest = max(range(len(scene.prompts)), key=lambda number: len(scene.answers[number]))
     session = random.Random("deaf").getrandbits(62)
     socket.say(scene.opening(session, longest, drafting=False))
-    _steadily(ASKING, scene.closes, lambda: socket.say(Resume(session, 0)), lambda: None)
+    _steadily(ASKING, scene.closes, lambda: socket.say(Resume(session, SECRET, 0)), lambda: None)
     socket.close()
     return {"sent": socket.sent}
 

@@ -24,6 +24,7 @@ from edgespec.config import CloudSettings
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.protocol import (
+    SECRET_BYTES,
     VERSION,
     Close,
     Error,
@@ -39,6 +40,8 @@ from edgespec.sampling import Sampling
 from edgespec.transport import DealerLink
 from engines.base import final_choices
 from engines.toy import ToyEngine
+
+SECRET = bytes(SECRET_BYTES)
 
 IDLE = Terms(decoding=False)
 """Of a session whose target waits for its device, and the device for its user."""
@@ -157,7 +160,7 @@ class Idler:
         self.listen()
 
     def close(self) -> None:
-        self._link.send(Close(self._opening.session))
+        self._link.send(Close(self._opening.session, SECRET))
         self._link.close()
 
 
@@ -206,7 +209,7 @@ def _ping(idle: list[Idler], over: threading.Event) -> None:
 
 
 def _idle(session: int, prompt: list[int]) -> Open:
-    return Open(session, len(prompt), 8, Sampling(), [], IDLE, prompt)
+    return Open(session, SECRET, len(prompt), 8, Sampling(), [], IDLE, prompt)
 
 
 def _kv_bytes(bundle: Bundle, served: Served) -> float:

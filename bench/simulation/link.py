@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from bench.simulation.virtual_time import Process, World
 from edgespec.protocol import AnyMessage, Message, Packet, pack, unpack
+from edgespec.transport import Hub
 
 
-class SimulatedHub:
+class SimulatedHub(Hub):
     """Cloud side of all links."""
 
     def __init__(self, world: World, message_ms: float, cloud_message_ms: float) -> None:

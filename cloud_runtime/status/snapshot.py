@@ -11,6 +11,7 @@ from cloud_runtime.sessions import CloudSession
 from cloud_runtime.status.tally import Tally
 from edgespec.fleet import DeviceView, Fleet, SessionView, State
 from edgespec.protocol import Terms
+from edgespec.session import alias
 
 WINDOW_S = 5.0
 """Period over which averages are taken."""
@@ -94,7 +95,7 @@ def view(service: Service, recent: Recent, now: float, target: str, endpoint: st
 def _session(session: CloudSession, device: ConnectedDevice | None, now: float) -> SessionView:
     record = session.record
     return SessionView(
-        session=f"{session.id:x}",
+        session=alias(session.id),
         device=device.name if device else "",
         drafter=device.drafter if device else "",
         hardware=device.hardware if device else "",

@@ -9,7 +9,10 @@ from edgespec.config import CloudSettings
 from edgespec.policies import LinkLimits
 from edgespec.protocol import VERSION, Close, Error, Hello, Open, Ping, Pong, Resume, Terms, pack
 from edgespec.sampling import Sampling
+from edgespec.session import alias
 from engines.toy import ToyEngine
+
+SECRET = bytes(16)
 
 HELLO = Hello(VERSION, "t", "k", "robot", "cpu-int8", "a board")
 A = b"a"
@@ -26,7 +29,7 @@ def tell(service, message, now=0.0):
 
 
 def opening(session):
-    return Open(session, 3, 20, Sampling(), [], Terms(drafting=False), [1, 2, 3])
+    return Open(session, SECRET, 3, 20, Sampling(), [], Terms(drafting=False), [1, 2, 3])
 
 
 def notes(service):
@@ -62,13 +65,14 @@ def test_the_end_of_a_session_has_its_figures(service):
     tell(service, opening(0x1F))
     for number in range(3):
         step(service, 1.0 + number)
-    tell(service, Close(0x1F), 5.0)
+    tell(service, Close(0x1F, SECRET), 5.0)
     note = service.notes()[-1]
     assert note.sentence == (
-        "session 1f of robot ended (closed): 3 tokens in 5.0 s, 0 of them drafted there"
+        f"session {alias(0x1F)} of robot ended (closed): 3 tokens in 5.0 s, 0 of them drafted there"
     )
     assert note.fields == {
-        "event": "ended", "device": "robot", "peer": "61", "session": "1f", "reason": "closed",
+        "event": "ended", "device": "robot", "peer": "61",
+        "session": alias(0x1F), "reason": "closed",
         "tokens": 3, "seconds": 5.0, "verified": 0, "accepted": 0,
     }  # fmt: skip
     assert service.tally.finished == {"closed": 1}
@@ -80,7 +84,7 @@ def test_a_full_house_is_news_but_no_warning(service):
     tell(service, opening(2))
     *_, (level, words, event) = notes(service)
     assert (level, event) == (logging.INFO, "refused") and "busy" in words
-    tell(service, Resume(9, 3))
+    tell(service, Resume(9, SECRET, 3))
     assert notes(service) == [], "it only has to open its session again"
 
 

@@ -34,6 +34,8 @@ from engines.alone import write_alone
 from engines.drafters.base import Guess
 from engines.toy import ToyEngine
 
+SECRET = bytes(16)
+
 HELLO = Hello(VERSION, "t", "k", "robot")
 A, B = b"a", b"b"
 LOCKSTEP = Terms(decoding=False)
@@ -95,6 +97,7 @@ def text(prompt=(1, 2, 3), most=20):
 def opening(session=1, prompt=(1, 2, 3), **changes):
     values = {
         "session": session,
+        "secret": SECRET,
         "prompt_length": len(prompt),
         "max_tokens": 20,
         "sampling": Sampling(),
@@ -204,7 +207,7 @@ def test_repeated_stale_and_early_drafts_change_nothing(desk):
     ):
         assert desk.tell(late) == []
         assert desk.turn() == []
-    assert desk.tell(Resume(1, 3))[0].tokens == right[3:6]
+    assert desk.tell(Resume(1, SECRET, 3))[0].tokens == right[3:6]
 
 
 def test_of_a_late_draft_only_what_lies_beyond_the_text_is_verified(desk):
@@ -263,12 +266,12 @@ def test_terms_may_change_at_any_time(desk):
     desk.tell(opening())
     desk.turn()
     assert desk.turn() == []
-    assert desk.tell(Serve(1, PLAIN)) == []
+    assert desk.tell(Serve(1, SECRET, PLAIN)) == []
     assert len(desk.verdict().tokens) == 1
     desk.tell(Draft(1, 1, 0, 5, [7]))
     assert desk.verdict().verified == 0, "the device does not draft any more"
-    desk.tell(Serve(1, LOCKSTEP))
-    assert desk.tell(Serve(99, PLAIN)) == []
+    desk.tell(Serve(1, SECRET, LOCKSTEP))
+    assert desk.tell(Serve(99, SECRET, PLAIN)) == []
 
 
 def test_the_draft_beside_the_target_is_asked_verified_and_let_go():
@@ -322,10 +325,10 @@ def test_connections_are_forgotten_when_they_are_too_many(desk):
 def test_resume_tells_everything_since(desk):
     desk.tell(opening(terms=PLAIN))
     written = [message.tokens[0] for _ in range(5) for _, message in desk.turn()]
-    (verdict,) = desk.tell(Resume(1, 5))
+    (verdict,) = desk.tell(Resume(1, SECRET, 5))
     assert (verdict.base, verdict.tokens) == (5, written[2:])
-    assert desk.tell(Resume(2, 5))[0].code == "session"
-    assert desk.tell(Resume(1, 99))[0].code == "session"
+    assert desk.tell(Resume(2, SECRET, 5))[0].code == "session"
+    assert desk.tell(Resume(1, SECRET, 99))[0].code == "session"
 
 
 def test_an_open_that_is_repeated_resumes_and_one_that_differs_is_refused(desk):
@@ -377,7 +380,7 @@ def test_full_house_is_retryable_and_a_closed_session_makes_room():
     desk.tell(opening(1))
     (busy,) = desk.tell(opening(2))
     assert (busy.code, busy.retryable, busy.session) == ("busy", True, 2)
-    desk.tell(Close(1))
+    desk.tell(Close(1, SECRET))
     assert desk.tell(opening(2)) == [Admitted(2)]
 
 
@@ -386,7 +389,7 @@ def test_a_session_closed_in_the_middle_of_a_batch_gives_its_slot_back():
     desk.tell(HELLO)
     desk.tell(opening(1))
     batch = desk.batch()
-    desk.tell(Close(1))
+    desk.tell(Close(1, SECRET))
     (step,) = [step for step in desk.engine.run(batch.rows) if step.final]
     desk.service.stepping.commit(batch, step.choices, 0.0)
     assert desk.tell(opening(2)) == [Admitted(2)]
@@ -403,7 +406,7 @@ def test_a_session_closed_in_flight_keeps_its_slot_and_a_new_one_waits():
     batch = desk.batch()
     steps = desk.engine.run(batch.rows)
     next(steps)
-    desk.tell(Close(1))
+    desk.tell(Close(1, SECRET))
     (busy,) = desk.tell(opening(3))
     assert (busy.code, busy.retryable) == ("busy", True)
     *_, last = steps
@@ -445,7 +448,7 @@ def test_silent_sessions_are_closed_and_finished_ones_can_still_be_asked():
     desk.turn()
     desk.tell(opening(2))
     assert desk.service.sessions.active == 1
-    assert desk.tell(Resume(1, 3))[0].finish == "length"
+    assert desk.tell(Resume(1, SECRET, 3))[0].finish == "length"
     desk.now = 20.0
     assert sorted(desk.service.sessions.expire(desk.now)) == [1, 2]
     assert desk.service.sessions.active == 0
@@ -466,7 +469,7 @@ def test_a_failing_target_ends_its_sessions_with_an_error(desk):
     ((peer, error),) = desk.service.stepping.abandon(batch, "no memory", 0.0)
     assert (peer, error.code, error.session) == (A, "internal", 1)
     assert desk.service.sessions.active == 0
-    assert desk.tell(Resume(1, 3))[0].code == "session"
+    assert desk.tell(Resume(1, SECRET, 3))[0].code == "session"
 
 
 def test_garbage_from_one_device_never_touches_anothers_text():
@@ -490,7 +493,9 @@ def test_garbage_from_one_device_never_touches_anothers_text():
 
 def garbage(chance):
     """Packets that are no message, or messages about a session that is not the sender's."""
-    message = chance.choice([Draft(8, 1, 0, 3, [1]), Resume(8, 2), opening(9), Close(9), Ping(1)])
+    message = chance.choice(
+        [Draft(8, 1, 0, 3, [1]), Resume(8, SECRET, 2), opening(9), Close(9, SECRET), Ping(1)]
+    )
     frames = pack(message)
     kind = chance.randrange(4)
     if kind == 0:

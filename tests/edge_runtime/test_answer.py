@@ -120,11 +120,12 @@ def test_a_missing_verdict_is_asked_for_once():
     assert answer.missed(verdict(5, 22))
     assert not answer.missed(verdict(3, 22)) and not answer.missed(verdict(2, 22, 23))
     assert not answer.missed(msgspec.structs.replace(verdict(5, 22), session=8))
-    assert answer.resume() == Resume(9, 3)
+    secret = answer.open().secret
+    assert answer.resume() == Resume(9, secret, 3)
     assert answer.resume() is None, "it is on its way"
-    assert answer.resume(silence=True) == Resume(9, 3), "it may have been lost"
+    assert answer.resume(silence=True) == Resume(9, secret, 3), "it may have been lost"
     hear(answer, verdict(3, 20, 21, 22))
-    assert answer.resume() == Resume(9, 6)
+    assert answer.resume() == Resume(9, secret, 6)
     assert answer.stats.resumed == 3
 
 
@@ -253,4 +254,5 @@ def test_hints_open_paths_and_are_counted():
 
 
 def test_the_end():
-    assert begin().close() == Close(9)
+    answer = begin()
+    assert answer.close() == Close(9, answer.open().secret)

@@ -30,22 +30,31 @@ from edgespec.protocol import (
 )
 from edgespec.sampling import Sampling
 
+SECRET = bytes(16)
+
 MESSAGES = [
     Hello(2, "target", "tokenizer", "robot-7 cpu-int8"),
     Welcome(2, "target", "tokenizer", 8192, 32, [10, 20], 22.5, 1.5, 4.0, 0.7),
     Open(
-        2**60, 2, 10, Sampling(0.7, 0.9, 40, 5), [2, 0], Terms(cloud_draft=True), [1, 2, 3, 49151]
+        2**60,
+        SECRET,
+        2,
+        10,
+        Sampling(0.7, 0.9, 40, 5),
+        [2, 0],
+        Terms(cloud_draft=True),
+        [1, 2, 3, 49151],
     ),
     Draft(2**60, 3, 0, 100, [1, 2, 3], b"\xff\x80\0"),
     Draft(2**60, 4, 3, 102, [1, 2, 3]),
     Draft(2**60, 3, 0, 100, []),
-    Serve(2**60, Terms(drafting=False, hints=True)),
-    Serve(2**60, Terms(decoding=False)),
-    Serve(2**60, Terms(target_rate=12.5)),
+    Serve(2**60, SECRET, Terms(drafting=False, hints=True)),
+    Serve(2**60, SECRET, Terms(decoding=False)),
+    Serve(2**60, SECRET, Terms(target_rate=12.5)),
     Hint(2**60, 3, 100, 20, [1, 2, 3, 4]),
     Verdict(2**60, 3, 100, 4, 2, 1, [1, 2, 9], "end"),
-    Resume(2**60, 100),
-    Close(2**60),
+    Resume(2**60, SECRET, 100),
+    Close(2**60, SECRET),
     Ping(5),
     Pong(5, 2.5),
     Admitted(7, 40.0),
@@ -72,7 +81,7 @@ def test_whatever_the_terms_they_arrive_as_they_were():
     flags = (False, True)
     rates = (0.0, 7.5)
     every = [Terms(*terms) for terms in itertools.product(flags, flags, flags, flags, rates)]
-    assert [unpack(pack(Serve(1, terms))).terms for terms in every] == every
+    assert [unpack(pack(Serve(1, SECRET, terms))).terms for terms in every] == every
 
 
 def header(*fields):

@@ -3,6 +3,7 @@
 import pytest
 
 from edgespec.errors import EdgespecError
+from edgespec.session import alias
 from edgespec.trace import Span, Trace, read_trace
 
 
@@ -15,10 +16,11 @@ def test_spans_come_back_by_their_start(tmp_path):
     trace.close()
     assert read_trace(path) == [
         Span("cloud", "decode", 1.0, 0.25),
-        Span("cloud", "verify", 2.0, 0.5, 7, 3, 100, 4, 2, "x"),
+        Span("cloud", "verify", 2.0, 0.5, int(alias(7), 16), 3, 100, 4, 2, "x"),
         Span("cloud", "send", 3.0, 0.0),
     ]
     assert len(path.read_text().splitlines()) == 3
+    assert path.stat().st_mode & 0o777 == 0o600, "it says when who wrote what"
 
 
 def test_it_is_written_by_the_hundred_and_not_twice(tmp_path):

@@ -18,10 +18,13 @@ from edgespec.config import CloudSettings, EdgeSettings, Request
 from edgespec.policies import LinkLimits
 from edgespec.protocol import VERSION, Draft, Hello, Open, Ping, Resume, Terms, pack
 from edgespec.sampling import Sampling
+from edgespec.session import alias
 from edgespec.transport import DealerLink, RouterHub
 from engines.alone import write_alone
 from engines.drafters.ngram import NgramDrafter
 from engines.toy import ToyEngine
+
+SECRET = bytes(16)
 
 CONTEXT = 100_000
 REQUEST = Request((3, 1, 4, 1, 5), 120, Sampling(1.0, seed=7))
@@ -79,7 +82,7 @@ def raw(cloud, name, **options):
 
 def opening(session, most=60_000):
     terms = Terms(drafting=False)
-    return pack(Open(session, 3, most, Sampling(), [], terms, [1, 2, 3]))
+    return pack(Open(session, SECRET, 3, most, Sampling(), [], terms, [1, 2, 3]))
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def test_a_device_that_vanishes_in_the_middle_of_a_draft(cloud, caplog, expected
         dealer.send_multipart(opening(1))
         dealer.send_multipart(pack(Draft(1, 1, 0, 3, [7, 8, 9])))
         assert dealer.poll(10_000)
-    until(lambda: said(caplog, "vanishing has gone away", "sessions: ['1']"))
+    until(lambda: said(caplog, "vanishing has gone away", f"sessions: ['{alias(1)}']"))
     (session,) = (s for s in cloud.service.sessions if s.id == 1)
     before = session.length
     assert cloud.answer() == expected
@@ -131,7 +134,7 @@ def test_a_device_that_comes_back_goes_on(cloud, caplog):
     (session,) = cloud.service.sessions
     before = session.length
     with raw(cloud, "vanishing") as dealer:
-        dealer.send_multipart(pack(Resume(1, 3)))
+        dealer.send_multipart(pack(Resume(1, SECRET, 3)))
         until(lambda: session.length > before + 10)
         assert not session.connection.away
 
@@ -139,7 +142,7 @@ def test_a_device_that_comes_back_goes_on(cloud, caplog):
 def test_a_device_that_never_reads(cloud, caplog, expected):
     with raw(cloud, "deaf", RCVHWM=1) as dealer:
         dealer.send_multipart(opening(1))
-        until(lambda: said(caplog, "deaf does not read", "sessions: ['1']"))
+        until(lambda: said(caplog, "deaf does not read", f"sessions: ['{alias(1)}']"))
         (session,) = (s for s in cloud.service.sessions if s.id == 1)
         before = session.length
         assert session.connection.away

@@ -23,6 +23,8 @@ from engines.alone import write_alone
 from engines.base import Row, final_choices
 from engines.toy import ToyEngine
 
+SECRET = bytes(16)
+
 SLOT = ToyEngine().slot_bytes(1)
 POLICY = EvictionPolicy()
 NOW = 100.0
@@ -398,7 +400,9 @@ class Desk:
     def open(self, session, prompt=(1, 2, 3), most=4):
         terms = Terms(drafting=False)
         tokens = list(prompt)
-        (reply,) = self.tell(Open(session, len(tokens), most, Sampling(), [], terms, tokens))
+        (reply,) = self.tell(
+            Open(session, SECRET, len(tokens), most, Sampling(), [], terms, tokens)
+        )
         return reply
 
     def turn(self):
@@ -443,7 +447,7 @@ def test_an_hour_of_churn_leaves_nothing_behind():
             desk.turn()
             if number % 3:
                 desk.turn()
-            desk.tell(Close(number))
+            desk.tell(Close(number, SECRET))
             if number % 100 == 0:
                 desk.service.sessions.expire(desk.now)
                 desk.service.notes()

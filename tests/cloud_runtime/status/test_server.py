@@ -14,7 +14,10 @@ from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import Fleet
 from edgespec.protocol import VERSION, Hello, Open, Terms, pack
 from edgespec.sampling import Sampling
+from edgespec.session import alias
 from engines.toy import ToyEngine
+
+SECRET = bytes(16)
 
 HELLO = Hello(VERSION, "t", "k", "robot", "cpu-int8", "a board")
 
@@ -42,7 +45,7 @@ def service():
     service = Service(Identity("t", "k", ()), ToyEngine(), settings)
     service.receive(b"a", pack(HELLO), 0.0)
     terms = Terms(drafting=False, target_rate=30.0)
-    service.receive(b"a", pack(Open(17, 3, 20, Sampling(), [], terms, [1, 2, 3])), 0.0)
+    service.receive(b"a", pack(Open(17, SECRET, 3, 20, Sampling(), [], terms, [1, 2, 3])), 0.0)
     return service
 
 
@@ -110,7 +113,7 @@ def test_the_fleet_shows_sessions_and_devices(status, service, clock):
     status.turned(service, 2.0)
     shown = fleet(status)
     (session,), (device,) = shown.sessions, shown.devices
-    assert (session.session, session.device, session.hardware) == ("11", "robot", "a board")
+    assert (session.session, session.device, session.hardware) == (alias(17), "robot", "a board")
     assert (session.mode, session.state, session.tokens) == ("cloud", "running", 11)
     assert session.rate == pytest.approx(10.0) and session.target_rate == 30.0
     assert (device.name, device.sessions, device.away) == ("robot", 1, "")
