@@ -1,6 +1,6 @@
-"""What this machine can run: `edgespec doctor`.
+"""Report of `edgespec doctor`: this machine, and the profile to export a draft for.
 
-Nothing is required: what a system does not tell is reported as unknown.
+A fact that the system does not report is shown as unknown.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ from engines.machine.system_files import (
 NEEDED = ".".join(map(str, ONNX_RUNTIME[MAIN_OPSET]))
 """The first ONNX Runtime that runs the main graph."""
 SMALL_MEMORY_MB = 4096
-"""Below this much memory a draft shares too little with everything else to be int8."""
+"""Total memory below which an int8 draft would leave too little for other programs."""
 DOT_PRODUCTS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 """CPU features that multiply int8 values four at a time."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Empty strings, zeros and empty tuples stand for what could not be found out."""
+    """Facts about a machine, and its profile. Unknown facts are empty strings, zeros or tuples."""
 
     system: str = ""
     architecture: str = ""
     python: str = ""
     board: str = ""
-    """As the device tree names it: Raspberry Pi, Jetson."""
+    """Name in the device tree, such as that of a Raspberry Pi or a Jetson."""
     compatible: tuple[str, ...] = ()
-    """The device tree's names for board and chip."""
+    """Names of board and chip in the device tree."""
     release: str = ""
-    """Of Jetson Linux (L4T): 36.4.3."""
+    """Release of Jetson Linux (L4T), such as 36.4.3."""
     jetpack: str = ""
-    """The version of the package `nvidia-jetpack`."""
+    """Version of the package `nvidia-jetpack`."""
     cores: int = 0
-    """Usable by this process."""
+    """Cores that this process may use."""
     processor: Processor = field(default_factory=Processor)
     memory: SystemMemory = field(default_factory=SystemMemory)
     onnxruntime: str = ""
     providers: tuple[str, ...] = ()
     tensorrt: Mapping[str, str] = field(default_factory=dict)
-    """Versions by module."""
+    """TensorRT's versions by module."""
     gpus: tuple[Gpu, ...] = ()
     energy: str = ""
-    """Its sensors, or why there are none, as `--energy` would use them."""
+    """Sensors that `--energy` would use, or the reason why there are none."""
 
     @property
     def runs_opset_24(self) -> bool:
@@ -78,14 +78,16 @@ class Machine:
 
     @property
     def hardware(self) -> str:
-        """The name of the profile of this hardware; empty where it is unknown or refused."""
+        """Name of the profile of this hardware; empty if it is unknown or refused."""
         return self.recognition.profile
 
     @property
     def profile(self) -> tuple[str, str]:
-        """The profile to export a draft for, and why; no name where the hardware is refused.
+        """Name of the profile to export a draft for, and the reason. Refused hardware has no name.
 
-        That of the hardware, unless what is installed cannot run it and runs one of `instead`."""
+        It is the profile of the hardware, or the first of its `instead` profiles that the installed
+        software runs, if it does not run the hardware's own.
+        """
         found = self.recognition
         if found.profile:
             lacks, others = self._lacks(found.profile), self._others(found.profile)
@@ -99,6 +101,7 @@ class Machine:
 
     @property
     def _generic(self) -> tuple[str, str]:
+        """Name of the generic profile for this machine, and the reason."""
         dots = sorted(DOT_PRODUCTS.intersection(self.processor.features))
         if self.onnxruntime and not self.runs_opset_24:
             return "cpu-compat", f"ONNX Runtime {self.onnxruntime} has no opset {MAIN_OPSET}"
@@ -112,16 +115,15 @@ class Machine:
 
     @property
     def instead(self) -> tuple[str, ...]:
-        """Profiles whose drafts do as well, with what is installed, where a bundle lacks `profile`.
-        Best first."""
+        """Profiles whose drafts the installed software runs too, if a bundle lacks `profile`; best
+        first."""
         name = self.profile[0]
         others = self._others(self.hardware or name) if name else ()
         return tuple(other for other in others if other != name)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What stands in the way of the hardware's profile, or else of `profile`, a sentence
-        each."""
+        """Obstacles to the hardware's profile, or to `profile` for unknown hardware; sentences."""
         name = self.hardware or self.profile[0]
         chosen = profiles.profile(name) if name else None
         return tuple(filter(None, (self._too_old(name, chosen), self._engines(chosen))))
@@ -133,12 +135,12 @@ class Machine:
         )
 
     def _others(self, name: str) -> tuple[str, ...]:
-        """Of the profiles that do instead of one, those that what is installed runs."""
+        """Returns the `instead` profiles of a profile that the installed software runs."""
         others = profiles.profile(name).instead
         return tuple(other for other in others if self._runs(profiles.profile(other)))
 
     def _lacks(self, name: str) -> str:
-        """What a profile needs and is not installed, as a phrase; empty if nothing."""
+        """Returns the missing software that a profile needs, as a phrase; empty if none."""
         chosen = profiles.profile(name)
         if chosen.backend != "tensorrt":
             lacks = not runs_graphs(self.onnxruntime, chosen.opset)
@@ -151,6 +153,7 @@ class Machine:
         return what if lacks else ""
 
     def _too_old(self, name: str, chosen: Profile | None) -> str:
+        """Returns a sentence if ONNX Runtime is too old for the main graph; else empty."""
         if not self.onnxruntime or self.runs_opset_24:
             return ""
         runs = dict.fromkeys(
@@ -162,6 +165,7 @@ class Machine:
         )
 
     def _engines(self, chosen: Profile | None) -> str:
+        """Returns a sentence if a profile's engines need another TensorRT; else empty."""
         if chosen is None or chosen.backend != "tensorrt":
             return ""
         there = self.tensorrt.get("tensorrt", "")
@@ -177,8 +181,8 @@ class Machine:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON. `hardware` is null where it is unknown, and both it and
-        `profile` where it is refused."""
+        """Returns everything for JSON. `hardware` is null if unknown; `hardware` and `profile` are
+        null if the hardware is refused."""
         profile, reason = self.profile
         return asdict(self) | {
             "runs_opset_24": self.runs_opset_24,
@@ -191,7 +195,7 @@ class Machine:
 
 
 def describe(root: Path = ROOT) -> Machine:
-    """Looks at this machine. Raises nothing; a driver is given a few seconds."""
+    """Reads the facts about this machine. Raises nothing; may wait some seconds for a driver."""
     version, providers = installed.onnxruntime()
     board, compatible = read_board(root), read_compatible(root)
     jetson = any("nvidia" in name.lower() for name in (board, *compatible))
@@ -216,14 +220,14 @@ def describe(root: Path = ROOT) -> Machine:
 
 
 def brief(root: Path = ROOT) -> str:
-    """This machine in a few words, read in no time: board or CPU, and cores."""
+    """Returns this machine's board or CPU, and its cores. Reads only a few files."""
     name = read_board(root) or read_processor(root).model or platform.machine()
     cores = usable_cores()
     return f"{name}, {cores} core{'s' if cores != 1 else ''}"
 
 
 def report(machine: Machine) -> str:
-    """Lines for people."""
+    """Returns the report as lines of text."""
     profile, reason = machine.profile
     fits = "new enough" if machine.runs_opset_24 else f"too old: the main graph needs {NEEDED}"
     memory = f"{machine.memory.total_mb} MB, {machine.memory.available_mb} MB available"

@@ -1,5 +1,4 @@
-"""The software and the GPUs that are there, for `edgespec doctor`. Nothing is required, and no CUDA
-library is loaded."""
+"""Installed software and GPUs, for `edgespec doctor`. Loads no CUDA library."""
 
 from __future__ import annotations
 
@@ -19,16 +18,19 @@ _TENSORRT: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tensorrt_rtx": ("tensorrt-rtx", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
     }
 )
-"""Modules, and the distributions that may have brought them."""
+"""Modules of TensorRT, and the distributions that may contain them."""
 _QUERIES = ("name,memory.total,driver_version,compute_cap", "name,memory.total,driver_version")
-"""Of `nvidia-smi`; drivers older than about 510 do not know the last field."""
+"""Queries of `nvidia-smi`; drivers older than about 510 do not know the last field."""
+QUERY_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Gpu:
+    """A GPU according to its driver."""
+
     name: str
     memory: str = ""
-    """As the driver writes it, with its unit; empty where CPU and GPU share their memory."""
+    """Memory with its unit, as the driver writes it; empty if CPU and GPU share their memory."""
     driver: str = ""
     capability: str = ""
     """CUDA compute capability."""
@@ -40,6 +42,7 @@ class Gpu:
 
 
 def system() -> str:
+    """Returns name and version of the operating system."""
     try:
         name = platform.freedesktop_os_release()["PRETTY_NAME"]
     except (OSError, KeyError):
@@ -48,7 +51,7 @@ def system() -> str:
 
 
 def onnxruntime() -> tuple[str, tuple[str, ...]]:
-    """Version and execution providers."""
+    """Returns ONNX Runtime's version and execution providers; empty if it is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -57,17 +60,19 @@ def onnxruntime() -> tuple[str, tuple[str, ...]]:
 
 
 def tensorrt() -> dict[str, str]:
-    """Versions by module, found without importing them."""
+    """Returns the versions of TensorRT by module, without importing them."""
     return {module: _version(names) for module, names in _TENSORRT.items() if _is_there(module)}
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """What `nvidia-smi` lists. It is given five seconds a question."""
+    """Returns the GPUs that `nvidia-smi` lists. A query may take `QUERY_TIMEOUT_S`."""
     program = shutil.which("nvidia-smi")
     for fields in _QUERIES if program else ():
         query = [str(program), f"--query-gpu={fields}", "--format=csv,noheader"]
         try:
-            answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True)
+            answer = subprocess.run(
+                query, capture_output=True, text=True, timeout=QUERY_TIMEOUT_S, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             continue
         return tuple(_gpu(line) for line in answer.stdout.splitlines() if line.strip())

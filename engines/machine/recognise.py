@@ -1,7 +1,7 @@
-"""From what a machine shows to the profile of its hardware: pure, and without guesses.
+"""Recognition of the hardware: from facts about a machine to a profile. Pure code.
 
-The signs stand in the profiles' files. A board decides before a GPU, and a GPU before the flags of
-the CPU, since a Jetson has all three.
+The signs of a profile are in its file. A board decides before a GPU, and a GPU before the CPU's
+flags, since a Jetson has all three.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from engines.machine.installed import Gpu
 from engines.machine.profiles import Signs
 
 _INTEGRATED = ("nvgpu", "Thor")
-"""In the names of GPUs that Jetsons have, which are recognised by their board."""
+"""Parts of the names of Jetsons' GPUs; a Jetson is recognised by its board."""
 
 
 @dataclass(frozen=True)
 class HardwareFacts:
+    """Facts about a machine that the signs of a profile are compared with."""
+
     boards: tuple[str, ...] = ()
     """The device tree's `model`, and the entries of its `compatible`."""
     release: str = ""
-    """Of Jetson Linux."""
+    """Release of Jetson Linux."""
     gpus: tuple[Gpu, ...] = ()
     cpu: str = ""
     features: tuple[str, ...] = ()
@@ -33,14 +35,17 @@ class HardwareFacts:
 
 
 class Recognition(NamedTuple):
+    """Result of the recognition."""
+
     profile: str
-    """Empty where no hardware was recognised, or where it is refused."""
+    """Profile of the hardware; empty if it was not recognised, or is refused."""
     reason: str
-    """A clause for people; empty where nothing was recognised."""
+    """A clause for the user; empty if the hardware was not recognised."""
     refused: bool = False
 
 
 def recognise(evidence: HardwareFacts) -> Recognition:
+    """Returns the profile whose signs the facts show."""
     for refused in profiles.refused().values():
         if _board(refused.signs, evidence):
             return Recognition("", refused.why, refused=True)
@@ -51,7 +56,7 @@ def recognise(evidence: HardwareFacts) -> Recognition:
             release = f" with Jetson Linux {evidence.release}" if any(signs.release) else ""
             return Recognition(name, f"this is a {evidence.boards[0]}{release}")
     if of_board:
-        return Recognition("", _near(of_board, evidence))
+        return Recognition("", _other_release(of_board, evidence))
     for name, signs in known:
         if signs.capability and (gpu := _gpu(signs, evidence.gpus)):
             return Recognition(name, f"there is a GPU ({gpu})")
@@ -63,7 +68,7 @@ def recognise(evidence: HardwareFacts) -> Recognition:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Of a version, trailing zeros dropped: those of `36.4.0` are those of `36.4`."""
+    """Returns the numbers of a version without trailing zeros: `36.4.0` equals `36.4`."""
     found = [int(part) for part in re.findall(r"\d+", version)]
     while found and found[-1] == 0:
         found.pop()
@@ -75,6 +80,7 @@ def _board(signs: Signs, evidence: HardwareFacts) -> bool:
 
 
 def _within(release: str, bounds: tuple[str, str]) -> bool:
+    """Return True if a release is from the first bound on and below the second; "" is no bound."""
     first, end = bounds
     if not first and not end:
         return True
@@ -82,8 +88,8 @@ def _within(release: str, bounds: tuple[str, str]) -> bool:
     return bool(known) and known >= numbers(first) and (not end or known < numbers(end))
 
 
-def _near(of_board: Sequence[tuple[str, Signs]], evidence: HardwareFacts) -> str:
-    """A board whose release none of its profiles is for."""
+def _other_release(of_board: Sequence[tuple[str, Signs]], evidence: HardwareFacts) -> str:
+    """Returns the reason for a board whose release has no profile."""
     ranges = [
         f"{name} from {signs.release[0]}"
         + (f" to below {signs.release[1]}" if signs.release[1] else " on")

@@ -1,7 +1,7 @@
-"""What the files of a Linux system tell of the machine: `/proc`, `/sys`, `/etc` and the packages.
+"""Facts about the machine from the files of a Linux system: `/proc`, `/sys`, `/etc` and packages.
 
-Everything is read and nothing is required: what a system does not tell is left empty. The readers
-take the root of the file tree, so that they run on recorded ones.
+No file is required; a fact that is missing is left empty. The readers take the root of the file
+tree, so that they also run on recorded trees.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 ROOT = Path("/")
-UNKNOWN_FREE = 1 << 30
-"""Bytes of memory taken to be free where the system does not say."""
+UNKNOWN_FREE_BYTES = 1 << 30
+"""Memory that is assumed to be free if the system does not report it."""
 FEATURES = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8",
     "asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve",
@@ -44,19 +44,23 @@ _ARM_PARTS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Processor:
+    """The CPU's name and instruction sets."""
+
     model: str = ""
     features: tuple[str, ...] = ()
-    """Those of `FEATURES` that every core has."""
+    """Entries of `FEATURES` that every core has."""
 
 
 @dataclass(frozen=True)
 class SystemMemory:
+    """Host memory in MB of 2**20 bytes; 0 if unknown."""
+
     total_mb: int = 0
     available_mb: int = 0
 
 
 def read_processor(root: Path = ROOT) -> Processor:
-    """Model and features from `/proc/cpuinfo`; of cores that differ, what they have in common."""
+    """Reads `/proc/cpuinfo`. If cores differ, returns all models and the common features."""
     pairs = [
         (key.strip().lower(), value.strip())
         for key, _, value in (line.partition(":") for line in _lines(root / "proc/cpuinfo"))
@@ -73,7 +77,7 @@ def read_processor(root: Path = ROOT) -> Processor:
 
 
 def read_memory(root: Path = ROOT) -> SystemMemory:
-    """From `/proc/meminfo`, whose kB are 1024 bytes."""
+    """Reads `/proc/meminfo`, whose kB are 1024 bytes."""
     sizes = {}
     for line in _lines(root / "proc/meminfo"):
         key, _, value = line.partition(":")
@@ -84,7 +88,7 @@ def read_memory(root: Path = ROOT) -> SystemMemory:
 
 
 def free_bytes(root: Path = ROOT) -> int:
-    """Memory that this process may still take, as far as the system and its control group say."""
+    """Returns the memory that this process may still take, by the system and its control group."""
     free = [read_memory(root).available_mb << 20]
     own = next((line[3:] for line in _lines(root / "proc/self/cgroup") if line[:3] == "0::"), "/")
     for group, limit, used in (
@@ -96,27 +100,32 @@ def free_bytes(root: Path = ROOT) -> int:
             stat = dict(line.split()[:2] for line in _lines(group / "memory.stat"))
             cache = int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
             free.append(max(1, int(sizes[0]) - int(sizes[1]) + cache))
-    return min((size for size in free if size), default=UNKNOWN_FREE)
+    return min((size for size in free if size), default=UNKNOWN_FREE_BYTES)
 
 
 def read_board(root: Path = ROOT) -> str:
-    """What the device tree calls this machine; empty where there is none. Containers hide the tree,
-    but a Raspberry Pi says it in `/proc/cpuinfo` too."""
+    """Returns the machine's name in the device tree; empty without a device tree.
+
+    Containers hide the device tree. A Raspberry Pi has its name in `/proc/cpuinfo` too.
+    """
     model = "".join(_lines(root / "proc/device-tree/model")).strip("\0 ")
-    told = [line.partition(":")[2].strip() for line in _lines(root / "proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in _lines(root / "proc/cpuinfo")
             if re.match(r"Model\s*:", line)]  # fmt: skip
-    return model or "".join(told[:1])
+    return model or "".join(names[:1])
 
 
 def read_compatible(root: Path = ROOT) -> tuple[str, ...]:
-    """The device tree's names for board and chip, as `nvidia,tegra234`."""
+    """Returns the device tree's names of board and chip, such as `nvidia,tegra234`."""
     names = "".join(_lines(root / "proc/device-tree/compatible")).split("\0")
     return tuple(filter(None, names))
 
 
 def read_release(root: Path = ROOT) -> tuple[str, str]:
-    """Jetson Linux (36.4.3) and JetPack (6.2), from `/etc/nv_tegra_release`, whose first line reads
-    `# R36 (release), REVISION: 4.3, ...`, and the installed packages; empty where unknown."""
+    """Returns the releases of Jetson Linux (36.4.3) and JetPack (6.2); empty if unknown.
+
+    Reads the installed packages and `/etc/nv_tegra_release`, whose first line is
+    `# R36 (release), REVISION: 4.3, ...`.
+    """
     packages = _packages(root, ("nvidia-l4t-core", "nvidia-jetpack"))
     line = "".join(_lines(root / "etc/nv_tegra_release")[:1])
     found = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", line)
@@ -126,7 +135,7 @@ def read_release(root: Path = ROOT) -> tuple[str, str]:
 
 
 def _packages(root: Path, names: tuple[str, ...]) -> dict[str, str]:
-    """Versions of installed Debian packages."""
+    """Returns the versions of installed Debian packages by name."""
     package, there, versions = "", False, {}
     for line in _lines(root / "var/lib/dpkg/status"):
         key, _, value = line.partition(": ")

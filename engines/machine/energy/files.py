@@ -1,4 +1,4 @@
-"""Small files of sysfs, read by those who expect that any of them may be missing."""
+"""Small files of sysfs, any of which may be missing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ ROOT = Path("/")
 
 
 def line(path: Path) -> str | None:
-    """The text of a file without surrounding blanks; None where it cannot be read: sysfs says by an
-    error that a sensor sleeps."""
+    """Returns the text of a file without surrounding blanks; None if it cannot be read.
+
+    sysfs gives an error for a sensor that sleeps.
+    """
     try:
         return path.read_text(encoding="utf-8").strip("\0 \t\r\n")
     except (OSError, UnicodeDecodeError):
@@ -17,7 +19,7 @@ def line(path: Path) -> str | None:
 
 
 def number(path: Path) -> float | None:
-    """The integer in a file; None where there is none."""
+    """Returns the integer in a file; None if there is none."""
     text = line(path)
     try:
         return float(int(text)) if text else None
@@ -26,5 +28,5 @@ def number(path: Path) -> float | None:
 
 
 def board(root: Path) -> str:
-    """What the device tree calls this machine; empty where there is none."""
+    """Returns the machine's name in the device tree; empty without a device tree."""
     return line(root / "proc/device-tree/model") or ""

@@ -1,16 +1,16 @@
-"""Jetson: the power monitors on the module and its carrier, as hwmon devices.
+"""INA power monitors of Jetson modules and carrier boards, as hwmon devices.
 
 The INA3221 has three channels: `inN_label`, `inN_input` in mV, `currN_input` in mA (kernel
 documentation, hwmon/ina3221; its `in7`, a sum of shunt voltages, has no current and is no rail).
 Thor's carrier has an INA238 at its input: one channel, named by the file `label`, with
 `power1_input` in µW (hwmon/ina238). NVIDIA's device trees label the rails (tegra234-p3767, -p3701).
 
-Which rails add up, without counting any twice:
+These rails add up without counting any twice:
 
-* Orin Nano and NX: `VDD_IN` is the module's input, the others are behind it (NVIDIA's Jetson Linux
+* Orin Nano and NX: `VDD_IN` is the module's input and feeds the others (NVIDIA's Jetson Linux
   Developer Guide, "Software-Based Power Consumption Modeling").
 * AGX Orin has no such rail. `VDD_GPU_SOC`, `VDD_CPU_CV` and `VIN_SYS_5V0` together are the module;
-  `VDDQ_VDD2_1V8AO` is fed from the last (the same guide).
+  the last one feeds `VDDQ_VDD2_1V8AO` (the same guide).
 * AGX Thor: `VIN` is the board's input, module and carrier (rbonghi/jetson_stats, pull request 900);
   without it `VDD_GPU`, `VDD_CPU_SOC_MSS` and `VIN_SYS_5V0`.
 """
@@ -24,19 +24,20 @@ from pathlib import Path
 from engines.machine.energy.files import line, number
 from engines.machine.energy.sensor import Found, Sensor
 
-EVERY = 0.1
-"""Seconds."""
-MOST_WATTS = 1000.0
+INTERVAL_S = 0.1
+MAX_WATTS = 1000.0
 MODULE = "whole module"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Rails of a board: those that add up, and those that are part of them."""
+    """Rails of a board."""
 
     total: tuple[str, ...]
+    """Rails that add up to the figure."""
     covers: str
     inside: tuple[str, ...] = ()
+    """Rails that are part of the total."""
 
 
 LAYOUTS = (
@@ -47,14 +48,14 @@ LAYOUTS = (
     Layout(("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"), MODULE, ("VDDQ_VDD2_1V8AO",)),
     Layout(("VDD_GPU", "VDD_CPU_SOC_MSS", "VIN_SYS_5V0"), MODULE),
 )  # fmt: skip
-"""The first whose total is there is taken."""
+"""Known layouts; the first one whose total rails are present is used."""
 
 Channel = Callable[[], float | None]
-"""Watts now."""
+"""Returns the power in watts now; None if it cannot be read."""
 
 
 def find_ina(root: Path) -> list[Found]:
-    """Nothing where there is no such monitor."""
+    """Returns the sensor of the INA monitors; an empty list if there is no monitor."""
     channels: dict[str, Channel] = {}
     chips = set()
     for chip in _chips(root):
@@ -71,7 +72,7 @@ def find_ina(root: Path) -> list[Found]:
     return [
         Sensor(
             " and ".join(sorted(chips)), layout.covers, "power", layout.total,
-            lambda: _read(chosen), EVERY, MOST_WATTS, inside, partial=False,
+            lambda: _read(chosen), INTERVAL_S, MAX_WATTS, inside, partial=False,
             leaves_out="what its carrier feeds" if layout.covers == MODULE else "",
         )
     ]  # fmt: skip
@@ -83,12 +84,12 @@ def _read(channels: Mapping[str, Channel]) -> dict[str, float]:
 
 
 def _chips(root: Path) -> list[Path]:
-    """Folders of INA monitors, by either way that leads to them, each once."""
-    ways = [
+    """Returns the folders of INA monitors. Two paths may lead to a folder; it is listed once."""
+    paths = [
         *(root / "sys/class/hwmon").glob("hwmon*"),
         *(root / "sys/bus/i2c/drivers").glob("ina*/*/hwmon/hwmon*"),
     ]
-    folders = {way.resolve(): None for way in sorted(ways)}
+    folders = {path.resolve(): None for path in sorted(paths)}
     return [folder for folder in folders if (line(folder / "name") or "").startswith("ina")]
 
 

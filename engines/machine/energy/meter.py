@@ -1,4 +1,4 @@
-"""Reads the sensors while something runs."""
+"""Measurement of energy and heat during a window."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from engines.machine.energy.tally import SensorTally
 
 
 class Job(NamedTuple):
-    """Something that is looked at again and again."""
+    """A sensor to be read repeatedly."""
 
-    look: Callable[[], None]
-    every: float
+    read: Callable[[], None]
+    interval_s: float
 
 
 class EnergyMeter:
     """Energy and heat of the `with` block.
 
-    Every sensor is read as the block begins and as it ends, so that the window is whole, and in
-    between by a thread, each at its own pace. The thread ends with the block, however that ends.
+    Every sensor is read at the start and at the end of the block, so that the window is complete,
+    and in between by a thread at the sensor's interval. The thread ends with the block, also after
+    an exception.
     """
 
     def __init__(self, sensors: Sensors, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,15 +37,16 @@ class EnergyMeter:
         self._heat = HeatTally()
         self._began = self._ended = clock()
         self._reading = 0.0
+        """Seconds spent on reading."""
         self._turn = threading.Lock()
-        """Held while something is read, which may take its time."""
+        """Held while a sensor is read, which may be slow."""
         self._lock = threading.Lock()
         """Held while figures change."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="meter", daemon=True)
         self._jobs = [
-            *(Job(self._sampling(tally), tally.sensor.every) for tally in self._tallies),
-            Job(self._feel, heat.EVERY),
+            *(Job(self._sampling(tally), tally.sensor.interval_s) for tally in self._tallies),
+            Job(self._read_heat, heat.INTERVAL_S),
         ]
 
     def __enter__(self) -> EnergyMeter:
@@ -64,18 +66,18 @@ class EnergyMeter:
         self._ended = now
 
     def sample(self) -> None:
-        """Reads everything once."""
+        """Reads every sensor once."""
         for job in self._jobs:
-            job.look()
+            job.read()
 
     def _watch(self) -> None:
-        due = [time.monotonic() + job.every for job in self._jobs]
+        due = [time.monotonic() + job.interval_s for job in self._jobs]
         while not self._over.wait(max(0.0, min(due) - time.monotonic())):
             now = time.monotonic()
             for number, job in enumerate(self._jobs):
                 if due[number] <= now:
-                    job.look()
-                    due[number] = max(due[number] + job.every, now)
+                    job.read()
+                    due[number] = max(due[number] + job.interval_s, now)
 
     def _sampling(self, tally: SensorTally) -> Callable[[], None]:
         def sample() -> None:
@@ -84,33 +86,34 @@ class EnergyMeter:
                 values = tally.sensor.read()
                 with self._lock:
                     tally.add(now, values)
-                    self._looked(now)
+                    self._note_reading(now)
 
         return sample
 
-    def _feel(self) -> None:
+    def _read_heat(self) -> None:
         with self._turn:
             now = self._clock()
             look = self._sensors.heat.look()
             with self._lock:
                 self._heat.add(look)
-                self._looked(now)
+                self._note_reading(now)
 
-    def _looked(self, began: float) -> None:
+    def _note_reading(self, began: float) -> None:
+        """Moves the end of the window to `began` and counts the time that a reading took."""
         self._ended = began
         self._reading += self._clock() - began
 
     def energy(self, tokens: int = 0) -> Energy:
-        """Of the window, or of what has passed of it, in which so many tokens were committed."""
+        """Returns the energy of the window so far, in which `tokens` tokens were committed."""
         with self._lock:
-            known = [tally for tally in self._tallies if tally.told]
+            known = [tally for tally in self._tallies if tally.measured]
             seconds = self._ended - self._began
             rails = {name: t.rails[name].joules for t in known for name in t.sensor.rails}
             inside = {
                 name: tally.rails[name].joules
                 for tally in known
                 for name in tally.sensor.inside
-                if tally.whole(name)
+                if tally.complete(name)
             }
             return Energy(
                 joules=sum(rails.values()) if known else None,
@@ -132,5 +135,5 @@ class EnergyMeter:
                 hottest=self._heat.hottest,
                 throttled=self._heat.throttled,
                 throttling=self._heat.reasons,
-                throttled_before=list(self._heat.before),
+                throttled_before=list(self._heat.earlier_marks),
             )

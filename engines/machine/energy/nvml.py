@@ -1,9 +1,10 @@
-"""NVIDIA GPUs, by the driver's own library (`libnvidia-ml.so.1`) and nothing else.
+"""NVML: NVIDIA GPUs through the driver's own library, `libnvidia-ml.so.1`.
 
-Of NVML's reference: `nvmlDeviceGetTotalEnergyConsumption` counts mJ since the driver was loaded
-(Volta and newer); `nvmlDeviceGetPowerUsage` tells mW, averaged over a second on recent cards;
-`nvmlDeviceGetTemperature(…, 0)` °C of the GPU; `nvmlDeviceGetCurrentClocksThrottleReasons` a mask.
-All GPUs of the machine are counted, whoever uses them.
+According to NVML's reference, `nvmlDeviceGetTotalEnergyConsumption` counts mJ since the driver was
+loaded (Volta and newer), `nvmlDeviceGetPowerUsage` returns mW, averaged over a second on recent
+cards, `nvmlDeviceGetTemperature(…, 0)` returns °C of the GPU, and
+`nvmlDeviceGetCurrentClocksThrottleReasons` returns a bit mask. All GPUs of the machine are counted,
+including those that other programs use.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 from engines.machine.energy.sensor import Found, Kind, Sensor
 
 LIBRARY = "libnvidia-ml.so.1"
-EVERY = 1.0
-EVERY_POWER = 0.1
-MOST_WATTS = 5000.0
+COUNTER_INTERVAL_S = 1.0
+POWER_INTERVAL_S = 0.1
+MAX_WATTS = 5000.0
 NAME_BYTES = 96
+UNKNOWN_FUNCTION = 13
+"""NVML's return code for a function that it does not have."""
 SLOWED: Mapping[int, str] = {
     0x04: "GPU power cap",
     0x08: "GPU hardware slowdown",
@@ -26,19 +29,22 @@ SLOWED: Mapping[int, str] = {
     0x40: "GPU too hot (hardware)",
     0x80: "GPU power brake",
 }
-"""Reasons that are a lack of power or cooling; idling and settings of the clocks are not."""
+"""Throttle reasons, by bit, that mean a lack of power or cooling. Idling and clock settings do not.
+"""
 
 
 class NvmlGpu(NamedTuple):
+    """A GPU of NVML."""
+
     name: str
     handle: ctypes.c_void_p
 
 
 class Nvml:
-    """The library, begun. `library` has NVML's functions."""
+    """NVIDIA's library, initialised, and its GPUs."""
 
     def __init__(self, library: Any) -> None:
-        """Raises `OSError` where the driver refuses."""
+        """`library` has NVML's functions. Raises `OSError` if the driver refuses."""
         self._library = library
         self.gpus: tuple[NvmlGpu, ...] = ()
         if code := self._call("nvmlInit_v2"):
@@ -58,19 +64,20 @@ class Nvml:
         return NvmlGpu(f"GPU {place} {name.value.decode(errors='replace')}".strip(), handle)
 
     def _call(self, name: str, *arguments: object) -> int:
-        """NVML's return code: 0 for success; that of an unknown function where it has none."""
+        """Calls a function. Returns NVML's code: 0 for success."""
         function = getattr(self._library, name, None)
-        return 13 if function is None else int(function(*arguments))
+        return UNKNOWN_FUNCTION if function is None else int(function(*arguments))
 
     def energy(self, gpu: NvmlGpu) -> float | None:
-        """Joules since the driver was loaded."""
+        """Returns joules since the driver was loaded; None if the GPU does not count them."""
         return self._ask("nvmlDeviceGetTotalEnergyConsumption", gpu, ctypes.c_ulonglong(), 1e-3)
 
     def power(self, gpu: NvmlGpu) -> float | None:
-        """Watts."""
+        """Returns watts; None if the GPU does not measure them."""
         return self._ask("nvmlDeviceGetPowerUsage", gpu, ctypes.c_uint(), 1e-3)
 
     def celsius(self, gpu: NvmlGpu) -> float | None:
+        """Returns the temperature in °C; None if it is unknown."""
         value = ctypes.c_uint()
         code = self._call(
             "nvmlDeviceGetTemperature", gpu.handle, ctypes.c_int(0), ctypes.byref(value)
@@ -78,7 +85,7 @@ class Nvml:
         return None if code else float(value.value)
 
     def slowed(self, gpu: NvmlGpu) -> set[str] | None:
-        """Why its clocks are held down now; None where it does not tell."""
+        """Returns the reasons why the clocks are held down now; None if they are unknown."""
         name, value = "nvmlDeviceGetCurrentClocksThrottleReasons", ctypes.c_ulonglong()
         mask = self._ask(name, gpu, value, 1.0)
         return None if mask is None else {why for bit, why in SLOWED.items() if int(mask) & bit}
@@ -91,7 +98,7 @@ class Nvml:
 
 
 def load_nvml() -> Nvml | None:
-    """None where there is no NVIDIA driver, or one that refuses."""
+    """Loads the library; returns None if there is no NVIDIA driver, or if it refuses."""
     try:
         return Nvml(ctypes.CDLL(LIBRARY))
     except OSError:
@@ -99,17 +106,18 @@ def load_nvml() -> Nvml | None:
 
 
 def find_nvml(nvml: Nvml | None) -> list[Found]:
-    """A counter for the GPUs that count, a power sensor for those that only tell watts."""
+    """Returns a counter for the GPUs that count energy, and a power sensor for those that only
+    measure watts."""
     if nvml is None or not nvml.gpus:
         return []
     counting = [gpu for gpu in nvml.gpus if nvml.energy(gpu) is not None]
-    telling = [gpu for gpu in nvml.gpus if gpu not in counting and nvml.power(gpu) is not None]
-    silent = [gpu for gpu in nvml.gpus if gpu not in counting and gpu not in telling]
+    measuring = [gpu for gpu in nvml.gpus if gpu not in counting and nvml.power(gpu) is not None]
+    silent = [gpu for gpu in nvml.gpus if gpu not in counting and gpu not in measuring]
     found: list[Found] = [f"{gpu.name} tells no power (NVML)" for gpu in silent]
     if counting:
         found.append(_sensor("counter", counting, nvml.energy))
-    if telling:
-        found.append(_sensor("power", telling, nvml.power))
+    if measuring:
+        found.append(_sensor("power", measuring, nvml.power))
     return found
 
 
@@ -120,6 +128,6 @@ def _sensor(kind: Kind, gpus: Sequence[NvmlGpu], ask: Callable[[NvmlGpu], float 
 
     return Sensor(
         "NVML", "GPU" if len(gpus) == 1 else "GPUs", kind,
-        tuple(gpu.name for gpu in gpus), read, EVERY if kind == "counter" else EVERY_POWER,
-        MOST_WATTS,
+        tuple(gpu.name for gpu in gpus), read,
+        COUNTER_INTERVAL_S if kind == "counter" else POWER_INTERVAL_S, MAX_WATTS,
     )  # fmt: skip

@@ -1,9 +1,9 @@
-"""x86: energy counters of the CPU packages, through the kernel's powercap files.
+"""RAPL on x86: energy counters of the CPU packages, from the kernel's powercap files.
 
-`energy_uj` counts µJ and begins again at 0 after `max_energy_range_uj` (kernel documentation,
-power/powercap). Zones `intel-rapl:N` whose name begins with `package` are taken; their parts (core,
-uncore, dram) are not, nor `psys`, which contains them. AMD's processors use the same names. Only
-root may read the counter since Linux 5.10, because it leaks secrets (CVE-2020-8694).
+`energy_uj` counts µJ and restarts at 0 after `max_energy_range_uj` (kernel documentation,
+power/powercap). Zones `intel-rapl:N` are used if their name begins with `package`. Their parts
+(core, uncore, dram) and `psys`, which contains them, are not. AMD's processors use the same names.
+Since Linux 5.10 only root may read the counter, because it leaks secrets (CVE-2020-8694).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 from engines.machine.energy.files import line, number
 from engines.machine.energy.sensor import Found, Sensor
 
-EVERY = 1.0
-MOST_WATTS = 2000.0
+INTERVAL_S = 1.0
+MAX_WATTS = 2000.0
 
 
 def find_rapl(root: Path) -> list[Found]:
-    """Nothing where the kernel shows no packages."""
+    """Returns the sensor of the CPU packages; an empty list if the kernel shows no packages."""
     zones = {}
     for zone in sorted((root / "sys/class/powercap").glob("intel-rapl:*")):
         name = line(zone / "name") or ""
@@ -44,8 +44,8 @@ def find_rapl(root: Path) -> list[Found]:
     covers = "CPU package" if len(zones) == 1 else "CPU packages"
     return [
         Sensor(
-            "RAPL", covers, "counter", tuple(zones), lambda: _read(zones), EVERY, MOST_WATTS,
-            wraps=ranges,
+            "RAPL", covers, "counter", tuple(zones), lambda: _read(zones), INTERVAL_S, MAX_WATTS,
+            wrap_joules=ranges,
         )
     ]  # fmt: skip
 

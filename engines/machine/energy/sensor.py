@@ -1,4 +1,4 @@
-"""What every sensor of energy is read through."""
+"""The interface of all energy sensors."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ Kind = Literal["power", "counter"]
 
 @dataclass(frozen=True)
 class Sensor:
+    """A source of power or energy readings, with one or more rails."""
+
     name: str
-    """As people know it: INA3221, PMIC, RAPL, NVML."""
+    """Common name: INA3221, PMIC, RAPL, NVML."""
     covers: str
-    """What its figure includes, as in `CPU package`."""
+    """Part of the machine that the figure includes, such as `CPU package`."""
     kind: Kind
-    """Whether `read` gives watts, to be sampled, or joules since some moment, to be subtracted."""
+    """`power` if `read` returns watts; `counter` if it returns joules since some moment."""
     rails: tuple[str, ...]
-    """Those that add up to the figure."""
+    """Rails that add up to the figure."""
     read: Callable[[], Mapping[str, float]]
-    """Watts or joules by rail. A rail that cannot be read now is missing; raises nothing."""
-    every: float
-    """Seconds between two samples. A counter is looked at too, before it can wrap twice."""
-    most_watts: float
-    """Of a rail: beyond this a reading is refused."""
+    """Returns watts or joules by rail, without the rails that cannot be read now. Raises nothing.
+    """
+    interval_s: float
+    """Seconds between two samples. A counter must be read before it can wrap twice."""
+    max_watts: float
+    """Largest credible power of a rail; higher readings are refused."""
     inside: tuple[str, ...] = ()
-    """Rails that are part of others: shown, not added."""
-    wraps: Mapping[str, float] = field(default_factory=dict)
-    """Joules after which a counter begins again at 0, by rail."""
+    """Rails that are part of other rails: shown, but not added."""
+    wrap_joules: Mapping[str, float] = field(default_factory=dict)
+    """Joules after which a rail's counter restarts at 0."""
     partial: bool = True
-    """Whether the rest of the machine is missing in its figure."""
+    """True if the figure does not include the rest of the machine."""
     leaves_out: str = ""
-    """What runs on other rails, where that is known."""
+    """Parts that run on other rails, if known."""
 
 
 Found = Sensor | str
-"""A sensor; or, where one is there that cannot be read, the sentence that says why."""
+"""A sensor, or the reason why a sensor that is present cannot be read."""

@@ -1,4 +1,4 @@
-"""Which sensors this machine has."""
+"""Search for the sensors of this machine."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ NONE = (
 
 @dataclass(frozen=True)
 class Sensors:
+    """Sensors of a machine."""
+
     energy: tuple[Sensor, ...]
-    """Together they count nothing twice."""
+    """Energy sensors that together count nothing twice."""
     unread: tuple[str, ...]
-    """Why others, or all, are not read."""
+    """Reasons why other sensors, or all, are not read."""
     heat: Thermometer
 
     @property
     def covers(self) -> str:
-        """As in `CPU packages and GPU only (RAPL, NVML)`."""
+        """Parts of the machine that are measured: `CPU packages and GPU only (RAPL, NVML)`."""
         return coverage(self.energy)
 
     def describe(self) -> str:
-        """For people, in a line."""
+        """Returns a line for the user."""
         return "; ".join([self.covers, *self.unread] if self.energy else self.unread)
 
 
 def coverage(sensors: tuple[Sensor, ...]) -> str:
+    """Returns the parts of the machine that `sensors` measure; empty without sensors."""
     what = " and ".join(different(sensor.covers for sensor in sensors))
     only = " only" if any(sensor.partial for sensor in sensors) else ""
     names = ", ".join(different(sensor.name for sensor in sensors))
@@ -46,9 +49,11 @@ def coverage(sensors: tuple[Sensor, ...]) -> str:
 
 
 def find(root: Path = ROOT, nvml: Nvml | None = None) -> Sensors:
-    """Looks below `root`. `nvml` stands for NVIDIA's library, which is otherwise loaded where
-    `root` is this machine's own. A board that measures itself measures its GPU too. Raises
-    nothing."""
+    """Finds the sensors of the file tree `root`. Raises nothing.
+
+    `nvml` is NVIDIA's library; None loads it if `root` is this machine's own. If the board has INA
+    monitors, no other sensor is used, since the monitors include the GPU.
+    """
     if nvml is None and root == ROOT:
         nvml = load_nvml()
     ask = firmware(root)

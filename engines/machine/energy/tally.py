@@ -1,8 +1,8 @@
-"""Readings become joules. Pure: told what was read, and when.
+"""Sum of a sensor's readings in joules. Pure code that gets readings with their times.
 
-Power is integrated by the trapezoid between neighbouring samples of a rail, a counter is subtracted
-from itself. Where a rail was not read, or what it said was refused, its time is missing and stays
-so: the energy is then a lower bound, and the missing seconds are told.
+Power is integrated with the trapezoidal rule between neighbouring samples of a rail; readings of a
+counter are subtracted. The time without a credible reading of a rail counts as missing. The energy
+is then a lower bound, and the missing seconds are reported.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from dataclasses import dataclass, field
 from edgespec.energy_report import COMPLETE_SHARE
 from engines.machine.energy.sensor import Sensor
 
-GAP = 0.05
-"""Seconds without a reading that are worth a sentence."""
-SLACK = 1.0
-"""Seconds of the highest power by which a counter may jump: NVML's is renewed some ten times a
-second, RAPL's some thousand times."""
+REPORTED_GAP_S = 0.05
+"""Missing time of a rail above which it is reported."""
+COUNTER_SLACK_S = 1.0
+"""Seconds of the largest power by which a counter may be ahead: NVML updates its counter about ten
+times a second, RAPL about a thousand times."""
 
 
 @dataclass
 class RailTally:
-    """One rail."""
+    """Energy of one rail in a window."""
 
     joules: float = 0.0
     seconds: float = 0.0
-    """For which `joules` is known."""
+    """Time for which `joules` is known."""
     refused: int = 0
-    """Readings that cannot be true."""
+    """Number of readings that are not credible."""
     last: tuple[float, float] | None = None
-    """Time and value of the reading before; None after a gap."""
+    """Time in seconds and value of the last reading; None after a gap."""
 
 
 @dataclass
 class SensorTally:
-    """What a sensor has counted in one window."""
+    """Energy of a sensor's rails in one window."""
 
     sensor: Sensor
     samples: int = 0
     began: float = 0.0
-    """The first sample."""
+    """Time of the first sample in seconds."""
     ended: float = 0.0
-    """The last one."""
+    """Time of the last sample in seconds."""
     rails: dict[str, RailTally] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class SensorTally:
             self.rails[name] = RailTally()
 
     def add(self, now: float, values: Mapping[str, float]) -> None:
-        """A sample: watts or joules by rail at `now` seconds."""
+        """Adds a sample: watts or joules by rail at `now` seconds."""
         self.began = self.began if self.samples else now
         self.ended = now
         self.samples += 1
@@ -68,39 +68,39 @@ class SensorTally:
             rail.last = (now, value)
 
     @property
-    def told(self) -> bool:
-        """Whether anything came of it."""
+    def measured(self) -> bool:
+        """True if the energy of any rail is known for some time."""
         return any(self.rails[name].seconds > 0 for name in self.sensor.rails)
 
     @property
     def missing(self) -> float:
-        """Seconds without the rail that lacks most."""
+        """Seconds without a reading of the rail that lacks most."""
         return max(self._missing(name) for name in self.sensor.rails)
 
     @property
     def faults(self) -> list[str]:
-        """What went wrong, a sentence each."""
-        said = []
+        """One sentence for each rail with missing time or refused readings."""
+        faults = []
         for name in self.sensor.rails:
-            if (gap := self._missing(name)) > GAP:
-                said.append(f"{name} ({self.sensor.name}) gave no reading for {gap:.1f} s")
+            if (gap := self._missing(name)) > REPORTED_GAP_S:
+                faults.append(f"{name} ({self.sensor.name}) gave no reading for {gap:.1f} s")
             if refused := self.rails[name].refused:
-                more = "s" * (refused > 1)
-                said.append(
-                    f"{refused} reading{more} of {name} ({self.sensor.name}) cannot be true"
+                plural = "s" * (refused > 1)
+                faults.append(
+                    f"{refused} reading{plural} of {name} ({self.sensor.name}) cannot be true"
                 )
-        return said
+        return faults
 
-    def whole(self, rail: str) -> bool:
-        """Whether it was read all the time."""
+    def complete(self, rail: str) -> bool:
+        """Return True if the rail was read during the whole window."""
         return self._missing(rail) <= COMPLETE_SHARE * (self.ended - self.began)
 
     def _missing(self, rail: str) -> float:
         return self.ended - self.began - self.rails[rail].seconds
 
     def _credible(self, value: float) -> bool:
-        most = self.sensor.most_watts if self.sensor.kind == "power" else math.inf
-        return math.isfinite(value) and 0.0 <= value <= most
+        limit = self.sensor.max_watts if self.sensor.kind == "power" else math.inf
+        return math.isfinite(value) and 0.0 <= value <= limit
 
     def _count(
         self, name: str, rail: RailTally, before: tuple[float, float], after: tuple[float, float]
@@ -112,8 +112,8 @@ class SensorTally:
             return
         joules = after[1] - before[1]
         if joules < 0:
-            joules += self.sensor.wraps.get(name, 0.0)
-        if 0.0 <= joules <= self.sensor.most_watts * (seconds + SLACK):
+            joules += self.sensor.wrap_joules.get(name, 0.0)
+        if 0.0 <= joules <= self.sensor.max_watts * (seconds + COUNTER_SLACK_S):
             rail.joules += joules
             rail.seconds += seconds
         else:

@@ -69,19 +69,19 @@ def test_pi_bits_by_file_and_by_the_tool(tmp_path):
 
 
 def test_marks_from_before_are_told_apart_from_new_ones():
-    old = Look(marks={"throttled"}, told=True)
+    old = Look(marks={"throttled"}, reports=True)
     tally = tallied(old, old)
-    assert tally.throttled is False and tally.before == ("throttled",)
-    tally = tallied(old, Look(marks={"throttled", "under-voltage"}, told=True), old)
-    assert tally.reasons == {"under-voltage": 0} and tally.before == ("throttled",)
-    cleared = Look(told=True)  # the kernel's driver clears marks as it looks
+    assert tally.throttled is False and tally.earlier_marks == ("throttled",)
+    tally = tallied(old, Look(marks={"throttled", "under-voltage"}, reports=True), old)
+    assert tally.reasons == {"under-voltage": 0} and tally.earlier_marks == ("throttled",)
+    cleared = Look(reports=True)  # the kernel's driver clears marks as it looks
     tally = tallied(old, cleared, old)
-    assert tally.reasons == {"throttled": 0} and tally.before == ()
+    assert tally.reasons == {"throttled": 0} and tally.earlier_marks == ()
 
 
 def test_a_state_between_two_quiet_moments_is_kept():
-    quiet = Look(told=True)
-    tally = tallied(quiet, Look(states={"frequency capped"}, told=True), quiet)
+    quiet = Look(reports=True)
+    tally = tallied(quiet, Look(states={"frequency capped"}, reports=True), quiet)
     assert tally.throttled is True and tally.reasons == {"frequency capped": 0}
 
 
@@ -89,11 +89,11 @@ def test_gpu_reasons_that_are_no_lack_of_cooling_do_not_count(tmp_path):
     driver = trees.Driver("NVIDIA H200")
     thermometer = Thermometer(tmp_path, None, Nvml(driver))
     look = thermometer.look()
-    assert look.told and look.states == set() and look.celsius == {"GPU 0 NVIDIA H200": 60.0}
+    assert look.reports and look.states == set() and look.celsius == {"GPU 0 NVIDIA H200": 60.0}
     driver.reasons = [0x1 | 0x2 | 0x4]
     assert thermometer.look().states == {"GPU power cap"}
 
 
 def test_nothing_that_tells_is_not_the_same_as_not_throttled(tmp_path):
     tally = tallied(Thermometer(tmp_path).look())
-    assert tally.throttled is None and tally.highest is None and tally.before == ()
+    assert tally.throttled is None and tally.highest is None and tally.earlier_marks == ()

@@ -38,7 +38,16 @@ def still(tmp_path):
     watts, count = {"in": 6.0, "part": 2.0}, {"cpu": 900.0}
     sensors = (
         Sensor("INA", "module", "power", ("in",), lambda: watts, NEVER, 100.0, ("part",)),
-        Sensor("RAPL", "CPU", "counter", ("cpu",), lambda: count, NEVER, 500.0, wraps={"cpu": 1e3}),
+        Sensor(
+            "RAPL",
+            "CPU",
+            "counter",
+            ("cpu",),
+            lambda: count,
+            NEVER,
+            500.0,
+            wrap_joules={"cpu": 1e3},
+        ),
     )
     return Sensors(sensors, (), Thermometer(tmp_path)), watts, count
 
@@ -113,7 +122,7 @@ def test_the_thread_samples_a_recorded_orin(tmp_path):
     with EnergyMeter(sensors) as meter:
         deadline = time.monotonic() + 10.0
         while meter.energy().samples < 4 and time.monotonic() < deadline:
-            time.sleep(sensor.every / 4)
+            time.sleep(sensor.interval_s / 4)
         (tmp_path / "sys/class/thermal/thermal_zone1/temp").write_text("70500")
     energy = meter.energy(tokens=16)
     assert energy.samples >= 4 and energy.complete

@@ -126,7 +126,7 @@ def test_a_server_counts_its_packages_and_nothing_twice(tmp_path):
     (sensor,) = sensors.energy
     assert sensor.kind == "counter"
     assert sensor.read() == pytest.approx({"package-0": 262143.0, "package-1": 1.0})
-    assert sensor.wraps["package-0"] == pytest.approx(262143.32885)
+    assert sensor.wrap_joules["package-0"] == pytest.approx(262143.32885)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")

@@ -15,7 +15,7 @@ def power(*rails, inside=(), most=100.0):
 
 
 def counter(*rails, most=100.0, **wraps):
-    return SensorTally(Sensor("S", "all", "counter", rails, dict, 1.0, most, wraps=wraps))
+    return SensorTally(Sensor("S", "all", "counter", rails, dict, 1.0, most, wrap_joules=wraps))
 
 
 def joules(tally):
@@ -89,6 +89,6 @@ def test_a_counter_that_is_renewed_in_leaps_may_leap_in_a_short_time():
 
 def test_one_sample_is_no_measurement():
     tally = power("a")
-    assert not tally.told
+    assert not tally.measured
     tally.add(5.0, {"a": 3.0})
-    assert not tally.told and tally.missing == 0.0
+    assert not tally.measured and tally.missing == 0.0
