@@ -7,7 +7,6 @@ processes over TCP, whose own steps cost next to nothing: an upper bound.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from bench.demo import PROMPTS
 from bench.lab.builtin import builtin_bundle
 from bench.lab.energy import device_options, each_token, note
 from bench.lab.processes import cloud, cores, edge, pinned
+from bench.lab.report import print_json
 from bench.lab.toy_cloud import toy_cloud, toy_hello
 from edge_runtime.handshake import DeviceIdentity
 from edge_runtime.loop import EdgeLoop
@@ -66,7 +66,7 @@ def run(
     if energy:
         Console(highlight=False).print(note(figures["energy"]), markup=False)
     if as_json:
-        print(json.dumps(figures))
+        print_json(figures)
 
 
 def step_times(bundle: Bundle, drafter: str, threads: int) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def answers(bundle: Bundle, drafter: str, energy: Path | None = None) -> dict[st
     fast, slow = speed(runs["drafting"]), speed(runs["plain"])
     rounds = sum(stats.rounds for stats in runs["drafting"])
     taken = {name: combined([s.energy for s in run if s.energy]) for name, run in runs.items()}
-    measured = {"energy": {name: each.figures() for name, each in taken.items()}} if energy else {}
+    measured = {"energy": taken} if energy else {}
     return measured | {
         "tokens_per_s_drafting": round(fast, 2),
         "tokens_per_s_plain": round(slow, 2),

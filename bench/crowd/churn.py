@@ -1,75 +1,76 @@
-"""Thousands of short sessions, one after the other, and what is left of them in a cloud.
+"""Thousands of short sessions, one after the other, and the memory that they leave in use.
 
-The cloud's loop and sockets are real, in a process of its own; its target is a toy, so that an
-hour of coming and going takes a minute. Connections come and go too, every other one without a
-word, and some sessions are closed in the middle.
+The cloud's loop and sockets are real, in a process of its own. Its target is a toy, so that an
+hour of short sessions takes a minute. Connections come and go too, every other one without closing
+its session, and some sessions are closed in the middle.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from typing import Any
 
 from bench.crowd.cloud import tell
+from bench.crowd.figures import Churn, ChurnPart, CloudState
+from bench.crowd.scene import SECRET
 from bench.lab.processes import cores, pinned, resident_mb
 from bench.lab.toy_cloud import ToyCloud, toy_cloud, toy_hello
 from edgespec.config import CloudSettings
 from edgespec.errors import EdgespecError
-from edgespec.protocol import SECRET_BYTES, AnyMessage, Close, Error, Open, Terms, Verdict
+from edgespec.protocol import AnyMessage, Close, Error, Open, Terms, Verdict
 from edgespec.sampling import Sampling
 from edgespec.transport import DealerLink
 
-SECRET = bytes(SECRET_BYTES)
-
-ENGAGED = 32
+CONNECTIONS_COUNT = 32
 """Connections at a time, each with one session."""
-LOYAL = 50
-"""Sessions of a connection, before another one takes its place."""
-PROMPT, ANSWER, WORDS = 12, 8, 50
-"""Tokens, and the ids they are drawn from."""
+CONNECTION_SESSIONS_COUNT = 50
+"""Sessions of a connection before another one takes its place."""
+PROMPT_TOKENS, ANSWER_TOKENS, VOCABULARY_TOKENS = 12, 8, 50
 BROKEN = 8
-"""Of so many sessions one is closed in the middle."""
-FIRST = 0.1
-"""Of the sessions, after which the memory is looked at first."""
-PATIENCE = 30.0
-"""Seconds of silence after which something is wrong."""
-KV_MEMORY = 64 << 20
-"""Bytes; the toy's sessions need 2048 each."""
+"""One session in `BROKEN` is closed in the middle."""
+FIRST_RATIO = 0.1
+"""Share of the sessions after which the memory is first measured."""
+SILENCE_S = 30.0
+"""Time without an ended session after which the bench gives up."""
+KV_MEMORY_BYTES = 64 << 20
+"""The toy's sessions need 2048 bytes each."""
+IDLE_TIMEOUT_S = 2.0
+"""Short, so that sessions of vanished devices have ended when the memory is measured."""
 
 
-def churn(sessions: int) -> dict[str, Any]:
-    """Memory and objects of the cloud after a tenth of so many sessions, and after all."""
-    # What vanished must have left by the end, as it would have in an hour.
-    settings = CloudSettings(bind="tcp://127.0.0.1:*", kv_memory=KV_MEMORY, idle_timeout=2.0)
-    with toy_cloud(PROMPT + ANSWER, settings) as cloud, pinned(cores()[0]):
+def churn(sessions: int) -> ChurnPart:
+    """Memory and objects of the cloud after a tenth of `sessions`, and after all of them."""
+    settings = CloudSettings(
+        bind="tcp://127.0.0.1:*", kv_memory=KV_MEMORY_BYTES, idle_timeout=IDLE_TIMEOUT_S
+    )
+    with toy_cloud(PROMPT_TOKENS + ANSWER_TOKENS, settings) as cloud, pinned(cores()[0]):
         began = time.monotonic()
         visitors = Visitors(cloud.endpoint)
         marks = []
-        for goal in (max(1, int(FIRST * sessions)), sessions):
+        for goal in (max(1, int(FIRST_RATIO * sessions)), sessions):
             tell(f"{goal} short sessions")
             visitors.until(goal)
-            marks.append(_mark(cloud, visitors.ended))
+            marks.append(_state(cloud, visitors.ended))
         seconds = time.monotonic() - began
         visitors.leave()
     first, last = marks
-    growth = last["memory_mb"] - first["memory_mb"]
-    return {
-        "growth_bytes": round(1e6 * growth),
-        "growth_bytes_per_session": 1e6 * growth / max(last["sessions"] - first["sessions"], 1),
-        "churn": {"seconds": seconds, "connections": visitors.connections, "marks": marks},
-    }
+    growth_bytes = 1e6 * (last.memory_mb - first.memory_mb)
+    return ChurnPart(
+        growth_bytes=round(growth_bytes),
+        growth_bytes_per_session=growth_bytes / max(last.sessions - first.sessions, 1),
+        churn=Churn(seconds=seconds, connections=visitors.connections, marks=marks),
+    )
 
 
-def _mark(cloud: ToyCloud, ended: int) -> dict[str, Any]:
+def _state(cloud: ToyCloud, ended: int) -> CloudState:
     kept = cloud.kept()
-    return {
-        "sessions": ended,
-        "memory_mb": resident_mb(cloud.pid),
-        "objects": kept.objects,
-        "open_sessions": kept.sessions,
-        "devices": kept.devices,
-    }
+    return CloudState(
+        sessions=ended,
+        memory_mb=resident_mb(cloud.pid),
+        objects=kept.objects,
+        open_sessions=kept.sessions,
+        devices=kept.devices,
+    )
 
 
 class _Visitor:
@@ -83,9 +84,11 @@ class _Visitor:
 
     def ask(self, chance: random.Random) -> None:
         self.session = chance.getrandbits(62)
-        prompt = [chance.randrange(WORDS) for _ in range(PROMPT)]
+        prompt = [chance.randrange(VOCABULARY_TOKENS) for _ in range(PROMPT_TOKENS)]
         terms = Terms(drafting=False)
-        self.link.send(Open(self.session, SECRET, PROMPT, ANSWER, Sampling(), [], terms, prompt))
+        self.link.send(
+            Open(self.session, SECRET, PROMPT_TOKENS, ANSWER_TOKENS, Sampling(), [], terms, prompt)
+        )
         self.had += 1
 
 
@@ -96,18 +99,18 @@ class Visitors:
         self.ended = self.connections = 0
         self._endpoint = endpoint
         self._chance = random.Random(0)
-        self._visitors = [self._come() for _ in range(ENGAGED)]
+        self._visitors = [self._come() for _ in range(CONNECTIONS_COUNT)]
 
     def _come(self) -> _Visitor:
         self.connections += 1
         visitor = _Visitor(self._endpoint, f"visitor {self.connections}")
-        # Not all leave at once.
-        visitor.had = self._chance.randrange(LOYAL) if self.connections <= ENGAGED else 0
+        if self.connections <= CONNECTIONS_COUNT:  # the first ones do not all leave at once
+            visitor.had = self._chance.randrange(CONNECTION_SESSIONS_COUNT)
         visitor.ask(self._chance)
         return visitor
 
     def until(self, ended: int) -> None:
-        """Goes on until so many sessions have ended. Raises `EdgespecError` if nothing moves."""
+        """Run until so many sessions have ended. Raises `EdgespecError` on silence."""
         last = time.monotonic()
         while self.ended < ended:
             before = self.ended
@@ -116,7 +119,7 @@ class Visitors:
                     self._take(place, message)
             if self.ended > before:
                 last = time.monotonic()
-            elif time.monotonic() - last > PATIENCE:
+            elif time.monotonic() - last > SILENCE_S:
                 raise EdgespecError(f"the cloud was silent after {self.ended} sessions")
 
     def _take(self, place: int, message: AnyMessage) -> None:
@@ -129,7 +132,7 @@ class Visitors:
         if not message.finish and not broken:
             return
         self.ended += 1
-        if visitor.had >= LOYAL:
+        if visitor.had >= CONNECTION_SESSIONS_COUNT:
             if self.connections % 2:
                 visitor.link.send(Close(visitor.session, SECRET))
             visitor.link.close()

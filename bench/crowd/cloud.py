@@ -13,38 +13,39 @@ from pathlib import Path
 import msgspec
 
 from bench.crowd.figures import Sample, metrics
-from bench.fleet.generator import FleetSettings, Generator, nimble
+from bench.fleet.generator import Generator, quick_switches
 from bench.fleet.profile import FleetProfile
+from bench.fleet.settings import FleetSettings
 from bench.lab.methods import CLOUD, EDGESPEC
-from bench.lab.processes import cloud_process, cores, pinned, told
+from bench.lab.processes import cloud_process, cores, pinned
 from bench.lab.recording import Recording
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 
 PARTS = ("offenders", "overhead", "churn", "model")
-ROOM = 64
-"""Sessions beyond those, for whoever comes beside them."""
-PATIENCE = 10.0
-"""Seconds that a cloud has to tell its figures."""
+SPARE_SESSIONS_COUNT = 64
+"""Sessions that the cloud admits beyond those of the polite devices."""
+STATUS_TIMEOUT_S = 10.0
+"""Time in which a cloud must answer a request for its metrics."""
 
 
 @dataclass(frozen=True)
 class CrowdSettings:
     parts: tuple[str, ...] = PARTS
     profile: Path | None = None
-    """Of the polite devices; None: the built-in one."""
+    """Profile of the polite devices; None: the built-in one."""
     recording: Path | None = None
-    """None: what the profile says."""
+    """None: the profile's."""
     seconds: float = 15.0
-    """Of a window."""
+    """Length of a window."""
     polite: int = 15
-    """Devices beside an offender."""
+    """Polite devices next to an offender."""
     connected: int = 256
-    """Sessions of `overhead`."""
+    """Open sessions of `overhead`."""
     active: int = 64
-    """Those of them that write."""
+    """Sessions of `overhead` whose devices ask for answers."""
     sessions: int = 20_000
-    """Of `churn`."""
+    """Short sessions of `churn`."""
 
     def check(self) -> None:
         """Raises `UsageError` for what would fail only later."""
@@ -56,19 +57,19 @@ class CrowdSettings:
 
 @dataclass(frozen=True)
 class Served:
-    """A cloud that serves, and devices for it."""
+    """A running cloud, and the load generator for it."""
 
     generator: Generator
     endpoint: str
     pid: int
     status: str
-    """URL."""
+    """URL of its status pages."""
     lines: list[str]
-    """Its log, as it grows."""
+    """Its log lines, as they come."""
 
     def sample(self) -> Sample:
-        """Its figures, half a second old at most."""
-        with urllib.request.urlopen(f"{self.status}/metrics", timeout=PATIENCE) as reply:
+        """Its metrics, at most half a second old."""
+        with urllib.request.urlopen(f"{self.status}/metrics", timeout=STATUS_TIMEOUT_S) as reply:
             return metrics(reply.read().decode())
 
 
@@ -81,11 +82,17 @@ class Crowd:
 
     @contextmanager
     def cloud(self, seconds: float = 0.0, arrive_s: float | None = None) -> Iterator[Served]:
-        """A new one, on its core, and this process on the other. Windows of the devices last
-        `seconds`, and they come within `arrive_s`, where that is not as usual."""
+        """A new cloud on its core, with this process on the other.
+
+        A window lasts `seconds` (0: the setting's), and devices come within `arrive_s` seconds
+        (None: the profile's).
+        """
         settings = self.settings
         options = ["--status", "127.0.0.1:0", "--log-format", "json"]
-        options += ["--max-sessions", str(2 * max(settings.connected, settings.polite) + ROOM)]
+        options += [
+            "--max-sessions",
+            str(2 * max(settings.connected, settings.polite) + SPARE_SESSIONS_COUNT),
+        ]
         if self.bundle.manifest.default_draft:
             options += ["--draft", self.bundle.manifest.default_draft]
         profile = self.profile
@@ -97,20 +104,19 @@ class Crowd:
             methods=(EDGESPEC,),
         )
         generator = Generator(self.bundle, profile, self.recording, fleet)
-        lines: list[str] = []
-        process = cloud_process(self.bundle.folder, *options, said=lines)
-        with process as (endpoint, pid), pinned(cores()[0]), nimble():
-            generator.clouds = {CLOUD: (endpoint, pid)}
-            url = next(told(line, "status on") for line in lines if "status on" in line)
-            yield Served(generator, endpoint, pid, url, lines)
+        started = cloud_process(self.bundle.folder, *options)
+        with started as process, pinned(cores()[0]), quick_switches():
+            generator.clouds = {CLOUD: process}
+            url = process.logged("status on")
+            yield Served(generator, process.endpoint, process.pid, url, process.log)
 
     @property
     def texts(self) -> list[tuple[list[int], list[int]]]:
-        """The recorded prompts, and the answers to them."""
-        answers = ([said.token for said in answer] for answer in self.recording.answers)
+        """The recorded prompts and their answers, as token ids."""
+        answers = ([each.token for each in answer] for answer in self.recording.answers)
         return list(zip(self.recording.prompt_ids, answers, strict=True))
 
 
 def tell(sentence: str) -> None:
-    """What is measured now."""
+    """Print what is measured now on standard error."""
     print(sentence, file=sys.stderr, flush=True)

@@ -1,26 +1,195 @@
-"""What the measurements of `bench.crowd.run` say. Pure."""
+"""What the measurements of `bench.crowd.run` show. Pure."""
 
 from __future__ import annotations
 
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-ALLOWED_LOSS = 0.1
-"""Of their rate, that polite devices may lose to another one."""
-ALLOWED_SHARE = 0.05
-"""Of a step, that scheduler and wire may take."""
-ALLOWED_ERROR = 0.1
-"""Of a step's time, median, that its prediction may be off."""
+from bench.fleet.figures import Trial
+from bench.lab.report import jsonable
+from engines.machine.doctor import Machine
+
+MAX_LOSS_RATIO = 0.1
+"""Share of their rate that polite devices may lose to another device."""
+MAX_OVERHEAD_RATIO = 0.05
+"""Share of a step that scheduler and wire may take."""
+MAX_ERROR_RATIO = 0.1
+"""Median error of predicted step times that is allowed, as a share of a step."""
+LOOP_ACTIVITIES = ("receive", "decide", "answer")
+"""Activities of the cloud's loop besides steps."""
 TROUBLE = ("warning", "error")
 
 Sample = dict[tuple[str, str], float]
-"""`/metrics`: values by name, and by label where there is one besides the model's name."""
+"""`/metrics`: values by name, and by the label other than the model's name where there is one."""
+LogEntry = dict[str, Any]
+"""A line of the cloud's log in JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What polite devices got next to one more device, and without it just before and after."""
+
+    rate_alone: float
+    """Tokens a second of a polite device, on average."""
+    rate_with_offender: float
+    ratio: float
+    """The rate with the offender, relative to the rate alone."""
+    p99_alone_ms: float
+    """99th percentile of the time between tokens."""
+    p99_with_offender_ms: float
+    refused: int
+    generator: float
+    """Processor time of the load generator, as a share of a core."""
+    cloud_cpu_alone: float
+    cloud_cpu_with_offender: float
+    reliable: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offence(Comparison):
+    """One offender: what it cost the polite devices, and what it did."""
+
+    name: str
+    memory_before_mb: float
+    """Memory of the cloud."""
+    memory_with_offender_mb: float
+    memory_after_mb: float
+    log_entry: LogEntry | None
+    """The first warning or error that names the offender."""
+    lines: int
+    """How many there were."""
+    did: dict[str, float]
+    """The offender's own counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffendersPart:
+    worst_polite_ratio: float | None
+    greedy_ratio_to_one_more: float | None
+    """Rate next to the greedy device, relative to the rate next to one more polite device."""
+    polite: int
+    offenders: list[Offence]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopCost:
+    """What the cloud's loop did between two samples."""
+
+    steps: float
+    rows: float
+    """Sessions of a step."""
+    run_ms: float
+    """Milliseconds of a step."""
+    receive_ms: float
+    """Milliseconds of each activity for each step."""
+    decide_ms: float
+    answer_ms: float
+    receive_share: float
+    """Each activity as a share of steps."""
+    decide_share: float
+    answer_share: float
+    share: float
+    """All three together."""
+    waited: float
+    """Seconds."""
+    tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedLoopCost(LoopCost):
+    """The same with the sessions that were there."""
+
+    connected: int
+    active: int
+    generator: float
+    cloud_cpu: float
+    reliable: bool
+    length: int
+    """Tokens of the sessions whose memory was measured."""
+    idle_mb: float
+    """Memory that the idle sessions took."""
+    memory_mb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverheadPart:
+    overhead_share: float
+    session_kv_bytes: float
+    session_record_bytes: float
+    overhead: SharedLoopCost
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloudState:
+    """What the cloud held after so many short sessions."""
+
+    sessions: int
+    memory_mb: float
+    objects: int
+    open_sessions: int
+    devices: int
+    """Devices that it remembers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Churn:
+    seconds: float
+    connections: int
+    marks: list[CloudState]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChurnPart:
+    growth_bytes: int
+    growth_bytes_per_session: float
+    churn: Churn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Predictions after a phase with one number of devices; errors are shares, medians."""
+
+    devices: int
+    steps: float
+    """Steps so far."""
+    error: float
+    """Error of decoding and verifying steps."""
+    prompt_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPart:
+    step_error: float
+    prompt_step_error: float
+    steps: float
+    model: list[Phase]
+
+
+@dataclass(kw_only=True)
+class CrowdFigures:
+    """Everything that `edgespec bench crowd` measured; None: a part was not asked for."""
+
+    pair: str
+    profile: str
+    machine: Machine
+    offenders: OffendersPart | None = None
+    overhead: OverheadPart | None = None
+    churn: ChurnPart | None = None
+    model: ModelPart | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures of all parts in one object."""
+        figures: dict[str, Any] = {"pair": self.pair, "profile": self.profile}
+        for part in (self.offenders, self.overhead, self.churn, self.model):
+            figures |= jsonable(part) if part else {}
+        return figures | {"machine": jsonable(self.machine)}
 
 
 def metrics(text: str) -> Sample:
-    """Prometheus's format as a cloud writes it. Histograms' buckets are left out."""
+    """Parse Prometheus's format as a cloud writes it. Histograms' buckets are left out."""
     values: Sample = {}
     for line in text.splitlines():
         if line.startswith("edgespec:") and "le=" not in line:
@@ -32,69 +201,66 @@ def metrics(text: str) -> Sample:
     return values
 
 
-def overhead(before: Sample, after: Sample) -> dict[str, Any]:
-    """What the cloud's loop did between two samples: milliseconds a step, and what all but the
-    steps is of them."""
-
+def loop_cost(before: Sample, after: Sample) -> LoopCost:
     def grown(name: str, label: str = "") -> float:
         return after.get((name, label), 0.0) - before.get((name, label), 0.0)
 
-    def spent(activity: str) -> float:
+    def spent_s(activity: str) -> float:
         return grown("loop_seconds_total", activity)
 
     steps = max(grown("step_seconds_count"), 1)
-    others = {name: spent(name) for name in ("receive", "decide", "answer")}
-    run = spent("run")
-    return {
-        "steps": grown("step_seconds_count"),
-        "rows": grown("step_rows_sum") / steps,
-        "run_ms": 1e3 * run / steps,
-        **{f"{name}_ms": 1e3 * seconds / steps for name, seconds in others.items()},
-        **{f"{name}_share": seconds / run if run else 0.0 for name, seconds in others.items()},
-        "share": sum(others.values()) / run if run else 0.0,
-        "waited": spent("wait"),
-        "tokens": grown("generation_tokens_total"),
-    }
+    run_s = spent_s("run")
+    others_s = {name: spent_s(name) for name in LOOP_ACTIVITIES}
+    times_ms = {f"{name}_ms": 1e3 * seconds / steps for name, seconds in others_s.items()}
+    shares = {f"{name}_share": s / run_s if run_s else 0.0 for name, s in others_s.items()}
+    return LoopCost(
+        steps=grown("step_seconds_count"),
+        rows=grown("step_rows_sum") / steps,
+        run_ms=1e3 * run_s / steps,
+        **times_ms,
+        **shares,
+        share=sum(shares.values()),
+        waited=spent_s("wait"),
+        tokens=grown("generation_tokens_total"),
+    )
 
 
-def mean_rate(cell: dict[str, Any], devices: int) -> float:
-    """Tokens a second that each of the first devices got, on average."""
-    return statistics.fmean(cell["rates"][:devices])
+def mean_rate(trial: Trial, devices: int) -> float:
+    """Tokens a second of each of the first `devices`, on average."""
+    return statistics.fmean(trial.rates[:devices])
 
 
-def compared(
-    before: dict[str, Any], cell: dict[str, Any], after: dict[str, Any], devices: int
-) -> dict[str, Any]:
-    """What the polite devices had beside somebody, and without him just before and after."""
+def compared(before: Trial, trial: Trial, after: Trial, devices: int) -> Comparison:
+    """Compare the first `devices` of `trial` with themselves before and after."""
     alone = statistics.fmean([mean_rate(before, devices), mean_rate(after, devices)])
-    beside = mean_rate(cell, devices)
-    return {
-        "rate_alone": alone,
-        "rate_beside": beside,
-        "ratio": beside / alone if alone else 0.0,
-        "p99_alone_ms": max(before["p99_ms"], after["p99_ms"]),
-        "p99_beside_ms": cell["p99_ms"],
-        "refused": cell["refused"],
-        "generator": cell["generator"],
-        "cloud_cpu_alone": min(before["cloud_cpu"], after["cloud_cpu"]),
-        "cloud_cpu_beside": cell["cloud_cpu"],
-        "trusted": all(each["trusted"] for each in (before, cell, after)),
-    }
+    with_offender = mean_rate(trial, devices)
+    return Comparison(
+        rate_alone=alone,
+        rate_with_offender=with_offender,
+        ratio=with_offender / alone if alone else 0.0,
+        p99_alone_ms=max(before.p99_ms, after.p99_ms),
+        p99_with_offender_ms=trial.p99_ms,
+        refused=trial.refused,
+        generator=trial.generator,
+        cloud_cpu_alone=min(before.cloud_cpu, after.cloud_cpu),
+        cloud_cpu_with_offender=trial.cloud_cpu,
+        reliable=all(each.reliable for each in (before, trial, after)),
+    )
 
 
-def said_of(lines: Sequence[str], device: str) -> list[dict[str, Any]]:
-    """What a cloud's log, in JSON, says about the trouble with a device."""
-    said = []
+def trouble_of(lines: Sequence[str], device: str) -> list[LogEntry]:
+    """The warnings and errors about a device in a cloud's log in JSON."""
+    entries = []
     for line in lines:
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if entry.get("level") in TROUBLE and entry.get("device") == device:
-            said.append(entry)
-    return said
+            entries.append(entry)
+    return entries
 
 
-def worst(rows: Sequence[dict[str, Any]]) -> float | None:
-    """The smallest ratio that an offender left the polite devices; None: there was none."""
-    return min((row["ratio"] for row in rows), default=None)
+def worst(rows: Sequence[Comparison]) -> float | None:
+    """The smallest ratio of all offenders; None: there was none."""
+    return min((row.ratio for row in rows), default=None)

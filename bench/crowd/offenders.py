@@ -1,8 +1,8 @@
-"""Devices that behave badly, each in a process of its own beside a fleet of polite ones.
+"""Devices that behave badly, each in a process of its own next to a fleet of polite ones.
 
-greedy      many sessions over one link, as fast as they come; drafts as long as they may be,
-            every id claimed to be certain; every other session drafts what is wrong
-vanishing   opens a session, is gone in the middle of its draft, and comes again as another
+greedy      opens many sessions over one link, as fast as they end; drafts as long as possible,
+            every id with a confidence of 1; every other session drafts wrong ids
+vanishing   opens a session, disappears in the middle of its draft, and returns as another device
 deaf        asks for everything again and again, and never reads
 flood       sends a hundred times as many packets as a device does
 garbage     sends as many packets as a device does, and none is a message
@@ -18,80 +18,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any
 
 import msgspec
-import zmq
 
+from bench.crowd.scene import SECRET, TOGETHER_S, RawSocket, Scene, steadily
 from edgespec.errors import EdgespecError
-from edgespec.protocol import (
-    SECRET_BYTES,
-    Close,
-    Draft,
-    Hello,
-    Message,
-    Open,
-    Ping,
-    Resume,
-    Terms,
-    Verdict,
-    pack,
-)
-from edgespec.sampling import Sampling
+from edgespec.protocol import Close, Draft, Ping, Resume, Verdict, pack
 from edgespec.transport import DealerLink
 
-SECRET = bytes(SECRET_BYTES)
+PACKETS_PER_S = 150.0
+"""Rate of a device that streams drafts."""
+FLOOD_FACTOR = 100
+"""Rate of the flood, relative to such a device."""
+DEAF_PACKETS_PER_S = 800.0
+"""Within the rate that a device may send."""
+GREEDY_SESSIONS_COUNT = 8
+GREEDY_DRAFT_TOKENS = 32
+LIFE_S = 0.5
+"""Length of each connection of the vanishing device."""
+PING_S = 1.0
+END_TIMEOUT_S = 10.0
+"""Time in which an offender's process must end."""
 
-PACKETS = 150.0
-"""A second; what a device sends that streams."""
-FLOOD = 100
-"""Times that."""
-ASKING = 800.0
-"""Packets a second of the deaf one: within what a device may send."""
-SESSIONS = 8
-"""Of the greedy one."""
-LONG = 32
-"""Ids of its drafts."""
-LIVES = 0.5
-"""Seconds of each life of the vanishing one."""
-PING = 1.0
-AT_ONCE = 0.002
-"""Seconds; packets that are due within so long are sent together."""
-LAST_WORDS = 10.0
-"""Seconds that its process has to end."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What an offender knows. It acts until `closes`, by `time.monotonic()`."""
-
-    endpoint: str
-    hello: Hello
-    prompts: list[list[int]]
-    answers: list[list[int]]
-    """What the target says to each."""
-    end_ids: list[int]
-    closes: float
-    core: int
-
-    @property
-    def over(self) -> bool:
-        return time.monotonic() >= self.closes
-
-    def opening(self, session: int, number: int, *, drafting: bool = True) -> Open:
-        """The recorded prompt of that number, and all of its answer."""
-        prompt, most = self.prompts[number], len(self.answers[number])
-        terms = Terms(drafting=drafting)
-        return Open(
-            session, SECRET, len(prompt), most, Sampling(), self.end_ids, terms, list(prompt)
-        )
+Counts = dict[str, float]
+"""What an offender counted, for people."""
 
 
 @contextmanager
-def offender(kind: str, scene: Scene, did: dict[str, Any]) -> Iterator[None]:
-    """Acts while the block runs; `did` is then filled with what it did.
+def offender(kind: str, scene: Scene, did: Counts) -> Iterator[None]:
+    """Run an offender while the block runs; its counts are then added to `did`.
 
-    Raises `EdgespecError` if it could not.
+    Raises `EdgespecError` if it fails.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -102,13 +59,13 @@ def offender(kind: str, scene: Scene, did: dict[str, Any]) -> Iterator[None]:
     there.close()
     try:
         yield
-        if not here.poll(max(0.0, scene.closes - time.monotonic()) + LAST_WORDS):
+        if not here.poll(max(0.0, scene.closes - time.monotonic()) + END_TIMEOUT_S):
             raise EdgespecError(f"the device {kind!r} did not end")
         try:
             did |= here.recv()
         except EOFError:
             raise EdgespecError(f"the device {kind!r} failed") from None
-        process.join(LAST_WORDS)
+        process.join(END_TIMEOUT_S)
     finally:
         process.terminate()
         process.join()
@@ -124,54 +81,9 @@ def _act(kind: str, scene: Scene, report: Connection) -> None:
     report.send(did | {"busy": (time.process_time() - began[1]) / seconds})
 
 
-class Raw:
-    """A socket without the care that a link takes."""
-
-    def __init__(self, scene: Scene, **options: int) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        for name, value in {"LINGER": 0, "SNDHWM": 1000, **options}.items():
-            self._socket.setsockopt(getattr(zmq, name), value)
-        self._socket.connect(scene.endpoint)
-        self.sent = self.stuck = self.read = 0
-        self.say(scene.hello)
-
-    def say(self, message: Message) -> None:
-        self.put(pack(message))
-
-    def put(self, packet: list[bytes]) -> None:
-        """Drops it where the socket takes no more."""
-        try:
-            self._socket.send_multipart(packet, zmq.NOBLOCK)
-            self.sent += 1
-        except zmq.Again:
-            self.stuck += 1
-
-    def drain(self) -> None:
-        while self._socket.poll(0):
-            self._socket.recv_multipart()
-            self.read += 1
-
-    def close(self) -> None:
-        self._socket.close(0)
-        self._context.term()
-
-
-def _steadily(rate: float, end: float, act: Callable[[], None], rest: Callable[[], None]) -> None:
-    """So many acts a second, until then; in between it rests."""
-    began, done = time.monotonic(), 0
-    while (now := time.monotonic()) < end:
-        owed = int((now - began) * rate) - done
-        for _ in range(owed):
-            act()
-        done += owed
-        rest()
-        time.sleep(max(AT_ONCE, min(1 / rate, end - now)))
-
-
 @dataclass
-class _Writing:
-    """One session of the greedy one."""
+class _GreedySession:
+    """One session of the greedy device."""
 
     number: int
     length: int
@@ -179,20 +91,20 @@ class _Writing:
     round: int = 0
 
 
-def greedy(scene: Scene) -> dict[str, Any]:
+def greedy(scene: Scene) -> Counts:
     chance, link = random.Random(0), DealerLink(scene.endpoint)
     link.send(scene.hello)
-    writing: dict[int, _Writing] = {}
+    writing: dict[int, _GreedySession] = {}
     tokens, asked, pinged = 0, 0, time.monotonic()
 
     def begin(*, truthful: bool) -> None:
         nonlocal asked
         number, session = chance.randrange(len(scene.prompts)), chance.getrandbits(62)
-        writing[session] = _Writing(number, len(scene.prompts[number]), truthful)
+        writing[session] = _GreedySession(number, len(scene.prompts[number]), truthful)
         link.send(scene.opening(session, number))
         asked += 1
 
-    for number in range(SESSIONS):
+    for number in range(GREEDY_SESSIONS_COUNT):
         begin(truthful=number % 2 == 0)
     while not scene.over:
         for message in link.receive(0.1):
@@ -207,20 +119,20 @@ def greedy(scene: Scene) -> dict[str, Any]:
                 begin(truthful=mine.truthful)
             elif (draft := _certain(scene, message.session, mine)) is not None:
                 link.send(draft)
-        if time.monotonic() - pinged > PING:
+        if time.monotonic() - pinged > PING_S:
             pinged = time.monotonic()
             link.send(Ping(0))
     for session in writing:
         link.send(Close(session, SECRET))
-    link.receive(AT_ONCE)  # what was under way
+    link.receive(TOGETHER_S)  # what was under way
     link.close()
     return {"sessions": asked, "tokens": tokens}
 
 
-def _certain(scene: Scene, session: int, writing: _Writing) -> Draft | None:
-    """As many ids as a draft may have, each claimed to be certain."""
+def _certain(scene: Scene, session: int, writing: _GreedySession) -> Draft | None:
+    """A draft of the greatest length, every id with a confidence of 1; None at the end."""
     done = writing.length - len(scene.prompts[writing.number])
-    ids = scene.answers[writing.number][done:][:LONG]
+    ids = scene.answers[writing.number][done:][:GREEDY_DRAFT_TOKENS]
     if not ids:
         return None
     if not writing.truthful:
@@ -229,53 +141,58 @@ def _certain(scene: Scene, session: int, writing: _Writing) -> Draft | None:
     return Draft(session, writing.round, 0, writing.length, ids, b"\xff" * len(ids))
 
 
-def vanishing(scene: Scene) -> dict[str, Any]:
+def vanishing(scene: Scene) -> Counts:
     chance, lives = random.Random(0), 0
     while not scene.over:
-        socket, session = Raw(scene), chance.getrandbits(62)
+        socket, session = RawSocket(scene), chance.getrandbits(62)
         number = chance.randrange(len(scene.prompts))
-        socket.say(scene.opening(session, number))
+        socket.send(scene.opening(session, number))
         base, answer = len(scene.prompts[number]), scene.answers[number]
-        end = min(time.monotonic() + LIVES, scene.closes)
+        end = min(time.monotonic() + LIFE_S, scene.closes)
         for place, token in enumerate(answer):
             if time.monotonic() >= end:
                 break
-            socket.say(Draft(session, 1, 0 if not place else 1, base + place, [token], b"\x80"))
-            time.sleep(1 / PACKETS)
+            socket.send(Draft(session, 1, 0 if not place else 1, base + place, [token], b"\x80"))
+            time.sleep(1 / PACKETS_PER_S)
         socket.close()
         lives += 1
     return {"lives": lives}
 
 
-def deaf(scene: Scene) -> dict[str, Any]:
-    socket = Raw(scene, RCVHWM=1, RCVBUF=4096)
+def deaf(scene: Scene) -> Counts:
+    socket = RawSocket(scene, RCVHWM=1, RCVBUF=4096)
     longest = max(range(len(scene.prompts)), key=lambda number: len(scene.answers[number]))
     session = random.Random("deaf").getrandbits(62)
-    socket.say(scene.opening(session, longest, drafting=False))
-    _steadily(ASKING, scene.closes, lambda: socket.say(Resume(session, SECRET, 0)), lambda: None)
+    socket.send(scene.opening(session, longest, drafting=False))
+    steadily(
+        DEAF_PACKETS_PER_S,
+        scene.closes,
+        lambda: socket.send(Resume(session, SECRET, 0)),
+        lambda: None,
+    )
     socket.close()
     return {"sent": socket.sent}
 
 
-def flood(scene: Scene) -> dict[str, Any]:
-    socket, session = Raw(scene), random.Random("flood").getrandbits(62)
-    socket.say(scene.opening(session, 0))
+def flood(scene: Scene) -> Counts:
+    socket, session = RawSocket(scene), random.Random("flood").getrandbits(62)
+    socket.send(scene.opening(session, 0))
     packet = pack(Draft(session, 1, 0, len(scene.prompts[0]), scene.answers[0][:8], b"\xff" * 8))
-    _steadily(FLOOD * PACKETS, scene.closes, lambda: socket.put(packet), socket.drain)
+    steadily(FLOOD_FACTOR * PACKETS_PER_S, scene.closes, lambda: socket.put(packet), socket.drain)
     socket.close()
-    return {"sent": socket.sent, "kept back": socket.stuck}
+    return {"sent": socket.sent, "kept back": socket.dropped}
 
 
-def garbage(scene: Scene) -> dict[str, Any]:
-    socket, chance = Raw(scene), random.Random(0)
-    _steadily(
-        PACKETS, scene.closes, lambda: socket.put([chance.randbytes(48)]), socket.drain
+def garbage(scene: Scene) -> Counts:
+    socket, chance = RawSocket(scene), random.Random(0)
+    steadily(
+        PACKETS_PER_S, scene.closes, lambda: socket.put([chance.randbytes(48)]), socket.drain
     )  # fmt: skip
     socket.close()
     return {"sent": socket.sent, "replies": socket.read}
 
 
-OFFENDERS: dict[str, Callable[[Scene], dict[str, Any]]] = {
+OFFENDERS: dict[str, Callable[[Scene], Counts]] = {
     "greedy": greedy,
     "deaf": deaf,
     "flood": flood,

@@ -1,4 +1,4 @@
-"""A link as long as a round trip, for devices that share a process with hundreds of others."""
+"""A link with a round-trip time, for devices that share one process with hundreds of others."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from collections.abc import Callable
 from edgespec.protocol import AnyMessage, Message
 from edgespec.transport import Link
 
-TICK = 0.001
-"""Seconds; sockets wait in whole milliseconds, so the last ones of a wait are slept."""
+TICK_S = 0.001
+"""Resolution of a socket's timeout; the last two ticks of a wait are slept."""
 
 
-class CellOver(Exception):
-    """The measurement has ended, in whatever the device was doing."""
+class TrialOver(Exception):
+    """The trial has ended, whatever the device was doing."""
 
 
 class DistantLink:
-    """Holds packets for half a round trip each way, in order, and is what its device sleeps on.
+    """A link that holds packets for half a round trip each way, in order.
 
-    It has no thread: packets move whenever the device listens or sleeps, a draft step included,
-    which for a simulated device is always. One that leaves at `now` arrives at
+    Its device also sleeps on it. It has no thread: packets move whenever the device listens or
+    sleeps (a draft step of a simulated device is a sleep), which is always. A packet that leaves at
+    `now` arrives at
 
-        max(arrival of the one before, now + max(0, N(rtt / 2, jitter)))
+        max(arrival of the packet before, now + max(0, N(rtt / 2, jitter)))
     """
 
     def __init__(
@@ -37,10 +38,9 @@ class DistantLink:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`end`: when the measurement ends, by `clock`; listening and sleeping then raise
-        `CellOver`."""
+        """`end` is the time of `clock` at which listening and sleeping raise `TrialOver`."""
         self._link = link
-        self._half, self._jitter = rtt_ms / 2e3, jitter_ms / 1e3
+        self._half_s, self._jitter_s = rtt_ms / 2e3, jitter_ms / 1e3
         self._end = end
         self._chance = chance
         self._clock, self._sleep = clock, sleep
@@ -57,7 +57,7 @@ class DistantLink:
         self._give()
 
     def receive(self, timeout: float) -> list[AnyMessage]:
-        """Raises `CellOver`."""
+        """Messages that arrive within `timeout` seconds. Raises `TrialOver`."""
         self._pass(self._clock() + timeout, listening=True)
         now, messages = self._clock(), []
         while self._down and self._down[0][0] <= now:
@@ -65,22 +65,22 @@ class DistantLink:
         return messages
 
     def sleep(self, seconds: float) -> None:
-        """Deaf to news, which comes in nevertheless. Raises `CellOver`."""
+        """Sleep without listening; packets move meanwhile. Raises `TrialOver`."""
         end = self._clock() + seconds
         self._pass(end, listening=False)
         now = self._clock()
         self.late.append((now, now - end))
 
     def flush(self) -> None:
-        """Sends what is under way at once: nobody will wait for it."""
+        """Send all packets that are under way at once."""
         while self._up:
             self._link.send(self._up.popleft()[1])
 
     def _arrival(self) -> float:
-        delay = self._half
-        if self._jitter:
-            delay = max(0.0, self._chance.gauss(delay, self._jitter))
-        return self._clock() + delay
+        delay_s = self._half_s
+        if self._jitter_s:
+            delay_s = max(0.0, self._chance.gauss(delay_s, self._jitter_s))
+        return self._clock() + delay_s
 
     def _give(self) -> None:
         while self._up and self._up[0][0] <= self._clock():
@@ -94,19 +94,19 @@ class DistantLink:
         self.bytes_down = self._link.bytes_down
 
     def _pass(self, until: float, *, listening: bool) -> None:
-        """Carries packets until then or, where it is listened for, until one has arrived."""
+        """Carry packets until that time or, when listening, until one has arrived."""
         self._take(0.0)
         while True:
             self._give()
             now = self._clock()
             if now >= self._end:
-                raise CellOver
+                raise TrialOver
             news = [self._down[0][0]] if listening and self._down else []
             if now >= min([until, *news]):
                 return
             leaving = [self._up[0][0]] if self._up else []
             left = max(0.0, min([until, self._end, *news, *leaving]) - now)
-            if left < 2 * TICK:
+            if left < 2 * TICK_S:
                 self._sleep(left)
                 left = 0.0
-            self._take(max(0.0, left - TICK))
+            self._take(max(0.0, left - TICK_S))

@@ -1,50 +1,44 @@
-"""Plots of fleets. Needs matplotlib (extra `plots`)."""
+"""The plot of fleets. Needs matplotlib (extra `plots`)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from bench.fleet.search import SHARE
-from bench.lab.plots import save
-from bench.link.plots import MARKERS
+from bench.fleet.figures import FleetCell, FleetFigures
+from bench.fleet.search import SERVED_RATIO
+from bench.lab.plots import Lines, Series, role_of, write_plot
 from edgespec.errors import EdgespecError
 
-PANELS = (
-    ("share_met", "devices that got the rate they were promised"),
-    ("tokens_per_s", "tokens/s, all devices"),
-)
+PANEL_INCHES = (5.5, 4.0)
 
 
-def plot_fleet(path: Path, figures: dict[str, Any]) -> None:
-    """Share of the devices whose rate was met, and tokens a second, against devices.
+def plot_fleet(path: Path, figures: FleetFigures) -> None:
+    """Share of the devices that got their target rate, and tokens a second, by devices.
 
-    The ending of `path` chooses the format. Raises `EdgespecError` where nothing was measured, or
-    where the file cannot be written.
+    The ending of `path` chooses the format. Raises `EdgespecError` if nothing was measured, or if
+    the file cannot be written.
     """
-    if not figures["cells"]:
+    if not figures.cells:
         raise EdgespecError("no fleet was measured: there is nothing to plot")
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{figures['profile']}, {figures['target_rate']:g} tokens/s promised")
-    for axes, (name, label) in zip(figure.subplots(1, 2), PANELS, strict=True):
-        for number, method in enumerate(figures["methods"]):
-            cells = [cell for cell in figures["cells"] if cell["method"] == method]
-            axes.plot(
-                [cell["devices"] for cell in cells],
-                [cell[name] for cell in cells],
-                marker=MARKERS[number % len(MARKERS)],
-                color=f"C{number}",
-                linewidth=2.6 if method == "edgespec" else 1.6,
-                label=method,
-            )
-        if name == "share_met":
-            axes.axhline(SHARE, color="grey", linestyle=":", zorder=1)
-        axes.set(xlabel="devices", title=label, ylim=(0, None))
-        axes.grid(alpha=0.3)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    save(figure, path)
+    met = _panel(
+        figures, "share of the devices that got the target rate", lambda cell: cell.share_met,
+        (SERVED_RATIO,),
+    )  # fmt: skip
+    tokens = _panel(figures, "tokens/s, all devices", lambda cell: cell.tokens_per_s)
+    title = f"{figures.profile}, target rate {figures.target_rate:g} tokens/s"
+    write_plot(path, [met, tokens], title=title, panel_inches=PANEL_INCHES)
+
+
+def _panel(
+    figures: FleetFigures,
+    title: str,
+    value: Callable[[FleetCell], float],
+    levels: tuple[float, ...] = (),
+) -> Lines:
+    series = []
+    for method in figures.methods:
+        cells = [cell for cell in figures.cells if cell.method == method]
+        devices = [cell.devices for cell in cells]
+        series.append(Series(method, [value(cell) for cell in cells], devices, role_of(method)))
+    return Lines(series, title=title, x_label="devices", levels=levels)

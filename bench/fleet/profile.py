@@ -1,4 +1,4 @@
-"""Profiles of fleets: which devices there are, what they were promised and how they ask, as JSON.
+"""Profiles of fleets: which devices there are, their target rates and how they ask, as JSON.
 
 {"name": "boards", "source": "estimated", "target_rate": 15, "arrive_s": 3, "recording": "fleet",
  "kinds": [
@@ -28,12 +28,12 @@ FLEET = "fleet"
 """The recording that comes with edgespec: answers of the built-in pair of up to 128 tokens."""
 
 
-class Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Devices that are alike."""
+class DeviceKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Devices of one kind."""
 
     name: Words
     share: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
-    """Of the fleet, relative to the others'."""
+    """Share of the fleet, relative to the other kinds' shares."""
     draft_ms: Positive
     """A draft step over one path."""
     batch: Annotated[tuple[Annotated[float, Meta(ge=1, le=100)], ...], Meta(min_length=1)] = (
@@ -43,18 +43,18 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     read_ms: Time = 0.0
     """What the draft takes for each prompt token, before its first step."""
     drafter: Literal["recorded", "ngram", "none", "useless"] = "recorded"
-    """`useless`: as sure as the recorded one, and never right."""
+    """`useless`: the recorded draft's confidences, with tokens that are never right."""
     rtt_ms: Trip = 0.0
     jitter_ms: Trip = 0.0
     """Standard deviation of the one-way delay."""
     target_rate: Rate | None = None
-    """Tokens a second that these were promised; None: what the fleet was."""
+    """Tokens a second; None: the fleet's."""
     think_s: Seconds = 0.5
     """Mean time between an answer and the next prompt."""
     think: Literal["exponential", "uniform", "fixed"] = "exponential"
-    """Its distribution; `uniform` is from 0 to twice the mean."""
+    """Distribution of that time; `uniform` is from 0 to twice the mean."""
     answer_tokens: tuple[Length, Length] = (96, 128)
-    """Tokens of an answer, from and to."""
+    """Smallest and largest length of an answer."""
 
     def __post_init__(self) -> None:
         if self.batch[0] != 1:
@@ -66,18 +66,18 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class FleetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Words
     source: Words
-    """Where the numbers come from: measured, published or estimated."""
+    """Origin of the numbers: measured, published or estimated."""
     target_rate: Rate = 15.0
-    """Tokens a second, after an answer's first, that every device was promised."""
+    """Tokens a second of every device, after the first token of an answer."""
     arrive_s: Seconds = 3.0
-    """Within so many seconds all devices come, at random."""
+    """Time in which all devices come, at random."""
     recording: Words = FLEET
-    """`fleet`, or a file beside the profile's."""
-    kinds: Annotated[tuple[Kind, ...], Meta(min_length=1)]
+    """`fleet`, or a file next to the profile."""
+    kinds: Annotated[tuple[DeviceKind, ...], Meta(min_length=1)]
 
 
 def read_fleet(path: Path | None) -> tuple[FleetProfile, Path]:
-    """The profile of a file, the built-in one for None, and the folder that it stands in.
+    """The profile of a file, or the built-in one for None, and the folder that contains it.
 
     Raises `UsageError` naming file and key.
     """
@@ -86,7 +86,7 @@ def read_fleet(path: Path | None) -> tuple[FleetProfile, Path]:
 
 
 def fleet_recording(name: str, folder: Path) -> Recording:
-    """The built-in one, or a file's. Raises `UsageError` for one without the prompts' ids."""
+    """The built-in recording, or a file's. Raises `UsageError` for one without prompt ids."""
     recording = builtin_recording(FLEET) if name == FLEET else read_recording(folder / name)
     if not recording.prompt_ids:
         raise UsageError(
@@ -104,8 +104,8 @@ def chosen_fleet(profile: Path | None, recording: Path | None) -> tuple[FleetPro
     return fleet, fleet_recording(fleet.recording, folder)
 
 
-def mix(kinds: Sequence[Kind], count: int) -> list[Kind]:
-    """The kind of each device; any first ones of them are mixed as the shares say."""
+def mix(kinds: Sequence[DeviceKind], count: int) -> list[DeviceKind]:
+    """The kind of each device; any first devices are mixed as the shares say."""
     total = sum(kind.share for kind in kinds)
     given = [0] * len(kinds)
     chosen = []
@@ -117,21 +117,17 @@ def mix(kinds: Sequence[Kind], count: int) -> list[Kind]:
     return chosen
 
 
-def answerable(recording: Recording, kind: Kind, end_ids: Sequence[int]) -> list[int]:
-    """Numbers of the prompts whose answers are as long as `kind` asks for.
+def answerable(recording: Recording, kind: DeviceKind, end_ids: Sequence[int]) -> list[int]:
+    """Numbers of the prompts whose answers are long enough for `kind`.
 
-    Raises `UsageError` where there are none, or where a recorded answer breaks off before that.
+    Raises `UsageError` if there are none, or if a recorded answer was cut off before that length.
     """
     least, most = kind.answer_tokens
-    answers = enumerate(recording.answers)
-    fitting = [number for number, said in answers if len(said) >= least]
-    cut = [
-        said
-        for said in (recording.answers[number] for number in fitting)
-        if len(said) < most and said[-1].token not in end_ids
-    ]
+    fitting = [n for n, answer in enumerate(recording.answers) if len(answer) >= least]
+    answers = (recording.answers[number] for number in fitting)
+    cut = [a for a in answers if len(a) < most and a[-1].token not in end_ids]
     if cut or not fitting:
-        longest = max(len(said) for said in recording.answers)
+        longest = max(len(answer) for answer in recording.answers)
         raise UsageError(
             f"devices {kind.name!r} ask for {least} to {most} tokens, and the recorded answers of "
             f"{recording.pair} have up to {longest}; record longer ones with 'edgespec bench plan "

@@ -1,64 +1,67 @@
-"""The largest fleet that is served as promised: doubling, then halving what is left. Pure."""
+"""The search for the largest fleet that is served: doubling, then halving what is left. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-SHARE = 0.95
-"""Of the devices, that must get the rate they were promised."""
-FIRST_TOKEN = 5.0
-"""Seconds that a device waits for its answers to begin, on average, if it is served."""
-START = 8
-"""Devices of the first measurement."""
+from bench.lab.turns import rotated
+
+SERVED_RATIO = 0.95
+"""Share of the devices that must get their target rate for a fleet to count as served."""
+MAX_FIRST_TOKEN_S = 5.0
+"""Mean time to the first token of a device's answers beyond which it is not served."""
+START_COUNT = 8
+"""Devices of the first trial."""
 FINE = 16
-"""Neighbours are at most one device apart, or 1 / FINE of the smaller."""
+"""Neighbouring fleets differ by at most one device, or by 1 / FINE of the smaller fleet."""
 
 
 @dataclass
 class Search:
-    """What is known about one method. A fleet that fails speaks for every larger one."""
+    """Results of one method so far. If a fleet is not served, no larger fleet counts as served."""
 
     most: int
-    """Devices, beyond which nobody looks."""
+    """Devices of the largest fleet that is tried."""
     measured: dict[int, bool] = field(default_factory=dict)
-    """Whether so many were served."""
+    """Whether a fleet was served, by its number of devices."""
 
     def tell(self, devices: int, held: bool) -> None:
+        """Add a result; a fleet that was tried twice must be served both times."""
         self.measured[devices] = self.measured.get(devices, True) and held
 
     @property
     def fails(self) -> int | None:
-        """The smallest fleet that was not served; None: none was too large."""
+        """The smallest fleet that was not served; None: all were."""
         return min((devices for devices, held in self.measured.items() if not held), default=None)
 
     @property
     def holds(self) -> int:
-        """The largest below that which was served; 0: none was."""
+        """The largest fleet below `fails` that was served; 0: none was."""
         limit = self.fails or self.most + 1
         return max((n for n, held in self.measured.items() if held and n < limit), default=0)
 
     @property
     def confirmed(self) -> bool:
-        """Whether a fleet hardly larger was measured, and not served."""
+        """True if the fleets of `holds` and `fails` are neighbours."""
         return self.fails is not None and self.fails - self.holds <= max(1, self.holds // FINE)
 
     def next(self) -> int | None:
-        """How many devices to measure now; None: nothing is left to be found out."""
+        """Devices of the next trial; None: the search has ended."""
         if self.confirmed or self.holds >= self.most:
             return None
         if self.fails is None:
-            return min(self.most, 2 * self.holds or START)
+            return min(self.most, 2 * self.holds or START_COUNT)
         return (self.holds + self.fails) // 2
 
 
 def explore(
     names: Sequence[str], most: int, measure: Callable[[str, int], bool], more: Callable[[], bool]
 ) -> dict[str, Search]:
-    """Each method's capacity. Methods take turns, the first another one each time, so that a
-    machine whose speed drifts treats them alike.
+    """Search each method's capacity, methods in turns.
 
-    `measure` tells whether so many devices were served; `more` whether there is time for that.
+    `measure` returns whether that many devices were served, and `more` whether there is time for
+    another trial.
     """
     searches = {name: Search(most) for name in names}
     turn = 0
@@ -72,9 +75,3 @@ def explore(
                 return searches
             searches[name].tell(devices, measure(name, devices))
         turn += 1
-
-
-def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """The same names, from another one on each turn."""
-    start = turn % len(names)
-    return [*names[start:], *names[:start]]

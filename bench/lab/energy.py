@@ -1,47 +1,67 @@
-"""Energy and heat of the machine that a bench runs on: figures, and sentences for people.
+"""Energy and heat of the machine that a bench runs on, for tables and notes.
 
-Sensors see the whole machine or a part of it, never a process, so device and cloud are counted
-together where both run here.
+Sensors see the whole machine or a part of it, never one process. Device and cloud are therefore
+counted together when both run here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
-import msgspec
+from msgspec import UnsetType
 
+from bench.lab.tables import Column, Row
 from edgespec.energy_report import Energy, combined
 
 UNMEASURED = "not measured"
-Figures = Mapping[str, Any]
-"""`Energy.figures`."""
+MaybeEnergy: TypeAlias = Energy | UnsetType
+"""Energy, or UNSET where the bench ran without `--energy`; UNSET is left out of JSON."""
 
 
 def device_options(root: Path | None) -> list[str]:
-    """Of `edgespec edge-run`, to measure by the sensors below `root`; None: not at all."""
+    """Options of `edgespec edge-run` to measure by the sensors below `root`; none for None."""
     return ["--energy", "--sensors", str(root)] if root else []
 
 
-def each_token(figures: Figures | None) -> str:
-    """Joules a token, for a table; a bound where readings were missing."""
-    value = figures["joules_per_token"] if figures else None
-    if figures is None or value is None:
+def energy_columns(
+    rows: Sequence[Row], energy: Callable[[Row], MaybeEnergy | None]
+) -> tuple[Column, ...]:
+    """One column of joules a token if any row has an `energy`; otherwise none.
+
+    A row whose energy is None has an empty cell.
+    """
+    if not any(energy(row) for row in rows):
+        return ()
+
+    def cell(row: Row) -> str:
+        measured = energy(row)
+        return "" if measured is None else each_token(measured)
+
+    return (Column("J a\ntoken", cell),)
+
+
+def each_token(energy: MaybeEnergy | None) -> str:
+    """Joules for each token; a lower bound where readings are missing."""
+    if not energy or energy.joules_per_token is None:
         return UNMEASURED
-    return f"{value:.3g}" if figures["complete"] else f"at least {value:.3g}"
+    value = f"{energy.joules_per_token:.3g}"
+    return value if energy.complete else f"at least {value}"
 
 
-def note(measured: Mapping[str, Figures]) -> str:
-    """What was measured, or why not; and heat, with the names of those that were slowed by it."""
-    windows = {name: msgspec.convert(dict(each), Energy) for name, each in measured.items()}
-    total = combined(list(windows.values()))
+def note(measured: Mapping[str, Energy]) -> str:
+    """Two sentences on what was measured, or why not, and on heat.
+
+    `measured` holds one window for each name; the names of throttled windows are listed.
+    """
+    total = combined(list(measured.values()))
     energy, heat = total.lines()
     if total.joules is not None:
         energy = f"energy: {total.covers}, device and cloud together, idle power included"
         energy += f"; without {total.leaves_out}" if total.leaves_out else ""
         energy += "".join(f"; {sentence}" for sentence in total.why)
-    slowed = [name for name, each in windows.items() if each.throttled]
-    if slowed:
-        heat += f" (during: {', '.join(slowed)})"
+    throttled = [name for name, each in measured.items() if each.throttled]
+    if throttled:
+        heat += f" (during: {', '.join(throttled)})"
     return f"{energy}\n{heat}"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from bench.lab.methods import EDGESPEC, WITHOUT
 from edgespec.errors import EdgespecError, UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ CLEAR_TICKS_RATIO = 0.07
 BARS_RATIO = 0.8
 """Share of a group's place that its bars fill."""
 
+Role: TypeAlias = Literal["method", "main", "part", "bound"]
+
 
 @dataclass(frozen=True)
 class Series:
@@ -41,7 +44,7 @@ class Series:
     """NaN leaves a gap."""
     x: Sequence[float] = ()
     """Places of a line's points; empty for bars."""
-    role: Literal["method", "main", "part", "bound"] = "method"
+    role: Role = "method"
     """`main` is drawn thick, `part` thin and grey, and `bound` grey without markers."""
 
 
@@ -82,6 +85,13 @@ class Bars:
 
 
 Panel: TypeAlias = Lines | Bars
+
+
+def role_of(method: str) -> Role:
+    """The role of a method of `bench.lab.methods`."""
+    if method.startswith(WITHOUT):
+        return "part"
+    return "main" if method == EDGESPEC else "method"
 
 
 def require_matplotlib(plot: Path | None) -> None:

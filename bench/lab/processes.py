@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,23 @@ import msgspec
 from edgespec.errors import EdgespecError
 from edgespec.telemetry import AnswerStats
 
-START_TIMEOUT = 120.0
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 20.0
+BYTES_PER_KIB = 1024
+
+
+@dataclass(frozen=True)
+class CloudProcess:
+    """A running `edgespec cloud-run`."""
+
+    endpoint: str
+    pid: int
+    log: list[str]
+    """Its log lines, as they come."""
+
+    def logged(self, words: str) -> str:
+        """The word that follows `words` in the log."""
+        return next(word_after(line, words) for line in self.log if words in line)
 
 
 def cores() -> tuple[int, int]:
@@ -26,7 +43,7 @@ def cores() -> tuple[int, int]:
 
 @contextmanager
 def pinned(core: int) -> Iterator[None]:
-    """Keeps this process on one core."""
+    """Keep this process on one core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
@@ -35,22 +52,18 @@ def pinned(core: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _command(core: int, *arguments: str) -> list[str]:
-    pin = f"import os; os.sched_setaffinity(0, {{{core}}}); from cli.main import main; main()"
-    return [sys.executable, "-c", pin, *arguments]
-
-
 def resident_mb(pid: int) -> float:
-    """Memory of a process that lies in RAM, in 10^6 bytes; 0 where the system does not say."""
+    """Resident memory of a process in 10^6 bytes; 0 where the system does not report it."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 1024 / 1e6
+    kib = sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+    return kib * BYTES_PER_KIB / 1e6
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process so far; 0 where the system does not say."""
+    """Processor time of a process so far; 0 where the system does not report it."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -60,21 +73,16 @@ def cpu_seconds(pid: int) -> float:
 
 @contextmanager
 def cloud(bundle: Path, *options: str) -> Iterator[str]:
-    """`edgespec cloud-run` on a free port of loopback; yields its endpoint, stops it at the end.
-
-    Raises `EdgespecError` with the cloud's own words if it does not come up.
-    """
-    with cloud_process(bundle, *options) as (endpoint, _):
-        yield endpoint
+    """The endpoint of a `cloud_process`."""
+    with cloud_process(bundle, *options) as process:
+        yield process.endpoint
 
 
 @contextmanager
-def cloud_process(
-    bundle: Path, *options: str, said: list[str] | None = None
-) -> Iterator[tuple[str, int]]:
-    """The same; yields endpoint and process id. Its log lines are put into `said` as they come.
+def cloud_process(bundle: Path, *options: str) -> Iterator[CloudProcess]:
+    """`edgespec cloud-run` on the cloud's core and a free port of loopback, ended with the block.
 
-    Raises `EdgespecError` with the cloud's own words if it does not come up.
+    Raises `EdgespecError` with the cloud's last log lines if it does not start.
     """
     command = _command(
         cores()[1], "cloud-run", str(bundle), "--bind", "tcp://127.0.0.1:*", "--threads", "1",
@@ -82,47 +90,51 @@ def cloud_process(
     )  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
-    watchdog = threading.Timer(START_TIMEOUT, process.kill)
+    watchdog = threading.Timer(START_TIMEOUT_S, process.kill)
     watchdog.start()
-    said = [] if said is None else said
-    rest = threading.Thread(target=said.extend, args=[process.stderr], daemon=True)
+    log: list[str] = []
+    rest = threading.Thread(target=log.extend, args=[process.stderr], daemon=True)
     try:
         for line in process.stderr:
-            said.append(line)
+            log.append(line)
             if "listening on" in line:
                 watchdog.cancel()
                 rest.start()
-                yield told(line, "listening on"), process.pid
+                yield CloudProcess(word_after(line, "listening on"), process.pid, log)
                 return
-        raise EdgespecError(f"the cloud did not start: {''.join(said[-3:]).strip()}")
+        raise EdgespecError(f"the cloud did not start: {''.join(log[-3:]).strip()}")
     finally:
         watchdog.cancel()
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _stop(process)
         if rest.ident:
             rest.join()
         process.stderr.close()
 
 
-def told(line: str, words: str) -> str:
-    """The word that follows `words` in a log line of either format."""
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def word_after(line: str, words: str) -> str:
+    """The word that follows `words` in a log line, in text or JSON."""
     return line.partition(f"{words} ")[2].split()[0].partition('"')[0]
 
 
 def edge(
     bundle: Path, endpoint: str, prompt: str, options: Sequence[str], *, show: bool = False
 ) -> AnswerStats:
-    """`edgespec edge-run --json` for one chat prompt; `show` lets its text through."""
+    """`edgespec edge-run --json` for one chat prompt; `show` passes its text on."""
     words = edge_words(bundle, endpoint, prompt, ["--chat", *options])
     return answer_of(_command(cores()[0], *words), show=show)
 
 
 def edge_words(bundle: Path, endpoint: str, prompt: str, options: Sequence[str]) -> list[str]:
-    """What follows `edgespec` for one prompt, on one thread, with figures as JSON."""
+    """The arguments of `edgespec` for one prompt, on one thread, with figures as JSON."""
     return [
         "edge-run", str(bundle), "--connect", endpoint, "--prompt", prompt, "--threads", "1",
         "--json", *options,
@@ -132,7 +144,7 @@ def edge_words(bundle: Path, endpoint: str, prompt: str, options: Sequence[str])
 def answer_of(
     command: Sequence[str], *, show: bool = False, env: Mapping[str, str] | None = None
 ) -> AnswerStats:
-    """Runs a device. Raises `EdgespecError` with its own words if it fails."""
+    """Run a device. Raises `EdgespecError` with its last log line if it fails."""
     done = subprocess.run(
         command,
         stdout=None if show else subprocess.DEVNULL,
@@ -144,3 +156,9 @@ def answer_of(
     if done.returncode or not lines:
         raise EdgespecError(f"the device failed: {lines[-1] if lines else done.returncode}")
     return msgspec.json.decode(lines[-1], type=AnswerStats, strict=False)
+
+
+def _command(core: int, *arguments: str) -> list[str]:
+    """`edgespec` with these arguments, on one core."""
+    pin = f"import os; os.sched_setaffinity(0, {{{core}}}); from cli.main import main; main()"
+    return [sys.executable, "-c", pin, *arguments]

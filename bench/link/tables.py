@@ -2,78 +2,70 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-from rich import box
 from rich.table import Table
 
-from bench.lab.energy import each_token
+from bench.lab.energy import energy_columns
+from bench.lab.tables import Column, table
+from bench.link.figures import HIT_KINDS, LinkCell, LinkFigures
+from engines.machine.doctor import Machine
+
+
+class LinkRow(NamedTuple):
+    rtt_ms: float
+    method: str
+    cell: LinkCell | None
+    """None: not measured at this round-trip time."""
+
+
+def _hits(kind: str) -> Column:
+    def share(row: LinkRow) -> float | None:
+        return row.cell.hits.get(kind) if row.cell else None
+
+    return Column(f"{kind}\n%", share, ".0f", scale=100)
+
 
 COLUMNS = (
-    ("tokens\n/s", "tokens_per_s", ".1f"),
-    ("ratio\ncloud", "ratio_to_cloud", ".2f"),
-    ("first\nms", "first_token_ms", ".0f"),
-    ("p50\nms", "p50_ms", ".1f"),
-    ("p99\nms", "p99_ms", ".1f"),
-    ("steps", "steps_per_token", ".2f"),
-    ("wasted", "thrown_away_per_token", ".2f"),
-    ("bytes\nup", "bytes_up_per_token", ".0f"),
-    ("bytes\ndown", "bytes_down_per_token", ".0f"),
+    Column("RTT\nms", "rtt_ms", "g", once=True),
+    Column("method", "method", left=True),
+    Column("tokens\n/s", "cell.tokens_per_s", ".1f", best="highest"),
+    Column("ratio\ncloud", "cell.ratio_to_cloud", ".2f"),
+    Column("first\nms", "cell.first_token_ms", ".0f"),
+    Column("p50\nms", "cell.p50_ms", ".1f"),
+    Column("p99\nms", "cell.p99_ms", ".1f"),
+    Column("steps", "cell.steps_per_token", ".2f"),
+    Column("wasted", "cell.thrown_away_per_token", ".2f"),
+    Column("bytes\nup", "cell.bytes_up_per_token", ".0f"),
+    Column("bytes\ndown", "cell.bytes_down_per_token", ".0f"),
+    *(_hits(kind) for kind in HIT_KINDS),
 )
-HITS = ("full", "branch", "hint")
 
 
-def link_table(figures: dict[str, Any]) -> Table:
-    """A section an RTT, a row a method; a dash where a method was not run or has no such figure."""
-    table = Table(
-        title=f"{figures['pair']}: methods by RTT",
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        caption=_caption(figures["machine"]),
+def link_table(figures: LinkFigures) -> Table:
+    """A section for each RTT, a row for each method, and a dash for what was not measured."""
+    cells = {(cell.rtt_ms, cell.method): cell for cell in figures.cells}
+    rows = [
+        LinkRow(rtt, method, cells.get((rtt, method)))
+        for rtt in figures.rtts_ms
+        for method in figures.methods
+    ]
+    return table(
+        f"{figures.pair}: methods by RTT",
+        COLUMNS + energy_columns(rows, lambda row: row.cell and row.cell.energy),
+        rows,
+        section=lambda row: row.rtt_ms,
+        caption=_caption(figures.machine),
     )
-    table.add_column("RTT\nms", justify="right", no_wrap=True)
-    table.add_column("method", no_wrap=True)
-    for header, _, _ in COLUMNS:
-        table.add_column(header, justify="right", no_wrap=True)
-    for name in HITS:
-        table.add_column(f"{name}\n%", justify="right", no_wrap=True)
-    measured = any("energy" in cell for cell in figures["cells"])
-    if measured:
-        table.add_column("J a\ntoken", justify="right")
-    cells = {(cell["rtt_ms"], cell["method"]): cell for cell in figures["cells"]}
-    for rtt in figures["rtts_ms"]:
-        for number, method in enumerate(figures["methods"]):
-            cell = cells.get((rtt, method), {})
-            taken = [each_token(cell.get("energy"))] if measured else []
-            table.add_row("" if number else f"{rtt:g}", method, *_row(cell), *taken)
-        table.add_section()
-    return table
 
 
-def _row(cell: dict[str, Any]) -> list[str]:
-    hits = cell.get("hits") or {}
-    shares = [hits.get(name) for name in HITS]
-    return [
-        *(_number(cell.get(name), form) for _, name, form in COLUMNS),
-        *(_number(None if share is None else 100 * share, ".0f") for share in shares),
-    ]
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _caption(machine: dict[str, Any]) -> str:
+def _caption(machine: Machine) -> str:
     """What the columns are, and where they were measured."""
-    processor = machine.get("processor") or {}
-    said = [
-        processor.get("model") if isinstance(processor, dict) else processor,
-        *(machine.get("gpus") or ()),
-    ]
-    cores = machine.get("cores")
-    said += [f"{cores} core(s)" if cores else None, machine.get("system")]
+    cores = f"{machine.cores} core(s)" if machine.cores else ""
+    place = [machine.processor.model, *machine.gpus, cores, machine.system]
     return (
-        "first: to the first token; p50, p99: between tokens; full, branch, hint: rounds that hit\n"
-        "a token: steps of the target, tokens verified and thrown away (wasted), bytes\n"
-        + ", ".join(str(part) for part in said if part)
+        "first: to the first token; p50, p99: between tokens; steps: of the target for each token; "
+        "wasted: tokens\nverified and rejected for each token; bytes: for each token; "
+        "full, branch, hint: verdicts that found a draft ready\n"
+        + ", ".join(str(part) for part in place if part)
     )

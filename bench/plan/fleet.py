@@ -2,7 +2,7 @@
 
 As `bench.plan.run`, with many devices on one cloud: the real loops and the cloud's own scheduler in
 virtual time. A device is served if, once warm, it has its rate (tokens a second after each
-answer's first) and waits no longer than `FIRST_TOKEN` for an answer to begin, on average.
+answer's first) and waits no longer than `MAX_FIRST_TOKEN_S` for an answer to begin, on average.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
-from bench.fleet.search import FIRST_TOKEN, SHARE, Search
+from bench.fleet.search import MAX_FIRST_TOKEN_S, SERVED_RATIO, Search
 from bench.lab.methods import CLOUD, EDGESPEC, METHODS
 from bench.lab.percentile import percentile
 from bench.lab.plots import check_plot_file
@@ -118,7 +118,7 @@ def run(settings: FleetPlan, *, as_json: bool) -> None:
         for rate in each["rates"] if settings.devices else ():
             console.print(fleet_table(each, rate))
         console.print(f"{plan_notes(each)}\n", style="dim", highlight=False, markup=False)
-    console.print(NOTE.format(FIRST_TOKEN), style="dim", highlight=False)
+    console.print(NOTE.format(MAX_FIRST_TOKEN_S), style="dim", highlight=False)
     if settings.plot:
         from bench.plan.fleet_plots import plot_fleets
 
@@ -171,7 +171,7 @@ def _method(measure: Callable[[int], FleetFigures], settings: FleetPlan) -> dict
     search = Search(settings.most)
     while (devices := search.next()) is not None:
         fleets.append(measure(devices))
-        search.tell(devices, fleets[-1].served >= SHARE)
+        search.tell(devices, fleets[-1].served >= SERVED_RATIO)
     fleets.sort(key=lambda each: each.devices)
     return {
         "capacity": search.holds,
@@ -220,7 +220,7 @@ def _summary(stats: FleetStats, rate: float) -> FleetFigures:
     rates = stats.rates
     return FleetFigures(
         devices=len(rates),
-        served=round(stats.served(rate, FIRST_TOKEN), 4),
+        served=round(stats.served(rate, MAX_FIRST_TOKEN_S), 4),
         tokens_per_s=round(sum(rates) / len(rates), 3),
         p5_tokens_per_s=round(percentile(rates, 0.05), 3),
         p95_first_token_ms=round(1e3 * percentile(stats.first_tokens, 0.95), 1),

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bench.fleet.search import SHARE
+from bench.fleet.search import SERVED_RATIO
 from bench.lab.methods import EDGESPEC
 from bench.lab.plots import save
 
@@ -55,7 +55,7 @@ def _panel(axes: Axes, rate: float, methods: dict[str, Any]) -> dict[str, Any]:
             marker="o",
             markersize=4,
         )
-    axes.axhline(100 * SHARE, color="grey", linestyle=":", zorder=1)
+    axes.axhline(100 * SERVED_RATIO, color="grey", linestyle=":", zorder=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set(xlabel="devices", ylabel=f"served at {rate:g} tokens/s [%]", ylim=(0, 103))

@@ -92,8 +92,8 @@ def fleet(bundle: Path | None, as_json: bool, **options: Any) -> None:
     Devices are simulated: the real loop on real sockets, with drafts replayed from a recording of
     the pair. Without BUNDLE the built-in pair is measured.
     """
-    from bench.fleet.generator import FLEET_METHODS, FleetSettings
     from bench.fleet.run import run
+    from bench.fleet.settings import FLEET_METHODS, FleetSettings
 
     options["devices"] = tuple(dict.fromkeys(options["devices"] or ()))
     options["methods"] = tuple(dict.fromkeys(options["methods"])) or FLEET_METHODS

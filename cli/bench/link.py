@@ -86,8 +86,9 @@ def link(bundle: Path | None, as_json: bool, **options: Any) -> None:
 
     Without BUNDLE the built-in pair is measured.
     """
-    from bench.link.emulator import LinkShape
-    from bench.link.run import LinkSettings, run
+    from bench.link.run import run
+    from bench.link.settings import LinkSettings
+    from bench.link.shape import LinkShape
 
     shape = LinkShape(
         jitter_ms=options.pop("jitter"),

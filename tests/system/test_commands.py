@@ -20,7 +20,8 @@ import pytest
 import zmq
 from click.testing import CliRunner
 
-from bench.link.emulator import LinkShape, emulated_link
+from bench.link.emulator import emulated_link
+from bench.link.shape import LinkShape
 from cli.main import main
 from edge_runtime.handshake import DeviceIdentity
 from edge_runtime.loop import EdgeLoop, Observer

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 
-from bench.fleet.devices import FleetDevice, Paced, Replay, Written
-from bench.fleet.figures import Load, Window, batches, believed, machine_load, rate, served
-from bench.fleet.link import CellOver, DistantLink
+from bench.fleet.devices import FleetDevice, TimedAnswer
+from bench.fleet.drafters import PacedDrafter, RecordedDrafter
+from bench.fleet.figures import (
+    CloudSteps,
+    FleetFigures,
+    ProcessLoad,
+    Trial,
+    Window,
+    cloud_steps,
+    fleet_cell,
+    machine_load,
+    rate,
+    served,
+)
+from bench.fleet.link import DistantLink, TrialOver
 from bench.fleet.plots import plot_fleet
-from bench.fleet.profile import Kind, answerable, fleet_recording, mix, read_fleet
+from bench.fleet.profile import DeviceKind, answerable, fleet_recording, mix, read_fleet
 from bench.fleet.search import Search, explore
 from bench.fleet.tables import capacity_table, fleet_notes, fleet_table
 from bench.lab.recording import Recording, Said, synthetic
@@ -24,6 +37,7 @@ from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
 from edgespec.trace import Span
 from engines.drafters.base import DraftRequest
+from engines.machine.doctor import Machine
 from tests.engines.machine.energy import trees
 
 KIND = {"name": "a", "draft_ms": 5}
@@ -96,7 +110,7 @@ def test_a_recording_needs_its_prompts(tmp_path):
 
 
 def test_any_part_of_a_fleet_is_mixed_as_the_shares_say():
-    kinds = [Kind(name="a", share=3, draft_ms=5), Kind(name="b", share=1, draft_ms=9)]
+    kinds = [DeviceKind(name="a", share=3, draft_ms=5), DeviceKind(name="b", share=1, draft_ms=9)]
     names = [kind.name for kind in mix(kinds, 40)]
     for count in range(1, 41):
         assert abs(names[:count].count("a") - 0.75 * count) < 1
@@ -125,7 +139,7 @@ def guesses_of(drafter, texts):
 
 
 def test_the_recorded_draft_along_its_path_and_off_it():
-    replay = Replay(RECORDING, 3)
+    replay = RecordedDrafter(RECORDING, 3)
     replay.begin(0)
     on = [[1, 2], [1, 2, 11], [1, 2, 11, 12]]
     said = guesses_of(replay, on)
@@ -143,9 +157,9 @@ def test_the_recorded_draft_along_its_path_and_off_it():
 
 
 def test_a_draft_takes_its_time():
-    kind = Kind(name="a", draft_ms=10, batch=(1.0, 1.5), read_ms=2)
+    kind = DeviceKind(name="a", draft_ms=10, batch=(1.0, 1.5), read_ms=2)
     slept = []
-    paced = Paced(Replay(RECORDING, 2), kind, lambda: 2, slept.append)
+    paced = PacedDrafter(RecordedDrafter(RECORDING, 2), kind, lambda: 2, slept.append)
     paced.retain({0})
     for texts in ([[1, 2]], [[1, 2]], [[1, 2]] * 2, [[1, 2]] * 3):
         guesses_of(paced, texts)
@@ -153,13 +167,13 @@ def test_a_draft_takes_its_time():
 
 
 def test_answers_that_are_long_enough_are_asked_for():
-    answerable(RECORDING, Kind(name="a", draft_ms=5, answer_tokens=(2, 2)), [])
-    three = Kind(name="a", draft_ms=5, answer_tokens=(2, 3))
+    answerable(RECORDING, DeviceKind(name="a", draft_ms=5, answer_tokens=(2, 2)), [])
+    three = DeviceKind(name="a", draft_ms=5, answer_tokens=(2, 3))
     assert answerable(RECORDING, three, [22]) == [0, 1]
     with pytest.raises(UsageError, match="ask for 2 to 3 tokens"):
         answerable(RECORDING, three, [])
     with pytest.raises(UsageError, match="have up to 3"):
-        answerable(RECORDING, Kind(name="a", draft_ms=5, answer_tokens=(4, 4)), [])
+        answerable(RECORDING, DeviceKind(name="a", draft_ms=5, answer_tokens=(4, 4)), [])
 
 
 # A link as long as its round trip.
@@ -234,7 +248,7 @@ def test_jitter_keeps_the_order():
 def test_nothing_goes_on_when_the_cell_closes(wait):
     wire = Wire()
     link = distant(wire, 40, end=100.5)
-    with pytest.raises(CellOver):
+    with pytest.raises(TrialOver):
         getattr(link, wait)(3.0)
     assert wire.now == pytest.approx(100.5)
     link.send(Ping(7))
@@ -247,7 +261,7 @@ def test_nothing_goes_on_when_the_cell_closes(wait):
 
 def written(asked, times, *, finish="length"):
     stats = AnswerStats(tokens=len(times), rounds=len(times), bytes_up=10, finish=finish)
-    return Written(asked, times, stats)
+    return TimedAnswer(asked, times, stats)
 
 
 def every(start, step, count):
@@ -271,9 +285,9 @@ def test_the_rate_is_what_the_window_shows(answers, expected):
     assert rate(answers, Window(10, 20)) == pytest.approx(expected)
 
 
-def device(number, answers, promised=10.0, kind="a"):
-    made = FleetDevice(number, Kind(name=kind, draft_ms=5), None, [0], 0.0, promised)
-    made.written = answers
+def device(number, answers, target_rate=10.0, kind="a"):
+    made = FleetDevice(number, DeviceKind(name=kind, draft_ms=5), None, [0], 0.0, target_rate)
+    made.answers = answers
     return made
 
 
@@ -283,15 +297,15 @@ def test_a_cell_tells_who_was_served():
     slow = device(18, [written(10, every(10.5, 0.2, 40))], kind="b")
     late = device(19, [written(10, every(16.0, 0.05, 60))], kind="b")
     figures = served([*fast, slow], window)
-    assert figures["met"] == 18 and not figures["holds"]
-    assert figures["met_by_kind"] == {"a": 1.0, "b": 0.0}
-    assert figures["goodput"] == 180 and figures["tokens_per_s"] == 184
-    assert figures["p50_ms"] == pytest.approx(50) and figures["p99_ms"] == pytest.approx(200)
-    assert figures["first_token_ms"] == pytest.approx(500)
-    assert figures["steps_per_token"] == 1.0
-    more = [device(n, fast[0].written) for n in range(20, 22)]
-    assert served([*fast, *more, slow], window)["holds"]  # 20 of 21
-    assert not served([*fast, *more, slow, late], window)["holds"]  # 20 of 22: 6 s to begin
+    assert figures.met == 18 and not figures.holds
+    assert figures.met_by_kind == {"a": 1.0, "b": 0.0}
+    assert figures.goodput == 180 and figures.tokens_per_s == 184
+    assert figures.p50_ms == pytest.approx(50) and figures.p99_ms == pytest.approx(200)
+    assert figures.first_token_ms == pytest.approx(500)
+    assert figures.steps_per_token == 1.0
+    more = [device(n, fast[0].answers) for n in range(20, 22)]
+    assert served([*fast, *more, slow], window).holds  # 20 of 21
+    assert not served([*fast, *more, slow, late], window).holds  # 20 of 22: 6 s to begin
 
 
 def test_steps_of_a_window_by_their_batches():
@@ -302,28 +316,40 @@ def test_steps_of_a_window_by_their_batches():
         *[Span("cloud", "draft", 11.0, 0.4, session=n) for n in range(2)],
         Span("cloud", "decode", 12.0, 0.1, rows=1),
     ]
-    figures = batches(spans, [span.start for span in spans], Window(10.0, 14.0))
-    assert figures["steps_per_s"] == 0.5
-    assert (figures["rows_p50"], figures["rows_p95"]) == (1, 3)
-    assert figures["cloud_busy"] == pytest.approx(0.7 / 4)
-    assert figures["drafting_share"] == pytest.approx(0.1)
+    figures = cloud_steps(spans, [span.start for span in spans], Window(10.0, 14.0))
+    assert figures.steps_per_s == 0.5
+    assert (figures.rows_p50, figures.rows_p95) == (1, 3)
+    assert figures.cloud_busy == pytest.approx(0.7 / 4)
+    assert figures.drafting_share == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
-    ("busy", "late", "trusted"), [(0.2, 0.0005, True), (0.9, 0.0005, False), (0.2, 0.02, False)]
+    ("busy", "late", "reliable"), [(0.2, 0.0005, True), (0.9, 0.0005, False), (0.2, 0.02, False)]
 )
-def test_a_generator_that_is_too_busy_says_so(busy, late, trusted):
+def test_a_generator_that_is_too_busy_says_so(busy, late, reliable):
     one = device(0, [])
     one.late = [(5.0, 9.0), *((11.0, late) for _ in range(50))]
-    load = machine_load(Load(busy, 1.0, 500.0), [one], Window(10, 20))
-    assert load["trusted"] is trusted
-    assert load["late_p95_ms"] == pytest.approx(1e3 * late)
+    load = machine_load(ProcessLoad(busy, 1.0, 500.0), [one], Window(10, 20))
+    assert load.reliable is reliable
+    assert load.late_p95_ms == pytest.approx(1e3 * late)
 
 
-@pytest.mark.parametrize(("cpu", "trusted"), [(0.95, True), (0.7, False)])
-def test_a_cloud_that_shared_its_core_says_so(cpu, trusted):
-    cell = believed({"cloud_busy": 0.9, "cloud_cpu": cpu, "trusted": True})
-    assert cell["trusted"] is trusted and cell["stolen"] == pytest.approx(max(0, 0.9 - cpu))
+def trial(devices, load, method="cloud"):
+    window = Window(0, 1)
+    service = vars(served(devices, window))
+    return Trial(method=method, **service, **vars(machine_load(load, devices, window)))
+
+
+def steps(cloud_busy):
+    return CloudSteps(
+        steps_per_s=1, rows_p50=1, rows_p95=1, step_ms=20, drafting_share=0, cloud_busy=cloud_busy
+    )
+
+
+@pytest.mark.parametrize(("cpu", "reliable"), [(0.95, True), (0.7, False)])
+def test_a_cloud_that_shared_its_core_says_so(cpu, reliable):
+    cell = fleet_cell(trial([], ProcessLoad(0.1, cpu, 1.0)), steps(cloud_busy=0.9))
+    assert cell.reliable is reliable and cell.stolen == pytest.approx(max(0, 0.9 - cpu))
 
 
 # Capacity.
@@ -405,7 +431,7 @@ def test_a_small_fleet(tiny_bundle, small, tmp_path):
     assert cells["cloud"]["memory_mb"] > 10 and cells["cloud"]["rows_p95"] >= 1
     assert {"capacity_ratio_to_cloud", "capacity_ratio_to_cloud_draft"} <= set(figures)
     assert (tmp_path / "plots" / "fleet.png").stat().st_size > 10_000
-    assert "… 1 real beside" in done.stdout
+    assert "… 1 real draft" in done.stdout
     assert cells["cloud"]["energy"]["watts"] == pytest.approx(8.0, rel=0.01)
     energy = cells["edgespec"]["energy"]
     assert energy["seconds"] == pytest.approx(2.5, rel=0.2)
@@ -433,17 +459,17 @@ def test_an_answer_that_is_not_the_recorded_one_stops_all(tiny_bundle, small, tm
 
 
 def test_tables_and_plots_of_what_is_missing(tmp_path):
-    cell = served([], Window(0, 1)) | {"method": "cloud", "devices": 4, "trusted": False}
-    cell |= machine_load(Load(0.95, 0.5, 1.0), [], Window(0, 1))
-    cell = believed(cell | {"cloud_busy": 0.9})
-    figures = {
-        "profile": "mine", "target_rate": 15.0, "methods": ["cloud", "edgespec"], "cells": [cell],
-        "capacity": {"cloud": 4, "edgespec": 0}, "fails": {"cloud": None, "edgespec": 4},
-        "confirmed": {"cloud": False, "edgespec": False},
-    }  # fmt: skip
+    cell = fleet_cell(trial([device(0, [])] * 4, ProcessLoad(0.95, 0.5, 1.0)), steps(0.9))
+    figures = FleetFigures(
+        profile="mine", target_rate=15.0, methods=["cloud", "edgespec"], cells=[cell],
+        capacity={"cloud": 4, "edgespec": 0}, fails={"cloud": None, "edgespec": 4},
+        confirmed={"cloud": False, "edgespec": False}, capacity_ratio_to_cloud=0.0,
+        capacity_ratio_to_cloud_draft=None, capacity_ratio_to_lockstep=None, pair="a pair",
+        seconds=1.0, mode="auto", machine=Machine(),
+    )  # fmt: skip
     assert fleet_table(figures).row_count == 1 and capacity_table(figures).row_count == 2
     notes = fleet_notes(figures)
-    assert "to be trusted for: cloud with 4 devices." in notes and "cloud, edgespec" in notes
+    assert "to be reliable for: cloud with 4 devices." in notes and "cloud, edgespec" in notes
     assert "computed on the cloud's core" in notes
     with pytest.raises(EdgespecError, match="nothing to plot"):
-        plot_fleet(tmp_path / "a.png", figures | {"cells": []})
+        plot_fleet(tmp_path / "a.png", replace(figures, cells=[]))

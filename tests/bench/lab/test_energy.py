@@ -15,7 +15,7 @@ from tests.engines.machine.energy import trees
 
 def energy(**changes):
     values = {"joules": 12.0, "seconds": 3.0, "tokens": 24, "covers": "whole module (INA3221)"}
-    return Energy(**{**values, **changes}).figures()
+    return Energy(**{**values, **changes})
 
 
 def test_a_cell_says_what_is_not_measured_and_what_is_a_bound():

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 import zmq
 
-from bench.link.emulator import LinkShape, accuracy, emulated_link
+from bench.link.emulator import accuracy, emulated_link
+from bench.link.shape import LinkShape
 from edgespec.errors import LinkError, UsageError
 
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from bench.lab.methods import METHODS, Method
 from bench.lab.useless import UselessDrafter
-from bench.link.run import LinkSettings
+from bench.link.settings import LinkSettings
 from cli.main import main
 from edgespec.errors import UsageError
 from edgespec.sampling import Sampling

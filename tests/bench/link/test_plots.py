@@ -5,11 +5,17 @@ import struct
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from msgspec.structs import replace
 from rich.console import Console
 
+from bench.link.emulator import Accuracy
+from bench.link.figures import LinkCell, LinkFigures, StepTimes, speeds_of
 from bench.link.plots import plot_ablation, plot_link
+from bench.link.shape import LinkShape
 from bench.link.tables import link_table
 from edgespec.errors import EdgespecError
+from engines.machine.doctor import Machine
+from engines.machine.system_files import Processor
 
 METHODS = ["cloud", "lockstep", "edgespec", "edgespec without branches", "edgespec without hints"]
 SPEEDS = {
@@ -20,24 +26,37 @@ SPEEDS = {
 
 
 def cell(rtt, method, speed):
-    return {
-        "rtt_ms": rtt, "method": method, "tokens_per_s": speed, "ratio_to_cloud": speed / 20,
-        "first_token_ms": 120.0 + rtt, "p50_ms": 15.5, "p99_ms": 61.5, "steps_per_token": 0.43,
-        "thrown_away_per_token": 1.27, "bytes_up_per_token": 21.0, "bytes_down_per_token": 14.0,
-        "hits": {} if method == "cloud" else {"full": 0.31, "branch": 0.22, "hint": 0.0},
-    }  # fmt: skip
+    return LinkCell(
+        rtt_ms=rtt, method=method, tokens_per_s=speed, ratio_to_cloud=speed / 20,
+        first_token_ms=120.0 + rtt, p50_ms=15.5, p99_ms=61.5, steps_per_token=0.43,
+        verified_per_token=2.0, accepted_per_token=0.6, thrown_away_per_token=1.27,
+        bytes_up_per_token=21.0, bytes_down_per_token=14.0, device_busy=0.5, loop_share=0.1,
+        draft_ms=5.0,
+        hits={} if method == "cloud" else {"full": 0.31, "branch": 0.22, "hint": 0.0},
+    )  # fmt: skip
 
 
 @pytest.fixture
 def figures():
-    return {
-        "pair": "a pair",
-        "machine": {"processor": "a processor", "cores": 2, "system": "Linux", "gpus": ()},
-        "rtts_ms": [0, 50],
-        "methods": METHODS,
-        "cells": [cell(rtt, method, speed) for (rtt, method), speed in SPEEDS.items()],
-        "link_accuracy": {"0": {"median_ms": 0.1, "p99_ms": 0.2}},
-    }
+    cells = [cell(rtt, method, speed) for (rtt, method), speed in SPEEDS.items()]
+    return LinkFigures(
+        pair="a pair",
+        machine=Machine(processor=Processor(model="a processor"), cores=2, system="Linux"),
+        rtts_ms=[0, 50],
+        methods=METHODS,
+        cells=cells,
+        tokens_per_s=speeds_of(cells),
+        worst_ratio_to_cloud=1.6,
+        worst_ratio_useless=None,
+        link_accuracy={"0": Accuracy(0.1, 0.2)},
+        times=StepTimes(
+            target_ms=20, token_ms=2, cloud_draft_ms=5, hint_ms=9, draft_ms=5, batch=[1.0]
+        ),
+        prompts=1,
+        draft_length=4,
+        temperature=0.0,
+        link=LinkShape(),
+    )
 
 
 @pytest.fixture
@@ -73,13 +92,12 @@ def test_every_method_has_a_line_and_a_missing_cell_is_a_gap(tmp_path, figures, 
 
 
 def test_labels_of_near_rtts_do_not_run_into_each_other(tmp_path, figures, saved):
-    figures["rtts_ms"] = [0, 5, 50, 200]
-    plot_link(tmp_path / "link.png", figures)
+    plot_link(tmp_path / "link.png", replace(figures, rtts_ms=[0, 5, 50, 200]))
     labels = [label.get_text() for label in saved[0].axes[0].get_xticklabels()]
     assert labels == ["0", "", "50", "200"]
 
 
-def test_the_ablation_is_relative_to_ours(tmp_path, figures, saved):
+def test_the_ablation_is_relative_to_edgespec(tmp_path, figures, saved):
     plot_ablation(tmp_path / "ablation.png", figures)
     check_png(tmp_path / "ablation.png", 800)
     axes = saved[0].axes[0]
@@ -89,14 +107,12 @@ def test_the_ablation_is_relative_to_ours(tmp_path, figures, saved):
     assert {text.get_text() for text in axes.texts} == {"0.75", "0.90", ""}
 
 
-def test_an_ablation_without_ours_or_without_parts(tmp_path, figures):
-    figures["cells"] = [
-        c for c in figures["cells"] if (c["rtt_ms"], c["method"]) != (50, "edgespec")
-    ]
-    plot_ablation(tmp_path / "ablation.png", figures)
-    figures["methods"] = ["cloud", "edgespec"]
+def test_an_ablation_without_edgespec_or_without_parts(tmp_path, figures):
+    cells = [c for c in figures.cells if (c.rtt_ms, c.method) != (50, "edgespec")]
+    fewer = replace(figures, cells=cells)
+    plot_ablation(tmp_path / "ablation.png", fewer)
     with pytest.raises(EdgespecError, match="edgespec without"):
-        plot_ablation(tmp_path / "ablation.png", figures)
+        plot_ablation(tmp_path / "ablation.png", replace(fewer, methods=["cloud", "edgespec"]))
 
 
 @pytest.mark.parametrize("plot", [plot_link, plot_ablation])
@@ -104,7 +120,7 @@ def test_what_cannot_be_plotted_is_said(tmp_path, figures, plot):
     with pytest.raises(EdgespecError, match="cannot be written"):
         plot(tmp_path / "none" / "plot.png", figures)
     with pytest.raises(EdgespecError, match="nothing to plot"):
-        plot(tmp_path / "plot.png", figures | {"cells": []})
+        plot(tmp_path / "plot.png", replace(figures, cells=[]))
 
 
 def test_the_table_has_a_section_an_rtt_and_dashes_for_what_was_not_run(figures):
