@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_runtime.memory.limits import default_limit, share_of
 from cloud_runtime.server import CloudLoop
@@ -61,6 +61,7 @@ def _status(target: str, settings: CloudSettings) -> Iterator[Status | None]:
 
 
 def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> None:
+    """Loads the models and runs the loop until it is drained."""
     trace = Trace(settings.trace, "cloud") if settings.trace else None
     manifest = bundle.manifest
     if not (is_loopback(settings.bind) or settings.clients or settings.any_client):
@@ -77,41 +78,13 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
     )
     try:
         log.info("loading %s from %s", manifest.target.origin.name, bundle.folder)
-        threads = settings.threads or usable_cores()
-        engine = open_target(bundle, settings.backend, threads)
-        cloud_draft = _cloud_draft(bundle, settings, threads)
-        memory = settings.kv_memory or default_limit(engine)
-        share = share_of(memory, engine, cloud_draft)
-        settings = replace(settings, kv_memory=memory - share)
-        engine.limit(settings.kv_memory)
-        drafter = None
-        if cloud_draft is not None:
-            cloud_draft.limit(share)
-            calibration = bundle.draft(settings.draft).calibration
-            drafter = ModelDrafter(
-                cloud_draft, settings.draft, calibration, branches=1, memory_bytes=share
-            )
-        exits = tuple(manifest.target.exits) if settings.hints else ()
-        speeds = measure(engine, drafter, hints=bool(exits), policy=settings.scheduler)
-        identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits)
-        service = Service(identity, engine, settings, speeds)
-        if service.memory.context < engine.context:
-            log.warning(
-                "--kv-memory holds at most %d tokens of a session, prompt included; the target "
-                "could have %d", service.memory.context, engine.context,
-            )  # fmt: skip
+        models = _load(bundle, settings)
+        engine, settings = models.engine, models.settings
+        service = _service(bundle, models)
         loop = CloudLoop(
-            hub, service, engine, settings, drafter=drafter, trace=trace, status=status
+            hub, service, engine, settings, drafter=models.drafter, trace=trace, status=status
         )
         interrupted = _drain_on_signals(loop)
-        log.info(
-            "a step takes %.1f ms and %.1f more for each draft token%s",
-            1e3 * speeds.costs.step(1),
-            1e3 * (speeds.costs.step(3) - speeds.costs.step(2)),
-            f"; a step of the cloud draft takes {1e3 * speeds.cloud_draft.step(1):.1f} ms"
-            if speeds.cloud_draft
-            else "",
-        )
         if status is not None:
             status.listening(service, hub.endpoint)
         log.info("listening on %s", hub.endpoint)
@@ -124,6 +97,55 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         hub.close()
         if trace:
             trace.close()
+
+
+class _Models(NamedTuple):
+    engine: StagedEngine
+    drafter: ModelDrafter | None
+    settings: CloudSettings
+    """The settings with the target's share of the KV cache."""
+
+
+def _load(bundle: Bundle, settings: CloudSettings) -> _Models:
+    """Loads the target and the cloud draft, and divides the KV cache between them."""
+    threads = settings.threads or usable_cores()
+    engine = open_target(bundle, settings.backend, threads)
+    cloud_draft = _cloud_draft(bundle, settings, threads)
+    memory = settings.kv_memory or default_limit(engine)
+    share = share_of(memory, engine, cloud_draft)
+    settings = replace(settings, kv_memory=memory - share)
+    engine.limit(settings.kv_memory)
+    drafter = None
+    if cloud_draft is not None:
+        cloud_draft.limit(share)
+        calibration = bundle.draft(settings.draft).calibration
+        drafter = ModelDrafter(
+            cloud_draft, settings.draft, calibration, branches=1, memory_bytes=share
+        )
+    return _Models(engine, drafter, settings)
+
+
+def _service(bundle: Bundle, models: _Models) -> Service:
+    """Measures step times and puts the service together."""
+    manifest, engine, settings = bundle.manifest, models.engine, models.settings
+    exits = tuple(manifest.target.exits) if settings.hints else ()
+    speeds = measure(engine, models.drafter, hints=bool(exits), policy=settings.scheduler)
+    identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits)
+    service = Service(identity, engine, settings, speeds)
+    if service.memory.context < engine.context:
+        log.warning(
+            "--kv-memory holds at most %d tokens of a session, prompt included; the target "
+            "could have %d", service.memory.context, engine.context,
+        )  # fmt: skip
+    log.info(
+        "a step takes %.1f ms and %.1f more for each draft token%s",
+        1e3 * speeds.costs.step(1),
+        1e3 * (speeds.costs.step(3) - speeds.costs.step(2)),
+        f"; a step of the cloud draft takes {1e3 * speeds.cloud_draft.step(1):.1f} ms"
+        if speeds.cloud_draft
+        else "",
+    )
+    return service
 
 
 def _drain_on_signals(loop: CloudLoop) -> list[int]:

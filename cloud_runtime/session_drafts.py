@@ -10,7 +10,7 @@ from edgespec.confidence import AcceptanceEstimate
 from edgespec.policies import SchedulerPolicy
 from edgespec.protocol import Draft
 
-REMEMBERED_VERDICTS = 64
+REMEMBERED_VERDICTS_COUNT = 64
 
 
 class DraftArrivals:
@@ -22,7 +22,7 @@ class DraftArrivals:
         """Seconds between draft tokens; 0: unknown."""
         self.reaction_s = 0.0
         """Seconds from sending a verdict to the first token drafted after it; 0: unknown."""
-        self._sent: deque[tuple[int, float]] = deque(maxlen=REMEMBERED_VERDICTS)
+        self._sent: deque[tuple[int, float]] = deque(maxlen=REMEMBERED_VERDICTS_COUNT)
         """Verdicts: the committed tokens after each, and when it was sent."""
 
     def verdict_sent(self, length: int, now: float) -> None:

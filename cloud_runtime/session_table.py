@@ -20,7 +20,7 @@ from engines.base import Engine
 
 Outgoing = list[tuple[bytes, Message]]
 """Messages with the peers that they go to."""
-LONGEST_ERROR = 1000
+ERROR_CHARACTERS = 1000
 """Characters of an error message."""
 
 
@@ -265,4 +265,4 @@ class SessionTable:
 
 
 def _invalid(message: Open | Draft, reason: str) -> Error:
-    return Error("invalid", reason[:LONGEST_ERROR], message.session)
+    return Error("invalid", reason[:ERROR_CHARACTERS], message.session)

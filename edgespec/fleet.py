@@ -1,6 +1,6 @@
-"""What a cloud shows of itself: the JSON of `/fleet`, written there and read by `edgespec top`.
+"""State of a cloud as the JSON of `/fleet`, which `edgespec top` reads.
 
-Times are seconds, rates tokens a second, memory bytes.
+Times are in seconds, rates in tokens per second, memory in bytes. "Recent" means the last seconds.
 """
 
 from __future__ import annotations
@@ -12,35 +12,39 @@ import msgspec
 from edgespec.energy_report import Energy
 
 State = Literal["running", "reading", "waiting", "evicted", "away"]
-"""Of a session: tokens come; its prompt is read; it waits to begin; its slot was lent to another;
-its device cannot be reached."""
+"""State of a session: it decodes; its prompt is run; it waits for its first slot; its slot was
+taken away; its device cannot be reached."""
 STATES: tuple[State, ...] = ("running", "reading", "waiting", "evicted", "away")
 
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     session: str
-    """As log lines write it."""
+    """Session id, hexadecimal as in log lines."""
     device: str
     drafter: str
     hardware: str
     mode: str
-    """Who drafts: `edge`, `edge + cloud-draft`, `cloud-draft` or `cloud`."""
+    """What drafts: `edge`, `edge + cloud-draft`, `cloud-draft` or `cloud`."""
     state: State
     tokens: int
-    """Of the answer, so far."""
+    """Tokens of the answer so far."""
     rate: float
+    """Measured tokens per second."""
     target_rate: float
-    """Tokens a second that its device asked for; 0: as fast as possible."""
+    """Tokens per second that its device asked for; 0: as fast as possible."""
     verified: int
+    """Draft tokens that the target verified."""
     confirmed: int
+    """Verified draft tokens that are the target's own."""
     reaction: float
-    """From a verdict's leaving to the device's first id after it: the round trip and a draft step;
-    0: not known."""
+    """Time from sending a verdict to the device's first draft token after it, which is the round
+    trip and a draft step; 0: unknown."""
     seconds: float
-    """Since it was opened."""
+    """Time since it was opened."""
 
     @property
     def acceptance(self) -> float:
+        """Share of verified draft tokens that were confirmed; 0 where none were verified."""
         return self.confirmed / self.verified if self.verified else 0.0
 
 
@@ -49,12 +53,12 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     drafter: str
     hardware: str
     silent: float
-    """Since it last said anything."""
+    """Time since its last packet."""
     sessions: int
     away: str
-    """Why it cannot be reached; empty: it can."""
+    """Reason why messages do not reach it; empty: they do."""
     troubles: dict[str, int]
-    """Packets by what was wrong with them."""
+    """Dropped packets and unsent messages by reason."""
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,32 +67,35 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     uptime: float = 0.0
     endpoint: str = ""
     step: float = 0.0
-    """A step of the target, on average over the last seconds."""
+    """Mean duration of a recent step of the target."""
     step_error: float = 0.0
     """Median relative error of the predicted time of a step that decodes or verifies."""
     prompt_step_error: float = 0.0
-    """The same of a step over prompts."""
+    """Median relative error of the predicted time of a step over prompts."""
     rows: float = 0.0
+    """Mean rows of a recent step."""
     width: float = 0.0
-    """Sessions and tokens of a step, likewise."""
+    """Mean tokens of a recent step, over all its rows."""
     rate: float = 0.0
-    """Of all sessions together, likewise."""
+    """Recent tokens per second of all sessions together."""
     acceptance: float = 0.0
-    """Confirmed of verified ids, likewise; 0 where none were."""
+    """Share of recently verified draft tokens that were confirmed; 0 where none were verified."""
     memory_used: int = 0
-    """Of the KV cache, by open sessions."""
+    """KV cache of open sessions."""
     memory_kept: int = 0
-    """By texts that are kept because others may begin with them; given up when room is wanted."""
+    """KV cache kept of ended sessions for prompts with the same prefix; freed on demand."""
     memory_limit: int = 0
+    """Bound of the KV cache."""
     evictions: int = 0
-    """Slots taken from sessions, which read their text again when they go on."""
+    """Slots taken away from open sessions."""
     read_again: int = 0
-    """Tokens that were computed again because of that."""
+    """Tokens that were run again after an eviction."""
     prefix_queries: int = 0
+    """Tokens that sessions began with."""
     prefix_hits: int = 0
-    """Tokens that sessions began with, and those of them that were in the cache."""
+    """Tokens that sessions began with and that were in the cache."""
     energy: Energy | None = None
-    """Of the cloud's machine since it began to listen; None: nobody asked."""
+    """Energy of the cloud's machine since it began to listen; None: not measured."""
     sessions: tuple[SessionView, ...] = ()
     devices: tuple[DeviceView, ...] = ()
-    """Those that were heard of in the last minute, or have a session."""
+    """Devices that sent a packet in the last minute or have a session."""

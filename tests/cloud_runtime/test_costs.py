@@ -1,4 +1,4 @@
-"""The model of what a step costs, held against machines that keep to one."""
+"""The cost model of steps, on machines that follow such a model exactly."""
 
 import random
 
@@ -31,7 +31,7 @@ def taught(costs, chance, count, *, factor=1.0, noise=0.0, least=1):
     ("rows", "width", "cached", "milliseconds"),
     [(1, 1, 0, 22), (1, 5, 0, 26), (2, 5, 0, 32), (1, 1, 1000, 23), (0, 1, 0, 20)],
 )
-def test_before_anything_is_measured_a_step_takes_a_moment(rows, width, cached, milliseconds):
+def test_the_first_guess(rows, width, cached, milliseconds):
     assert StepCosts().step(width, rows, cached) == pytest.approx(milliseconds / 1e3)
 
 
@@ -46,7 +46,7 @@ def test_a_machine_that_keeps_to_the_model_is_recovered(rows, width, cached):
 
 
 def test_the_median_error_of_predictions_is_told():
-    """Each prediction is made before its step was measured; the first ones were guesses."""
+    """Each prediction is made before its step is measured; the first ones are guesses."""
     costs = StepCosts()
     assert costs.error == 0.0
     taught(costs, random.Random(3), 200, noise=0.03)
@@ -68,7 +68,7 @@ def test_rows_are_padded_to_what_the_engine_runs_at_least():
 
 
 def test_one_row_alone_tells_what_tokens_cost():
-    """As at the start, when only steps of one session were measured."""
+    """The state at the start, when only steps of one session have been measured."""
     costs = StepCosts()
     for _ in range(3):
         for width in (1, 2, 4, 8):
@@ -87,7 +87,7 @@ def test_it_follows_a_machine_that_slows_down_and_recovers():
 
 @pytest.mark.parametrize("remembers", [False, True])
 def test_what_was_measured_at_the_start_decides_what_later_steps_leave_open(remembers):
-    """Nothing but decoding by one to eight sessions from then on."""
+    """From then on one to eight sessions only decode."""
     costs, chance = taught(StepCosts(), random.Random(1), 60), random.Random(2)
     if remembers:
         costs.remember()

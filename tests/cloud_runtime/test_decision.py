@@ -1,4 +1,4 @@
-"""What the cloud does next, as tables. Times in milliseconds, figures worked out by hand."""
+"""The cloud's next action, as tables. Times in milliseconds, figures worked out by hand."""
 
 import itertools
 import random
@@ -23,9 +23,9 @@ def steep(rows, width):
 
 
 def cloud_draft(milliseconds):
-    """A draft beside the target that takes so long for any number of texts, and half a millisecond
-    for each further token that it reads."""
-    return lambda texts, width: (milliseconds + 0.5 * (width - 1)) / 1e3
+    """Step time of a cloud draft for any number of sessions, plus 0.5 ms for each further token
+    that it reads."""
+    return lambda sessions, width: (milliseconds + 0.5 * (width - 1)) / 1e3
 
 
 DECODE = Decision("verify", 0)
@@ -89,7 +89,7 @@ def test_of_one_session_the_best_rate_wins(outlook, step, expected):
         (LACKS, 25, DECODE),
         # Nor one that is seldom right: 1.1/25 < 1/20.
         (Outlook(cloud_draft=True, cloud_draft_confidence=0.1), 3, DECODE),
-        # With ids here that are sure to be wrong, nothing behind them is worth drafting.
+        # With ids here that are almost certainly wrong, nothing behind them is worth drafting.
         (Outlook(arrived=(0.02,), cloud_draft=True, cloud_draft_confidence=0.9), 3, DECODE),
         # The device is faster than the draft here: 2.71/28 = 0.097 against at best 4.1/52 = 0.079.
         (
@@ -119,16 +119,16 @@ def test_of_one_session_the_best_rate_wins(outlook, step, expected):
         (Outlook(cloud_draft=True, cloud_draft_confidence=1.0), 0, Decision("draft", AHEAD)),
     ],
 )
-def test_drafting_beside_the_target_is_a_way_like_the_others(outlook, milliseconds, expected):
+def test_the_cloud_draft_is_an_option_like_the_others(outlook, milliseconds, expected):
     assert decide([outlook], flat, cloud_draft(milliseconds)) == expected
 
 
-def test_without_a_draft_beside_the_target_nothing_is_drafted_there():
+def test_without_a_cloud_draft_nothing_is_drafted_in_the_cloud():
     assert decide([LACKS], flat) == DECODE
 
 
-def test_drafting_beside_the_target_ends():
-    """Each further id is worth less, so that at some length verifying wins."""
+def test_the_cloud_draft_ends():
+    """Each further token is worth less, so that verifying wins at some length."""
     here = []
 
     def decision():
@@ -144,8 +144,8 @@ def test_drafting_beside_the_target_ends():
     assert decision().ids == len(here)
 
 
-NOBODYS = Outlook()
-SURE = Outlook(arrived=(0.95, 0.95))
+NO_DRAFT = Outlook()
+CONFIDENT = Outlook(arrived=(0.95, 0.95))
 DOUBTFUL = Outlook(arrived=(0.05, 0.05))
 HALF = Outlook(arrived=(0.6,))
 
@@ -154,18 +154,18 @@ HALF = Outlook(arrived=(0.6,))
     ("outlooks", "expected"),
     [
         # Four tokens in 26.
-        ([NOBODYS] * 4, DECODE),
+        ([NO_DRAFT] * 4, DECODE),
         # Alone it is worth its room, 1.6/22 > 1/20, but not that of three more: 4/26 > 4.6/34.
         ([HALF], Decision("verify", 1)),
-        ([HALF, *[NOBODYS] * 3], DECODE),
+        ([HALF, *[NO_DRAFT] * 3], DECODE),
         # Where all have one it is again: 4/26 = 0.154 < 6.4/34 = 0.188.
         ([HALF] * 4, Decision("verify", 1)),
-        # Doubtful ids are not worth it, 1/20 > 1.05/22, but cost nothing beside sure ones:
+        # Doubtful ids are not worth it, 1/20 > 1.05/22, but cost nothing where another has two:
         # 2/22 < 3/26 < 3.905/30 = 0.130.
         ([DOUBTFUL], DECODE),
-        ([SURE, DOUBTFUL], Decision("verify", 2)),
+        ([CONFIDENT, DOUBTFUL], Decision("verify", 2)),
         # Two rows wide for one, four for many: 5/28 = 0.179 > 5.95/38 > 6.85/48.
-        ([SURE, *[NOBODYS] * 4], DECODE),
+        ([CONFIDENT, *[NO_DRAFT] * 4], DECODE),
         # One width for all: 4/26 = 0.154, 7.6/34 = 0.224, with one row longer 8.41/42 = 0.2.
         ([Outlook(arrived=(0.9, 0.9)), *[Outlook(arrived=(0.9,))] * 3], Decision("verify", 1)),
         # A row that has two tokens to run is as wide with none as its neighbour with one.
@@ -196,13 +196,13 @@ def soon(*coming):
         ([HERE, soon(0.012)], Decision("verify", 1)),
         # Until the first of them, though the second is why: 2/22, 2.9/29 = 0.1, 3.8/31 = 0.123.
         ([soon(0.003), soon(0.005)], Decision("wait", 0, 0.003)),
-        # Nine do not wait for one: 9/36 = 0.25 > 9.9/56.
-        ([soon(0.002), *[NOBODYS] * 8], DECODE),
+        # Nine sessions do not wait for one: 9/36 = 0.25 > 9.9/56.
+        ([soon(0.002), *[NO_DRAFT] * 8], DECODE),
         # But all for all: 8/34 = 0.235 < 15.2/52 = 0.292.
         ([soon(0.002)] * 8, Decision("wait", 0, 0.002)),
         # Not for one far away: 2/22 > 3.8/66.
         ([soon(0.040), soon(0.040)], DECODE),
-        # Nobody waits longer than for the last that is worth it: 2/22, 2.9/28, 2.9/86.
+        # The wait is no longer than for the last token that is worth it: 2/22, 2.9/28, 2.9/86.
         ([soon(0.002), soon(0.060)], Decision("wait", 0, 0.002)),
     ],
 )
@@ -214,9 +214,9 @@ def test_waiting_among_several(outlooks, expected):
 THREE = Outlook(arrived=(0.9, 0.9, 0.9))
 
 
-def per_text(texts, width):
-    """2 ms and 1 for each text."""
-    return 0.002 + 0.001 * texts
+def per_session(sessions, width):
+    """2 ms and 1 for each session."""
+    return 0.002 + 0.001 * sessions
 
 
 @pytest.mark.parametrize(
@@ -229,28 +229,28 @@ def per_text(texts, width):
         # 8.19/54 = 0.152, 9.37/62 = 0.151.
         ([LACKS, LACKS], Decision("draft", 4)),
         # Six that decode make a step wide: 7/32 = 0.219 > 7.9/49.
-        ([LACKS, *[NOBODYS] * 6], DECODE),
-        # Nobody waits for a draft that is seldom right: 5.69/42 = 0.1354 > 6.22/46 = 0.1351.
+        ([LACKS, *[NO_DRAFT] * 6], DECODE),
+        # A draft that is seldom right is not worth its steps: 5.69/42 = 0.1354 > 6.22/46 = 0.1351.
         (
             [Outlook(arrived=(0.9,) * 6), Outlook(cloud_draft=True, cloud_draft_confidence=0.1)],
             Decision("verify", 5),
         ),
     ],
 )
-def test_drafting_beside_for_those_who_lack_ids(outlooks, expected):
-    assert decide(outlooks, flat, per_text) == expected
-    assert decide(outlooks[::-1], flat, per_text) == expected
+def test_the_cloud_draft_is_for_sessions_that_lack_tokens(outlooks, expected):
+    assert decide(outlooks, flat, per_session) == expected
+    assert decide(outlooks[::-1], flat, per_session) == expected
 
 
-def test_those_who_lack_most_are_drafted_for_first():
+def test_sessions_that_lack_most_are_drafted_for_first():
     texts = []
 
     def counted(number, width):
         texts.append(number)
-        return per_text(number, width)
+        return per_session(number, width)
 
     has_two = Outlook(arrived=(0.9, 0.9), cloud_draft=True, cloud_draft_confidence=0.9)
-    decide([has_two, LACKS, NOBODYS], flat, counted)
+    decide([has_two, LACKS, NO_DRAFT], flat, counted)
     assert texts == [1, 1, *[2] * (AHEAD - 2)]
 
 
@@ -265,7 +265,7 @@ def test_those_who_lack_most_are_drafted_for_first():
         (201, DECODE),
     ],
 )
-def test_what_the_draft_beside_has_yet_to_read_counts(unread, expected):
+def test_tokens_that_the_cloud_draft_has_to_read_count(unread, expected):
     outlook = Outlook(cloud_draft=True, cloud_draft_confidence=0.9, unread_tokens=unread)
     assert decide([outlook], flat, cloud_draft(3)) == expected
 
@@ -278,7 +278,7 @@ LOCKSTEP = Outlook(arrived=(0.05, 0.05), lockstep=True)
     [
         # All of it, though 1/20 would be better …
         ([LOCKSTEP], Decision("verify", 2)),
-        ([LOCKSTEP, NOBODYS], Decision("verify", 2)),
+        ([LOCKSTEP, NO_DRAFT], Decision("verify", 2)),
         ([Outlook(lockstep=True)], DECODE),
         # … and what others have more: 3.76/30 = 0.125 < 4.49/34 = 0.132.
         ([LOCKSTEP, THREE], Decision("verify", 3)),
@@ -302,7 +302,7 @@ def test_lock_step_verifies_what_came(outlooks, expected):
     ],
 )
 def test_an_urgent_session_may_widen_the_step(weight, expected):
-    assert decide([Outlook(arrived=(0.9,), weight=weight), *[NOBODYS] * 3], flat) == expected
+    assert decide([Outlook(arrived=(0.9,), weight=weight), *[NO_DRAFT] * 3], flat) == expected
 
 
 TEN = (0.9,) * 10
@@ -341,7 +341,7 @@ def test_it_looks_no_further_than_it_must():
 
 
 def test_the_budget_is_that_of_trying_all():
-    """Against every number of ids, added up session by session."""
+    """The budget is compared with every number of draft tokens, summed session by session."""
     chance = random.Random(0)
     for _ in range(300):
         outlooks = [

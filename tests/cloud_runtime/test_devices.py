@@ -25,7 +25,7 @@ def test_a_hello_names_a_stranger():
     assert (stranger.heard_at, stranger.hardware, stranger.drafter) == (2.0, "a board", "cpu-int8")
 
 
-def test_the_longest_silent_is_forgotten_first_and_strangers_push_out_nobody():
+def test_the_longest_silent_is_forgotten_first_and_strangers_displace_no_device():
     devices = Devices(LinkLimits(known_devices=3))
     for peer in (b"a", b"b", b"c"):
         devices.greet(devices.heard(peer, 0.0), HELLO)

@@ -1,4 +1,4 @@
-"""What the cloud says of its devices: who, what and why, and not one line a packet."""
+"""Log lines about devices: device, event and reason, and not one line a packet."""
 
 import logging
 
@@ -78,7 +78,7 @@ def test_the_end_of_a_session_has_its_figures(service):
     assert service.tally.finished == {"closed": 1}
 
 
-def test_a_full_house_is_news_but_no_warning(service):
+def test_a_refusal_for_lack_of_room_is_logged_but_is_no_warning(service):
     tell(service, HELLO)
     tell(service, opening(1))
     tell(service, opening(2))

@@ -1,4 +1,4 @@
-"""What a cloud keeps of a device's tree, as the packets come."""
+"""The paths that a cloud keeps of a device's tree, packet by packet."""
 
 import pytest
 
@@ -13,7 +13,7 @@ PROMPT = (10, 11, 12)
 
 
 class Cloud:
-    """Paths behind a committed text of three ids."""
+    """Paths behind three committed tokens."""
 
     def __init__(self):
         self.committed = list(PROMPT)
@@ -28,7 +28,7 @@ class Cloud:
 
     @property
     def ahead(self):
-        """The round that goes on, and its ids beyond the committed text."""
+        """The round of the best path, and its tokens beyond the committed ones."""
         best = self.paths.best()
         return None if best is None else (best.round, best.ahead(len(self.committed)))
 
@@ -150,7 +150,7 @@ def test_a_round_that_falls_behind_is_left(cloud):
     assert cloud.ahead == (1, [22])
 
 
-def test_probabilities_are_kept_and_trust_learns_from_what_came_true(cloud):
+def test_confidences_are_kept_and_the_estimate_learns_from_committed_tokens(cloud):
     cloud.draft(1, 0, 3, [20, 21], b"\xff\x33")
     path = cloud.draft(1, 0, 4, [21, 22], b"\x00\x66")
     assert path.confidences_ahead(3) == pytest.approx([1.0, 0.2, 0.4])
@@ -176,7 +176,7 @@ def test_an_id_is_judged_once(cloud):
 
 
 def test_a_round_whose_beginning_was_lost_is_dropped(cloud):
-    """Its first packet stood at 3; what the cloud committed there since is another text."""
+    """Its first packet stood at position 3, where the cloud has committed other tokens since."""
     cloud.commit(20, 21)
     assert cloud.draft(1, 1, 5, [22]) is None
     assert cloud.ahead is None

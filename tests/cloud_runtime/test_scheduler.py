@@ -98,13 +98,13 @@ def done(batch, now):
 @pytest.mark.parametrize(
     ("sessions", "order"),
     [
-        # Without a promise it is due since it could be served.
+        # Without a target rate it is due since it could be served.
         ([decoding(1, ready=99.9), decoding(2, ready=99.8), decoding(3, ready=99.95)], [2, 1, 3]),
-        # A promise of 10 tokens a second, half a second ago and in half a second.
+        # With a target rate, due half a second ago and in half a second.
         ([decoding(1, ready=99.6), rated(2, -0.5)], [2, 1]),
         ([rated(1, 0.5), decoding(2, ready=99.9)], [2, 1]),
         ([rated(1, -0.1), rated(2, -0.3), rated(3, -0.2)], [2, 3, 1]),
-        # Later than that is not more urgent: then whoever was served longest ago.
+        # Later than that is not more urgent: the session that was served longest ago goes first.
         ([rated(1, -50.0, ready=99.9), decoding(2, ready=NOW - POLICY.lateness_s - 0.5)], [2, 1]),
         ([rated(1, -50.0, ready=98.0), decoding(2, ready=NOW - POLICY.lateness_s - 0.5)], [1, 2]),
         ([rated(1, -50.0), decoding(2, ready=NOW - POLICY.lateness_s / 2)], [1, 2]),
@@ -116,11 +116,11 @@ def test_the_earliest_due_goes_first(sessions, order, most):
     assert ids_of(picked(sessions, max_batch_rows=most)) == order[: most or None]
 
 
-@pytest.mark.parametrize("promises", [0, 1, 5])
-def test_nobody_starves(promises):
-    """Sixty sessions for one place, steps of 100 ms; some are promised what nobody could keep."""
-    sessions = [rated(n, -5.0, rate=1000.0, ready=NOW - 5) for n in range(promises)]
-    sessions += [decoding(n, ready=NOW) for n in range(promises, 60)]
+@pytest.mark.parametrize("rates", [0, 1, 5])
+def test_no_session_starves(rates):
+    """Sixty sessions share one row, steps of 100 ms; some have a target rate that is impossible."""
+    sessions = [rated(n, -5.0, rate=1000.0, ready=NOW - 5) for n in range(rates)]
+    sessions += [decoding(n, ready=NOW) for n in range(rates, 60)]
     served, now = dict.fromkeys(range(60), 0), NOW
     for _ in range(60 * 4):
         batch = applied(planned(sessions, now=now, max_batch_rows=1))
@@ -128,7 +128,9 @@ def test_nobody_starves(promises):
         done(batch, now)
         served[batch.sessions[0].id] += 1
     assert min(served.values()) >= 3
-    assert max(served.values()) <= 5 + 10 * bool(promises), "the first second is theirs"
+    assert max(served.values()) <= 5 + 10 * bool(rates), (
+        "the first second belongs to the rated ones"
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_nobody_starves(promises):
      ({"terms": LOCKSTEP}, False), ({"terms": LOCKSTEP, "waiting": True}, True),
      ({"terms": LOCKSTEP, "opened": False}, True), ({"left": 1}, True)],
 )  # fmt: skip
-def test_who_is_not_ready_or_has_no_slot_is_not_served(ready, served):
+def test_a_session_that_is_not_ready_or_has_no_slot_is_not_served(ready, served):
     assert (picked([decoding(1, **ready)]) == Wait(None)) == (not served)
     batch = picked([decoding(1, **ready), decoding(2)])
     assert ids_of(batch) == ([1, 2] if served else [2])
@@ -147,7 +149,7 @@ def test_who_is_not_ready_or_has_no_slot_is_not_served(ready, served):
 
 
 def early(seconds):
-    """Two that decode and one that is not due for so long; a step of theirs takes 29 ms."""
+    """Three sessions, early by `seconds` or without a target rate; their step takes 29 ms."""
     return [decoding(8), decoding(9), decoding(7)] if seconds is None else [
         rated(n, seconds) for n in (7, 8, 9)
     ]  # fmt: skip
@@ -156,7 +158,7 @@ def early(seconds):
 @pytest.mark.parametrize(
     ("chunks", "others", "about", "settings", "width"),
     [
-        # Nobody waits: as wide as it may be.
+        # No other session waits: as wide as it may be.
         (QUICK, [], {}, {}, 64),
         (QUICK, [], {}, {"prefill_chunk": 512}, 512),
         # No longer than a step of those who wait, which takes 29 ms.
@@ -176,7 +178,7 @@ def early(seconds):
         (QUICK, early(None), {"cached": 3990}, {}, 10),
     ],
 )
-def test_a_prompts_chunk_takes_as_long_as_those_who_wait_can_bear(
+def test_a_prompts_chunk_takes_as_long_as_waiting_sessions_can_bear(
     chunks, others, about, settings, width
 ):
     cached = about.get("cached", 0)
@@ -188,7 +190,7 @@ def test_a_prompts_chunk_takes_as_long_as_those_who_wait_can_bear(
 
 
 def test_a_long_prompt_and_the_others_take_turns():
-    """However long it is, nobody waits for more than one chunk of it."""
+    """However long the prompt is, no session waits for more than one chunk of it."""
     prompt, others = decoding(1, length=2014, pending=2014), [decoding(n) for n in (2, 3, 4)]
     times, now, turns = speeds(), NOW, []
     waited = dict.fromkeys((2, 3, 4), NOW)
@@ -210,8 +212,8 @@ def test_a_long_prompt_and_the_others_take_turns():
     assert set(ids_of(picked([prompt, *others], times, now))) == {1, 2, 3, 4}, "it is none now"
 
 
-def test_those_who_came_and_went_on_do_not_keep_a_prompt_waiting():
-    """Short answers come all the time; each is as new as the prompt's last chunk is old."""
+def test_new_short_sessions_do_not_keep_a_prompt_waiting():
+    """Short answers arrive all the time, each opened when the prompt's last chunk ended."""
     prompt, now, chunks = decoding(1, length=2000, pending=2000), NOW, 0
     for number in range(2, 60):
         batch = picked([prompt, decoding(number, ready=now)], now=now)
@@ -222,7 +224,7 @@ def test_those_who_came_and_went_on_do_not_keep_a_prompt_waiting():
 
 
 def prompts(*lengths):
-    """The first came first."""
+    """Sessions with prompts of these lengths; the first was opened first."""
     return [
         decoding(n, length=length, pending=length, ready=NOW - 9 + n, opened=False)
         for n, length in enumerate(lengths, 1)
@@ -285,8 +287,8 @@ def test_further_sessions_of_a_device_wait_where_they_cost_the_others_much(
 
 
 def test_the_sessions_of_a_device_take_turns_that_last_a_while():
-    """Six of one device beside one of another, for six turns each; slots are not moved at every
-    step."""
+    """Six sessions of one device and one of another, for six turns each. Slots are not moved at
+    every step."""
     sessions = [decoding(n, peer=b"a", ready=NOW - n / 1e3, left=4000) for n in range(6)]
     sessions += [decoding(9, peer=b"b", left=4000)]
     now, served, changes, last = NOW, dict.fromkeys([*range(6), 9], 0), 0, []
@@ -304,6 +306,21 @@ def test_the_sessions_of_a_device_take_turns_that_last_a_while():
     assert changes <= 37
 
 
+def test_a_plan_changes_no_session():
+    """The turns of a plan are values; the same sessions give the same plan again."""
+    late = [rated(n, due) for n, due in ((1, -0.1), (2, POLICY.pause_s + 1))]
+    busy = [decoding(n, peer=b"a") for n in range(3, 9)]
+    sessions = [*late, *busy, drafted(decoding(9, terms=Terms()), 3)]
+    before = [(one.turn, one.progress.running, one.cache.length, one.ahead) for one in sessions]
+    first, again = planned(sessions), planned(sessions)
+    assert [(one.turn, one.progress.running, one.cache.length, one.ahead) for one in sessions] == (
+        before
+    )
+    assert first == again and ids_of(first.step)
+    changed = {one.id: turn for one, turn in first.turns}
+    assert changed[2].paused and any(changed[n].left_out for n in range(3, 9) if n in changed)
+
+
 @pytest.mark.parametrize(
     ("late", "due", "before", "paused"),
     [
@@ -313,19 +330,19 @@ def test_the_sessions_of_a_device_take_turns_that_last_a_while():
         (-0.1, POLICY.resume_s + 0.01, True, True),
         (-0.1, POLICY.resume_s - 0.01, True, False),
         (-0.1, -0.2, True, False),
-        # Nobody is late, so nobody is left out.
+        # No session is late, so none is left out.
         (0.1, POLICY.pause_s + 9, False, False),
         (0.1, POLICY.pause_s + 9, True, False),
     ],
 )
-def test_who_is_early_is_left_out_while_another_is_late(late, due, before, paused):
+def test_an_early_session_is_left_out_while_another_is_late(late, due, before, paused):
     one = rated(1, due, paused=before)
     step = applied(planned([rated(2, late), one, decoding(3)]))
     assert sorted(ids_of(step)) == ([2, 3] if paused else [1, 2, 3])
     assert one.turn.paused == paused
 
 
-def test_without_a_promise_nobody_is_late_and_nobody_early():
+def test_without_a_target_rate_no_session_is_late_or_early():
     sessions = [decoding(1, ready=NOW - 60), rated(2, 5.0), decoding(3)]
     assert sorted(ids_of(picked(sessions))) == [1, 2, 3]
     first_token = decoding(4, terms=Terms(target_rate=5.0), opened=False, ready=NOW - 60)
@@ -333,7 +350,7 @@ def test_without_a_promise_nobody_is_late_and_nobody_early():
 
 
 def test_the_early_give_way_until_the_late_one_is_not_late_any_more():
-    """Places for all, but steps too long for the one that was promised most."""
+    """Rows for all, but the steps are too long for the session with the highest target rate."""
     fast = rated(0, -0.2, rate=20.0, left=4000)
     slow = [rated(n, 1.0, rate=2.0, left=4000) for n in range(1, 12)]
     times, now, counts = speeds(), NOW, []
@@ -347,7 +364,7 @@ def test_the_early_give_way_until_the_late_one_is_not_late_any_more():
     for one in (fast, *slow):
         since, length = one.progress.first_verdict
         rate = (one.length - length) / (now - since)
-        assert rate > 0.95 * one.terms.target_rate, "what was promised was kept"
+        assert rate > 0.95 * one.terms.target_rate, "the target rate was kept"
 
 
 @pytest.mark.parametrize(
@@ -374,7 +391,7 @@ def test_no_more_ids_than_may_be_verified_and_committed(ids, left, most, width, 
 
 
 def test_lock_step_verifies_all_that_came_and_others_do_as_pays():
-    """However doubtful; where decoding goes on by itself, nothing is."""
+    """Doubtful tokens are verified in lockstep, and not where the target decodes by itself."""
     doubtful = [
         drafted(decoding(n, terms=terms), 5, 0.02) for n, terms in ((1, LOCKSTEP), (2, Terms()))
     ]
@@ -385,7 +402,7 @@ def test_lock_step_verifies_all_that_came_and_others_do_as_pays():
     assert widths == {1: 6, 2: 6, 3: 1}, "the step is as wide anyway"
 
 
-def test_hints_are_for_those_who_verify_and_asked():
+def test_hints_are_for_sessions_that_verify_and_asked():
     sessions = [
         drafted(decoding(1, terms=Terms(hints=True)), 2),
         drafted(decoding(2, terms=Terms()), 2),
@@ -400,14 +417,14 @@ DRAFT = (0.001, 0.0001, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("max_draft", [3, 32])
-def test_the_draft_beside_is_asked_for_those_who_lack_ids_and_can_use_them(max_draft):
+def test_the_cloud_draft_is_for_sessions_that_lack_tokens_and_can_use_them(max_draft):
     sessions = [
         decoding(1, terms=CLOUD_DRAFT),
         decoding(2, terms=CLOUD_DRAFT, left=3),
         decoding(3),
         drafted(decoding(4, terms=Terms(cloud_draft=True)), 2),
         drafted(decoding(5, terms=Terms(cloud_draft=True, decoding=False)), 2),
-        decoding(6, terms=CLOUD_DRAFT, opened=False),  # nobody drafts before the opening round
+        decoding(6, terms=CLOUD_DRAFT, opened=False),  # nothing is drafted before the first verdict
         decoding(7, terms=CLOUD_DRAFT, left=1),
     ]
     asked = []
@@ -425,12 +442,12 @@ def test_the_draft_beside_is_asked_for_those_who_lack_ids_and_can_use_them(max_d
     assert {session: len(row.tokens) - 1 for session, row in rows(step).items()} == ahead
 
 
-def test_without_a_draft_beside_the_target_nobody_is_drafted_for():
+def test_without_a_cloud_draft_there_are_no_draft_steps():
     assert isinstance(picked([decoding(1, terms=CLOUD_DRAFT)]), Batch)
 
 
 def expecting(number):
-    """Ids come every 2 ms, the next in 1 ms."""
+    """A session whose draft tokens arrive every 2 ms, the next in 1 ms."""
     one = decoding(number, terms=Terms())
     one.drafts.arrivals.verdict_sent(3, now=NOW - 0.010)
     for base, when in ((3, NOW - 0.003), (4, NOW - 0.001)):
@@ -449,7 +466,7 @@ def expecting(number):
         ([expecting(1), *(decoding(n) for n in range(2, 10))], False),
     ],
 )
-def test_waiting_is_a_matter_of_everybodys_rate(sessions, waits):
+def test_waiting_depends_on_the_rate_of_all_sessions(sessions, waits):
     step = picked(sessions)
     assert isinstance(step, Wait if waits else Batch)
     if waits:

@@ -1,4 +1,4 @@
-"""What a failing target or draft does to a running cloud."""
+"""A running cloud whose target or cloud draft fails."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_the_sessions_of_a_failed_batch_end_and_the_cloud_goes_on(house):
     assert answer.stats.token_ids == home.alone(request)
 
 
-def test_sessions_whose_draft_beside_the_target_fails_go_on_without(house, caplog):
+def test_sessions_whose_cloud_draft_fails_go_on_without_it(house, caplog):
     draft = Failing()
     home = house(ToyEngine(), cloud_draft=ModelDrafter(draft, "toy", branches=1))
     request = Request((1, 2), 60)

@@ -1,4 +1,4 @@
-"""The cloud's decisions as a table: what arrives, what is answered, what runs next."""
+"""The service as a table: packets in, replies and batches out."""
 
 import random
 
@@ -44,7 +44,7 @@ CLOUD_DRAFT = Terms(drafting=False, cloud_draft=True)
 
 
 class Desk:
-    """A service, its engine, and a clock that the test turns."""
+    """A service, its engine, and a clock that the test sets."""
 
     def __init__(self, *, cloud_draft=0.0, **settings):
         self.engine = ToyEngine(context=200)
@@ -67,7 +67,7 @@ class Desk:
         return batch
 
     def turn(self):
-        """One batch, if there is one; what it sends."""
+        """Runs one batch, if there is one; returns its messages."""
         batch = self.service.stepping.next(self.now)
         if not isinstance(batch, Batch):
             assert batch == Wait(None)
@@ -84,7 +84,7 @@ class Desk:
         return sent
 
     def verdict(self):
-        """Of one turn, for one device."""
+        """The only verdict of one turn."""
         (found,) = [message for _, message in self.turn() if isinstance(message, Verdict)]
         return found
 
@@ -274,7 +274,7 @@ def test_terms_may_change_at_any_time(desk):
     assert desk.tell(Serve(99, SECRET, PLAIN)) == []
 
 
-def test_the_draft_beside_the_target_is_asked_verified_and_let_go():
+def test_the_cloud_draft_is_asked_verified_and_stopped():
     desk = Desk(cloud_draft=1e-4)
     right = text()
     desk.tell(HELLO)
@@ -341,7 +341,7 @@ def test_an_open_that_is_repeated_resumes_and_one_that_differs_is_refused(desk):
 
 
 def test_a_session_that_a_late_packet_opened_gives_way_to_a_later_open(desk):
-    """The packet was meant for a cloud that has since lost its memory; the device has come on."""
+    """The packet was meant for a cloud that has restarted since; the device has more tokens."""
     desk.tell(opening(terms=PLAIN))
     later = opening(tokens=text()[:8], terms=PLAIN)
     assert desk.tell(later) == [Admitted(1)]
@@ -374,7 +374,7 @@ def test_the_longest_waiting_goes_first_and_the_budget_holds():
     assert desk.service.stepping.next(desk.now) == Wait(None)
 
 
-def test_full_house_is_retryable_and_a_closed_session_makes_room():
+def test_a_refusal_for_lack_of_room_is_retryable_and_a_closed_session_makes_room():
     desk = Desk(max_sessions=1)
     desk.tell(HELLO)
     desk.tell(opening(1))
@@ -397,7 +397,7 @@ def test_a_session_closed_in_the_middle_of_a_batch_gives_its_slot_back():
 
 
 def test_a_session_closed_in_flight_keeps_its_slot_and_a_new_one_waits():
-    """Nobody else's answer suffers when a device leaves and another comes during a batch."""
+    """Other answers are unaffected when a device leaves and another comes during a batch."""
     desk = Desk(max_sessions=2)
     desk.tell(HELLO)
     desk.tell(HELLO, B)

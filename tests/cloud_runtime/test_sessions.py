@@ -146,7 +146,7 @@ def test_in_lock_step_all_that_is_here_is_verified_and_nothing_is_waited_for():
     [
         (0.0, None, 5.0),  # since it could be served
         (0.0, (2.0, 3), 5.0),
-        (4.0, None, 5.0),  # nobody promised when the first token comes
+        (4.0, None, 5.0),  # the first token has no deadline
         (4.0, (2.0, 4), 2.25),
         (4.0, (2.0, 3), 2.5),
         (0.5, (2.0, 4), 4.0),
@@ -169,7 +169,7 @@ def test_when_the_next_token_is_due(rate, began, due):
         (Terms(drafting=False), True, False, False),
     ],
 )
-def test_who_is_expected_to_draft(terms, opened, coming, cloud_draft):
+def test_when_a_draft_is_expected(terms, opened, coming, cloud_draft):
     one = new_session(terms, opened)
     one.drafts.arrivals.verdict_sent(3, now=1.0)
     one.drafts.arrivals.draft_arrived(
@@ -207,14 +207,14 @@ def test_reading_is_charged_once_and_in_full_only_where_the_device_drafts_too():
         (False, 1.0, True, True),
     ],
 )
-def test_among_others_a_device_in_time_is_not_drafted_for(drafting, in_time, shared, may):
+def test_in_a_shared_step_a_device_in_time_is_not_drafted_for(drafting, in_time, shared, may):
     one = new_session(Terms(drafting=drafting, cloud_draft=True), opened=True)
     one.drafts.in_time_share = in_time
     assert one.may_cloud_draft(shared=shared) == may
     assert outlook(one, 0.0, 8, shared=shared).cloud_draft == may
 
 
-def test_a_devices_failures_lower_what_it_promises():
+def test_rejected_tokens_lower_the_probabilities():
     one = new_session()
     for number in range(1, 40):
         one.drafts.paths.add(draft(number, one.length, 99, confidences=b"\xe6"))
@@ -245,7 +245,7 @@ def test_when_the_target_may_go_on(terms, waiting, opened, ready):
     assert not one.ready
 
 
-def test_what_is_drafted_beside_goes_on_along_the_devices_draft():
+def test_the_cloud_draft_continues_the_devices_draft():
     one = new_session(Terms(cloud_draft=True))
     one.drafts.paths.add(draft(1, 3, 20, 21))
     one.add_cloud_token(22, 0.9)
@@ -261,3 +261,15 @@ def test_what_is_drafted_beside_goes_on_along_the_devices_draft():
     one.state.commit([22, 23, 24])
     one.drafts.settle(0.0, in_time=True)
     assert one.draft_prefix == [1, 2, 3, 20, 21, 22, 23, 24], "nothing is left of either"
+
+
+def test_the_cached_length_stays_within_the_committed_tokens():
+    one = new_session()
+    one.cache.advance(3)
+    for length in (-1, 4):
+        with pytest.raises(AssertionError):
+            one.cache.advance(length)
+    one.cache.take(evicted=True)
+    assert (one.cache.slot, one.cache.length, one.cache.lost_tokens) == (None, 0, 3)
+    one.cache.give(5, 2)
+    assert (one.cache.slot, one.cache.length, one.cache.lost_tokens, one.pending) == (5, 2, 0, 1)

@@ -1,4 +1,4 @@
-"""What steps cost, measured on machines that keep to a clock of their own."""
+"""Measuring step times, on engines with a clock of their own."""
 
 import pytest
 
@@ -16,7 +16,7 @@ class Clock:
 
 
 class Timed(ToyEngine):
-    """Takes the time of its kind of step; the first step of each shape twice as long."""
+    """An engine whose steps take a known time; the first of each shape takes twice as long."""
 
     def __init__(self, clock, chunks=0.0002, **options):
         super().__init__(**options)
@@ -78,7 +78,7 @@ def test_a_small_engine_is_measured_as_far_as_it_goes(slots, context, most):
 
 
 class TimedDraft(Timed):
-    """Knows no shapes: it is warm after its first step."""
+    """A draft without shapes: it is warm after its first step."""
 
     def __init__(self, clock, **options):
         super().__init__(clock, **options)
@@ -90,7 +90,7 @@ class TimedDraft(Timed):
 
 
 @pytest.mark.parametrize("slots", [8, 2])
-def test_the_draft_beside_is_measured_by_number_of_texts(slots):
+def test_the_cloud_draft_is_measured_by_number_of_sessions(slots):
     clock = Clock()
     draft = TimedDraft(clock, slots=slots)
     speeds = measure(Timed(clock), ModelDrafter(draft, "toy", branches=1), hints=False, clock=clock)
