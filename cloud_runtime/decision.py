@@ -26,10 +26,10 @@ UNBOUNDED_TOKENS = 1 << 16
 
 @dataclass(frozen=True)
 class Outlook:
-    """What the decision needs to know of a session. Times are seconds from now."""
+    """A session's input to the decision. Times are seconds from now."""
 
     arrived: Sequence[float] = ()
-    """For each draft token that is here, the probability that it is right if those before are."""
+    """Probability of each draft token that is here to be right if those before it are."""
     expected_s: Sequence[float] = ()
     """Arrival time of each further draft token of the device, rising."""
     expected_confidence: float = 0.0

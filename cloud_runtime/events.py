@@ -1,4 +1,4 @@
-"""What the cloud counts and logs about its devices and sessions."""
+"""Counters and log lines about devices and sessions."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from edgespec.protocol import VERSION, Error, ErrorCode, Hello, Message, Welcome
 
 @dataclass(frozen=True)
 class Identity:
-    """What a device must have in common with the cloud."""
+    """The target and tokenizer that a device must share, and the target's exit heads."""
 
     target: str
     """Fingerprint of the target's weights."""

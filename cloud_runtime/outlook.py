@@ -1,4 +1,4 @@
-"""What the decision needs to know of a session, from its drafts and its terms."""
+"""A session's input to the decision, from its drafts and its terms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Reading once then serves the whole answer.
 def outlook(
     session: CloudSession, now: float, most: int, weight: float = 1.0, *, shared: bool = False
 ) -> Outlook:
-    """`most`: draft tokens that are of use. `shared`: other sessions are in the step."""
+    """Returns a session's input to the decision.
+
+    `most`: draft tokens that are of use. `shared`: other sessions are in the step.
+    """
     drafts, terms, policy = session.drafts, session.terms, session.policy
     path = session.best_path()
     by_cloud = path is not None and path is drafts.cloud_path

@@ -110,7 +110,7 @@ class _Picker:
     def _prompt_batch(
         self, prompts: Sequence[CloudSession], others: Sequence[CloudSession]
     ) -> Batch:
-        """A chunk of the oldest prompt, and chunks of other prompts that fit beside it."""
+        """A chunk of the oldest prompt, and chunks of other prompts that fit into the same step."""
         bearable_s = self._bearable_s(others)
         width = self._chunk_tokens(prompts[0], bearable_s)
         chosen: list[CloudSession] = []

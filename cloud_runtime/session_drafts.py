@@ -74,7 +74,7 @@ class SessionDrafts:
         self.paths = CandidatePaths(committed, policy)
         self.arrivals = DraftArrivals(policy)
         self.cloud_path: CandidatePath | None = None
-        """What the cloud drafted; None: nothing that is still of use."""
+        """The cloud's own draft; None: it has no tokens beyond the committed ones."""
         self.cloud_estimate = AcceptanceEstimate()
         self.in_time_share = 1.0
         """Share of the last steps for which the device had a draft ready."""

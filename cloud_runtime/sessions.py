@@ -44,7 +44,7 @@ class Connection:
 
 
 class Owner(NamedTuple):
-    """Who may resume, change and close a session."""
+    """The device that may resume, change and close a session."""
 
     key: bytes
     """CURVE key (Z85) of the connection that opened it; empty on a link without encryption."""
@@ -105,7 +105,7 @@ class Progress:
 
 
 class Turn(NamedTuple):
-    """Whether the scheduler leaves a ready session out of steps."""
+    """The scheduler's choice to leave a ready session out of steps."""
 
     paused: bool = False
     """Left out while it is early and other sessions are late."""

@@ -35,7 +35,7 @@ class Batch:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """What the engine runs."""
+        """Rows for the engine."""
         return [entry.row for entry in self.entries]
 
     @property

@@ -24,7 +24,7 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     drafter: str
     hardware: str
     mode: str
-    """What drafts: `edge`, `edge + cloud-draft`, `cloud-draft` or `cloud`."""
+    """Sides that draft: `edge`, `edge + cloud-draft`, `cloud-draft` or `cloud`."""
     state: State
     tokens: int
     """Tokens of the answer so far."""
