@@ -143,21 +143,12 @@ def force_option(help: str) -> Decorator[Any]:
 
 
 def plot_option(*, folder: bool = False) -> Decorator[Any]:
-    """`--plot`, which fails before the bench computes anything if matplotlib is not installed."""
     return click.option(
         "--plot",
         type=PATH,
         metavar="FOLDER" if folder else "FILE",
-        callback=_need_matplotlib,
         help="Write plots into this folder." if folder else "Also draw the figures, as in a.png.",
     )
-
-
-def _need_matplotlib(context: click.Context, parameter: click.Parameter, path: Any) -> Any:
-    del context, parameter
-    if path is not None:
-        need_modules("matplotlib")
-    return path
 
 
 def need_modules(*names: str) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgespec.errors import UsageError as UsageError
     from edgespec.telemetry import AnswerStats as AnswerStats
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _HOMES = {
     "AnswerStats": "edgespec.telemetry",
     "AsyncClient": "edge_runtime.client",

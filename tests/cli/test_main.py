@@ -195,10 +195,3 @@ def test_the_table_has_every_command():
     named = {words for words, command in EVERY if not isinstance(command, LazyGroup)}
     tried = {tuple(arguments[: 2 if arguments[0] == "bench" else 1]) for _, arguments in BAD}
     assert tried == named
-
-
-def test_a_plot_needs_matplotlib_before_anything_is_computed(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    result = CliRunner().invoke(main, ["bench", "plan", "--plot", "a.png"])
-    assert result.exit_code == FAILURE
-    assert "needs matplotlib, which edgespec's extra 'plots' brings" in result.stderr
