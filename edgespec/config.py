@@ -86,14 +86,14 @@ PreDraft = Literal["tree", "exits", "none"]
 
 @dataclass(frozen=True)
 class Tactics:
-    """What each side does while it waits for the other. The choice never changes the answer."""
+    """Choices for the time in which a side waits for the other. They never change the answer."""
 
     pre_draft: PreDraft = "tree"
-    """What the device drafts while it waits for a verdict. `tree`: continuously, each token sent at
+    """Drafting while the device waits for a verdict. `tree`: continuously, each token sent at
     once. `exits`: in lockstep, for each exit head's prediction (arXiv 2505.21594). `none`: nothing,
     in lockstep."""
     branches: bool = True
-    """With `tree`, draft for outcomes other than full acceptance too."""
+    """If `tree`, draft for outcomes other than full acceptance too."""
     hints: bool | None = None
     """Ask for hints; None: only with `exits`, or if exit heads cost the cloud little."""
     lockstep: bool | None = None

@@ -145,7 +145,7 @@ class Open(Message, frozen=True, tag="open"):
 
     session: Identifier
     secret: Secret
-    """Repeated by whoever resumes, changes, closes or opens the session again."""
+    """Proof of ownership: messages that resume, change, close or reopen the session repeat it."""
     prompt_length: Position
     max_tokens: Position
     sampling: Sampling

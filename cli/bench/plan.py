@@ -90,7 +90,7 @@ RATES = NumberList(float, "tokens a second", "10,15")
     "--method",
     "methods",
     multiple=True,
-    show_default="all but lock-step",
+    show_default="all but lockstep",
     help="With --fleet, a method to simulate; may be repeated.",
 )
 @click.option(
