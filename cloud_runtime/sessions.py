@@ -2,6 +2,7 @@
 
     part         what it holds                             changed by
     state        committed tokens (`edgespec.session`)     `commit`, when a verify step ends
+    terms        how the device wants to be served         `session_table`; `stop_cloud_draft`
     connection   the device and whether it is reachable    `session_table`, when packets come
     cache        the KV-cache slot and its length          `memory` (the slot), `stepping` (length)
     drafts       candidate paths, acceptance, arrivals     its own methods, one for each event

@@ -25,6 +25,7 @@ from edge_runtime.handshake import DeviceIdentity
 from edge_runtime.loop import EdgeLoop, Observer
 from edgespec.config import NO_DRAFTER, CloudSettings, EdgeSettings, Request
 from edgespec.errors import EdgespecError
+from edgespec.policies import SchedulerPolicy
 from edgespec.protocol import VERSION, Hello
 from edgespec.telemetry import AnswerStats
 from engines.drafters.base import Drafter
@@ -139,7 +140,7 @@ class _Fleet:
         if settings.kv_memory:
             self._engine.limit(settings.kv_memory)
         self._cloud_draft = SimulatedCloudDraft(self._script, times)
-        speeds = run_alone(self._measure)
+        speeds = run_alone(lambda process: self._measure(process, settings.scheduler))
         exits = tuple(range(1, len(times.exits) + 1))
         service = Service(Identity("t", "k", exits), self._engine, settings, speeds)
         self._hub = SimulatedHub(self.world, times.message_ms, times.cloud_message_ms)
@@ -156,12 +157,12 @@ class _Fleet:
     def _clock(self) -> float:
         return self.world.now
 
-    def _measure(self, process: Process) -> Speeds:
+    def _measure(self, process: Process, policy: SchedulerPolicy) -> Speeds:
         """Measures step times as the cloud does before it accepts devices."""
         self._engine.process = self._cloud_draft.process = process
         drafter = self._cloud_draft if self._times.cloud_draft_ms else None
         hints, clock = bool(self._times.exits), lambda: process.world.now
-        speeds = measure(self._engine, drafter, hints=hints, clock=clock)
+        speeds = measure(self._engine, drafter, hints=hints, clock=clock, policy=policy)
         self._engine.steps.clear()
         self._cloud_draft.steps.clear()
         return speeds
