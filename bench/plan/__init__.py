@@ -1,1 +1,1 @@
-"""`edgespec bench plan`: other hardware, in virtual time."""
+"""`edgespec bench plan`: speeds and capacities on hardware that is described by step times."""

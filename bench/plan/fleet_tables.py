@@ -2,50 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 from rich.table import Table
 
-from bench.plan.tables import WIDTH, plain_table
+from bench.lab.tables import MIN_WIDTH_COLUMNS, Column, table
+from bench.plan.figures import FleetFigures, MethodFleets, ProfileFleets
 
 NOTE = (
-    "served: has its rate and waits at most {:g} s for an answer to begin. "
-    "devices: the largest fleet of which 95 % are served; +: nobody looked further."
+    "served: reaches the target rate and waits at most {:g} s for an answer's first token. "
+    "devices: the largest fleet of which 95 % are served; +: no larger fleet was tried."
 )
 
 
-def capacity_table(figures: dict[str, Any]) -> Table:
-    """A row a rate: how many devices each method serves at it."""
-    table = plain_table(figures["name"], min_width=WIDTH)
-    table.add_column("tokens/s\neach", justify="right", no_wrap=True)
-    names = list(next(iter(figures["rates"].values())))
-    for name in names:
-        table.add_column(f"{_wrapped(name)}\ndevices", justify="right", no_wrap=True)
-    for rate, methods in figures["rates"].items():
-        said = [f"{methods[n]['capacity']}{'+' if methods[n]['more'] else ''}" for n in names]
-        table.add_row(rate, *said)
-    return table
+class _Capacities(NamedTuple):
+    rate: str
+    methods: dict[str, MethodFleets]
 
 
-def fleet_table(figures: dict[str, Any], rate: str) -> Table:
-    """A row a fleet and method, at one rate."""
-    table = plain_table(f"{figures['name']}, {rate} tokens/s each", min_width=WIDTH)
-    for header in (
-        "devices", "method", "served\n%", "tokens/s\nmean", "\np5", "first\np95 ms",
-        "busy %\ntarget", "\ndraft", "\nmessages", "rows\na step",
-    ):  # fmt: skip
-        table.add_column(header, justify="left" if header == "method" else "right", no_wrap=True)
-    fleets = [(f, name) for name, each in figures["rates"][rate].items() for f in each["fleets"]]
-    before = None
-    for f, name in sorted(fleets, key=lambda pair: int(pair[0]["devices"])):
-        new, before = f["devices"] != before, f["devices"]
-        table.add_row(
-            str(f["devices"]) if new else "", name, f"{100 * f['served']:.0f}",
-            f"{f['tokens_per_s']:.1f}", f"{f['p5_tokens_per_s']:.1f}",
-            f"{f['p95_first_token_ms']:.0f}", f"{100 * f['busy']:.0f}",
-            f"{100 * f['drafting']:.0f}", f"{100 * f['handling']:.0f}", f"{f['rows']:.1f}",
-        )  # fmt: skip
-    return table
+class _Fleet(NamedTuple):
+    method: str
+    figures: FleetFigures
+
+
+FLEET_COLUMNS = (
+    Column("devices", "figures.devices", once=True),
+    Column("method", "method", left=True),
+    Column("served\n%", "figures.served", ".0f", scale=100),
+    Column("tokens/s\nmean", "figures.tokens_per_s", ".1f"),
+    Column("\np5", "figures.p5_tokens_per_s", ".1f"),
+    Column("first\np95 ms", "figures.p95_first_token_ms", ".0f"),
+    Column("busy %\ntarget", "figures.busy", ".0f", scale=100),
+    Column("\ndraft", "figures.drafting", ".0f", scale=100),
+    Column("\nmessages", "figures.handling", ".0f", scale=100),
+    Column("rows\na step", "figures.rows", ".1f"),
+)
+
+
+def capacity_table(profile: ProfileFleets) -> Table:
+    """One row for each target rate: the number of devices that each method serves at it."""
+    rows = [_Capacities(rate, methods) for rate, methods in profile.rates.items()]
+    columns = [
+        Column("tokens/s\neach", "rate"),
+        *(Column(f"{_wrapped(name)}\ndevices", _capacity(name)) for name in rows[0].methods),
+    ]
+    return table(profile.name, columns, rows, min_width=MIN_WIDTH_COLUMNS)
+
+
+def fleet_table(profile: ProfileFleets, rate: str) -> Table:
+    """One row for each fleet and method, at one target rate."""
+    fleets = [
+        _Fleet(method, figures)
+        for method, each in profile.rates[rate].items()
+        for figures in each.fleets
+    ]
+    fleets.sort(key=lambda fleet: fleet.figures.devices)
+    title = f"{profile.name}, {rate} tokens/s each"
+    return table(title, FLEET_COLUMNS, fleets, min_width=MIN_WIDTH_COLUMNS)
+
+
+def _capacity(method: str) -> Callable[[_Capacities], str]:
+    def text(row: _Capacities) -> str:
+        fleets = row.methods[method]
+        return f"{fleets.capacity}{'+' if fleets.more else ''}"
+
+    return text
 
 
 def _wrapped(name: str) -> str:

@@ -1,11 +1,10 @@
-"""Whether the simulation says what `edgespec bench link` measured."""
+"""`edgespec bench plan --link`: simulated speeds compared with those that `bench link` measured."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -23,8 +22,9 @@ from bench.lab.profiles import (
     read_profile,
 )
 from bench.lab.recording import Recording, excerpt
+from bench.lab.report import print_json
 from bench.plan.run import answers
-from bench.plan.tables import Compared, compared_table
+from bench.plan.tables import ComparedSpeed, compared_table
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.progress import progress
 from edgespec.telemetry import speed
@@ -32,17 +32,18 @@ from edgespec.telemetry import speed
 BUILTIN_TARGET = "SmolLM2-135M-Instruct"
 
 
-class Cell(msgspec.Struct, frozen=True):
+class MeasuredSpeed(msgspec.Struct, frozen=True):
+    """Speed of one method at one round-trip time."""
+
     rtt_ms: Trip
     method: str
     tokens_per_s: Annotated[float, Meta(gt=0)]
     draft_ms: Time = 0.0
-    """Of a draft step with this method, which is longer where both sides compute at once; 0: not
-    measured."""
+    """Draft step with this method, which takes longer while both sides compute; 0: not measured."""
 
 
 class MeasuredTimes(msgspec.Struct, frozen=True):
-    """Milliseconds; as in a profile."""
+    """Step times as in a profile."""
 
     target_ms: Positive
     token_ms: Time
@@ -52,11 +53,11 @@ class MeasuredTimes(msgspec.Struct, frozen=True):
     batch: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(min_length=1)] = (1.0,)
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """What of `bench link`'s JSON counts here."""
+class MeasuredLink(msgspec.Struct, frozen=True):
+    """The part of `bench link`'s JSON that is compared."""
 
     pair: str
-    cells: Annotated[list[Cell], Meta(min_length=1)]
+    cells: Annotated[list[MeasuredSpeed], Meta(min_length=1)]
     times: MeasuredTimes | None = None
     draft_length: Annotated[int, Meta(ge=1, le=32)] = 4
     prompts: Annotated[int, Meta(ge=1)] = 12
@@ -66,41 +67,62 @@ class Measured(msgspec.Struct, frozen=True):
 class LinkComparison:
     link: Path
     tolerance: float = 0.15
+    """Largest relative error that is accepted."""
     profile: Path | None = None
-    """None: the built-in one of the measured pair."""
+    """None: the built-in profile of the measured pair."""
     recording: str = ""
-    """`builtin`, `self` or a file; empty: that of the profile."""
+    """`builtin`, `self` or a file; empty: the recording of the profile."""
     rtts_ms: tuple[float, ...] = ()
-    """Empty: all that were measured."""
+    """Empty: all measured round-trip times."""
     prompts: int = 0
-    """Recorded prompts to answer; 0: as many as were measured."""
+    """Recorded prompts to answer; 0: the number that was measured."""
+
+
+class ComparedCell(msgspec.Struct, frozen=True):
+    rtt_ms: float
+    method: str
+    measured: float
+    simulated: float
+    error: float
+
+
+class LinkComparisonFigures(msgspec.Struct, frozen=True):
+    """Result of a comparison; errors are relative to the measured speeds."""
+
+    pair: str
+    tolerance: float
+    worst_error: float
+    cells: list[ComparedCell]
 
 
 def run(settings: LinkComparison, *, as_json: bool) -> None:
-    """Prints both. Raises `EdgespecError` where any differ by more than the tolerance."""
+    """Prints both speeds. Raises `EdgespecError` if any error is larger than the tolerance."""
     measured = read_link(settings.link)
     profile, recording = _pair(measured, settings)
-    cells = compare(measured, profile, recording, settings)
-    if not cells:
+    speeds = compare(measured, profile, recording, settings)
+    if not speeds:
         raise UsageError(f"{settings.link} has nothing at the RTTs of --rtt")
-    Console().print(compared_table(measured.pair, cells, settings.tolerance))
-    off = [cell for cell in cells if abs(cell.error) > settings.tolerance]
+    Console().print(compared_table(measured.pair, speeds, settings.tolerance))
     if as_json:
-        print(json.dumps(_figures(measured, cells, settings.tolerance)))
-    if off:
-        worst = max(off, key=lambda cell: abs(cell.error))
+        print_json(_figures(measured.pair, speeds, settings.tolerance))
+    wrong = [speed for speed in speeds if abs(speed.error) > settings.tolerance]
+    if wrong:
+        worst = max(wrong, key=lambda speed: abs(speed.error))
         raise EdgespecError(
-            f"{len(off)} of {len(cells)} simulated speeds differ from the measured ones by more "
+            f"{len(wrong)} of {len(speeds)} simulated speeds differ from the measured ones by more "
             f"than {settings.tolerance:.0%}; the worst is {worst.method} at {worst.rtt_ms:g} ms, "
             f"by {worst.error:+.0%}"
         )
 
 
-def read_link(path: Path) -> Measured:
-    """The last line of what `edgespec bench link --json` printed."""
+def read_link(path: Path) -> MeasuredLink:
+    """Reads the last line of the output of `edgespec bench link --json`.
+
+    Raises `UsageError` if the file cannot be read or does not end in such a line.
+    """
     try:
         lines = path.read_bytes().rstrip().splitlines()
-        return msgspec.json.decode(lines[-1] if lines else b"", type=Measured)
+        return msgspec.json.decode(lines[-1] if lines else b"", type=MeasuredLink)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -110,10 +132,10 @@ def read_link(path: Path) -> Measured:
 
 
 def compare(
-    measured: Measured, profile: Profile, recording: Recording, settings: LinkComparison
-) -> list[Compared]:
-    """Each measured cell, and the simulation of it. Raises `UsageError` for unknown methods."""
-    said = excerpt(recording, settings.prompts or measured.prompts)
+    measured: MeasuredLink, profile: Profile, recording: Recording, settings: LinkComparison
+) -> list[ComparedSpeed]:
+    """Simulates each measured speed. Raises `UsageError` for unknown methods."""
+    replayed = excerpt(recording, settings.prompts or measured.prompts)
     chosen = [c for c in measured.cells if not settings.rtts_ms or c.rtt_ms in settings.rtts_ms]
     compared = []
     with progress("simulations", len(chosen), unit="simulations") as advance:
@@ -122,30 +144,32 @@ def compare(
                 raise UsageError(f"{settings.link} has a method {cell.method!r}; there is none")
             times = profile.times(cell.rtt_ms)
             times = replace(times, draft_ms=cell.draft_ms or times.draft_ms)
-            stats = answers(said, times, KNOWN[cell.method], measured.draft_length)
-            compared.append(Compared(cell.rtt_ms, cell.method, cell.tokens_per_s, speed(stats)))
+            stats = answers(replayed, times, KNOWN[cell.method], measured.draft_length)
+            compared.append(
+                ComparedSpeed(cell.rtt_ms, cell.method, cell.tokens_per_s, speed(stats))
+            )
             advance(1, f"{cell.rtt_ms:g} ms, {cell.method}")
     return compared
 
 
-def _pair(measured: Measured, settings: LinkComparison) -> tuple[Profile, Recording]:
+def _pair(measured: MeasuredLink, settings: LinkComparison) -> tuple[Profile, Recording]:
     if settings.profile:
         profile, recording = read_profile(settings.profile)
     elif BUILTIN_TARGET not in measured.pair:
         raise UsageError(f"{measured.pair} is not the built-in pair; pass its PROFILE.json too")
     else:
-        wanted = BUILTIN[measured.pair.endswith(" self")]
-        profile, recording = next(p for p in builtin_profiles() if p[0].recording == wanted)
+        name = BUILTIN[measured.pair.endswith(" self")]
+        profile, recording = next(p for p in builtin_profiles() if p[0].recording == name)
     if measured.times:
         times = msgspec.structs.asdict(measured.times)
         profile = msgspec.structs.replace(profile, **times)
     return profile, named_recording(settings.recording) if settings.recording else recording
 
 
-def _figures(measured: Measured, cells: list[Compared], tolerance: float) -> dict[str, Any]:
-    return {
-        "pair": measured.pair,
-        "tolerance": tolerance,
-        "worst_error": round(max(abs(cell.error) for cell in cells), 4),
-        "cells": [cell._asdict() | {"error": round(cell.error, 4)} for cell in cells],
-    }
+def _figures(pair: str, speeds: list[ComparedSpeed], tolerance: float) -> LinkComparisonFigures:
+    return LinkComparisonFigures(
+        pair,
+        tolerance,
+        round(max(abs(speed.error) for speed in speeds), 4),
+        [ComparedCell(*speed, error=round(speed.error, 4)) for speed in speeds],
+    )

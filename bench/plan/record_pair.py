@@ -1,4 +1,4 @@
-"""`edgespec bench plan --record`: runs a pair's models once, so that it can be replayed."""
+"""`edgespec bench plan --record`: runs a pair's models once and records it, to be replayed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from engines.onnxruntime_backend.engine import OrtSettings, load_target
 class RecordSettings:
     file: Path
     bundle: Path | None = None
-    """None: the demo's."""
+    """None: the built-in pair."""
     limit: int = 4
     """Prompts of each category of the held-out set."""
     max_tokens: int = 64
 
 
 def run(settings: RecordSettings) -> None:
-    """Raises `UsageError` where there is nothing to record or nowhere to put it."""
+    """Records a pair into a file. Raises `UsageError` if the bundle has no draft or the file has no
+    folder, and `EdgespecError` if the file cannot be written."""
     file = settings.file
     if not file.parent.is_dir() or file.is_dir():
         raise UsageError(f"--record {file} is no file in a folder that is there")
@@ -49,6 +50,7 @@ def run(settings: RecordSettings) -> None:
 
 
 def record_bundle(bundle: Bundle, settings: RecordSettings) -> Recording:
+    """Raises `UsageError` if the bundle has no draft."""
     profile = bundle.manifest.default_draft
     if not profile:
         raise UsageError(f"{bundle.folder} has no draft to record; export it with --draft")
@@ -59,9 +61,9 @@ def record_bundle(bundle: Bundle, settings: RecordSettings) -> Recording:
     answers = {}
     with progress("answers", len(prompts), unit="answers") as advance:
         ends = bundle.manifest.text.end_ids
-        for number, said in record(target, drafter, prompts, settings.max_tokens, ends):
-            answers[number] = said
+        for number, positions in record(target, drafter, prompts, settings.max_tokens, ends):
+            answers[number] = positions
             advance(1)
     pair = f"{bundle.manifest.target.origin.name} with {profile}"
-    spoken = [answers[number] for number in range(len(prompts))]
-    return Recording(pair, [len(prompt) for prompt in prompts], spoken, prompts)
+    in_order = [answers[number] for number in range(len(prompts))]
+    return Recording(pair, [len(prompt) for prompt in prompts], in_order, prompts)

@@ -1,15 +1,16 @@
-"""The best that streaming alone could do: an upper bound on paper, beside what the loops do.
+"""Upper bound for streaming: the best speed of an idealised device and cloud.
 
-A device drafts on and on; the cloud, whenever it is free, verifies ids that are here, waits for
-more, or decodes. Each id is right with probability `agreement`, independently; the first wrong one
-ends the path, and the verdict that says so starts another, whose first id is here a round trip and
-a draft step later. No branches, hints, overheads or confidences.
+The device drafts without pause. Whenever the cloud is free it verifies the draft tokens that have
+arrived, waits for more, or decodes. Each draft token is right with probability `agreement`,
+independently of the others. The first wrong one ends the drafted path. The verdict then starts
+another path, whose first token arrives a round trip and a draft step later. Branches, hints,
+overheads and confidences are left out.
 
-Between two decisions all that counts is how many ids the path is ahead of the committed text, a
-real number below 0 while they travel. That is a Markov decision process of one dimension; where a
-path ends it begins anew, so the rate of tokens is that of one such cycle, and the policy that
-maximises it is found by Dinkelbach's iteration (Management Science 13, 1967): solve for a rate,
-take the rate of the solution, until they agree.
+The state at each decision is the number of draft tokens that the path is ahead of the committed
+tokens. It is a real number, and negative while the first tokens are on their way. This is a
+Markov decision process of one dimension. It starts again whenever a path ends, so the token rate is
+that of one such cycle. Dinkelbach's iteration finds the policy that maximises it (Management
+Science 13, 1967): solve for a rate, take the rate of the solution, and repeat until both agree.
 """
 
 from __future__ import annotations
@@ -19,80 +20,84 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-MOST = 16
-"""Ids verified in one step at most."""
-AHEAD = 48
-"""Ids beyond which being further ahead gains nothing."""
-STATES = 4000
+MAX_VERIFIED_TOKENS = 16
+"""Most draft tokens that one step verifies."""
+MAX_AHEAD_TOKENS = 48
+"""Draft tokens beyond which being further ahead gains nothing."""
+STATE_COUNT = 4000
+MAX_AGREEMENT_RATIO = 0.995
+ITERATION_COUNT = 20
 Floats = npt.NDArray[np.floating]
 
 
-class _Ways(NamedTuple):
-    """For each state (rows) and number of ids to verify (columns)."""
+class _Actions(NamedTuple):
+    """Effects of verifying each number of tokens (columns) in each state (rows)."""
 
     tokens: Floats
-    """Expected, that the step commits."""
-    seconds: Floats
-    """Of the wait and the step; here in milliseconds like all else."""
-    on: Floats
-    """Chance that the path goes on."""
+    """[numbers] expected tokens that the step commits."""
+    ms: Floats
+    """[states, numbers] time of waiting and of the step."""
+    continues: Floats
+    """[numbers] probability that the path continues."""
     next: npt.NDArray[np.int64]
-    """The state then."""
+    """[states, numbers] state after the step, if the path continues."""
 
 
 def sketch(
     agreement: float, target_ms: float, token_ms: float, draft_ms: float, rtt_ms: float
 ) -> float:
-    """Tokens a second of the best policy; `token_ms` is that of each further token of a step."""
-    ways = _ways(min(agreement, 0.995), target_ms, token_ms, draft_ms, rtt_ms)
-    rate = 1 / target_ms
-    for _ in range(20):
-        tokens, spent = _cycle(ways, _policy(ways, rate))
-        better = tokens / spent
-        if better <= rate * (1 + 1e-6):
+    """Tokens/s of the best policy; `token_ms` is the time of each further token of a step."""
+    actions = _actions(min(agreement, MAX_AGREEMENT_RATIO), target_ms, token_ms, draft_ms, rtt_ms)
+    tokens_per_ms = 1 / target_ms
+    for _ in range(ITERATION_COUNT):
+        tokens, spent_ms = _cycle(actions, _policy(actions, tokens_per_ms))
+        better = tokens / spent_ms
+        if better <= tokens_per_ms * (1 + 1e-6):
             break
-        rate = better
-    return 1e3 * rate
+        tokens_per_ms = better
+    return 1e3 * tokens_per_ms
 
 
-def _ways(
+def _actions(
     agreement: float, target_ms: float, token_ms: float, draft_ms: float, rtt_ms: float
-) -> _Ways:
+) -> _Actions:
     behind = rtt_ms / draft_ms
-    grain = min(8.0, STATES / (behind + AHEAD))  # states to an id
-    ahead = -behind + np.arange(int((behind + AHEAD) * grain) + 1) / grain
-    counts = np.arange(MOST + 1)
+    states_per_token = min(8.0, STATE_COUNT / (behind + MAX_AHEAD_TOKENS))
+    last_state = int((behind + MAX_AHEAD_TOKENS) * states_per_token)
+    ahead = -behind + np.arange(last_state + 1) / states_per_token
+    counts = np.arange(MAX_VERIFIED_TOKENS + 1)
     steps = target_ms + token_ms * counts
     waits = np.maximum(0.0, counts - ahead[:, None]) * draft_ms
     waits[:, 0] = 0.0
-    seconds = waits + steps
-    further = ahead[:, None] + seconds / draft_ms - (counts + 1)
-    # A path that falls behind what a new one would be is replaced by it: never below state 0.
-    next_ = np.clip((further + behind) * grain + 1e-9, 0, len(ahead) - 1).astype(np.int64)
-    on = agreement ** (counts + 1.0)
-    return _Ways(np.cumsum(agreement ** (counts * 1.0)), seconds, on, next_)
+    ms = waits + steps
+    further = ahead[:, None] + ms / draft_ms - (counts + 1)
+    # A path further behind than a new one would be is replaced by a new one: the state is >= 0.
+    next_ = np.clip((further + behind) * states_per_token + 1e-9, 0, len(ahead) - 1)
+    continues = agreement ** (counts + 1.0)
+    expected = np.cumsum(agreement ** (counts * 1.0))
+    return _Actions(expected, ms, continues, next_.astype(np.int64))
 
 
-def _policy(ways: _Ways, rate: float) -> npt.NDArray[np.int64]:
-    """The best number to verify in each state if time is worth `rate` tokens."""
-    gains = ways.tokens - rate * ways.seconds
+def _policy(actions: _Actions, tokens_per_ms: float) -> npt.NDArray[np.int64]:
+    """Best number of tokens to verify in each state if a millisecond costs `tokens_per_ms`."""
+    gains = actions.tokens - tokens_per_ms * actions.ms
     worth = np.zeros(len(gains))
     while True:
-        each = gains + ways.on * worth[ways.next]
+        each = gains + actions.continues * worth[actions.next]
         best = each.max(axis=1)
         if np.abs(best - worth).max() < 1e-7:
             return np.asarray(each.argmax(axis=1), np.int64)
         worth = best
 
 
-def _cycle(ways: _Ways, policy: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """Expected tokens and time from a path's beginning to its end."""
-    rows = np.arange(len(policy))
-    gain = np.stack([ways.tokens[policy], ways.seconds[rows, policy]])
-    on, next_ = ways.on[policy], ways.next[rows, policy]
+def _cycle(actions: _Actions, policy: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Expected tokens and milliseconds from the start of a path to its end."""
+    states = np.arange(len(policy))
+    gain = np.stack([actions.tokens[policy], actions.ms[states, policy]])
+    continues, next_ = actions.continues[policy], actions.next[states, policy]
     total = gain
     while True:
-        more = gain + on * total[:, next_]
+        more = gain + continues * total[:, next_]
         if np.abs(more - total).max() < 1e-6:
             return float(more[0, 0]), float(more[1, 0])
         total = more

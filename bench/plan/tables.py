@@ -1,24 +1,27 @@
-"""Tables of simulated methods, and of what was measured beside them."""
+"""Tables of simulated speeds, and of simulated speeds compared with measured ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from rich import box
 from rich.table import Table
 
+from bench.lab.methods import CLOUD, METHODS
+from bench.lab.tables import MIN_WIDTH_COLUMNS, Column, table
+from bench.plan.figures import ProfilePlan, SpeedRow
+
+SKETCH = "sketch"
 SKETCH_NOTE = (
     "cloud: tokens a second; all others: ratios to it. "
     "sketch: the best of streaming alone, on paper, without overheads or branches."
 )
-WIDTH = 60
-"""Characters of a table, at least, so that captions and notes have room."""
-COLUMNS = ("lockstep", "exits", "cloud-draft", "edgespec", "sketch")
+COMPARED_METHODS = (*(name for name in METHODS if name != CLOUD), SKETCH)
+"""Methods that are shown relative to the cloud alone."""
 
 
-class Compared(NamedTuple):
-    """One method at one round-trip time; tokens a second."""
+class ComparedSpeed(NamedTuple):
+    """Speeds of one method at one round-trip time, in tokens/s."""
 
     rtt_ms: float
     method: str
@@ -27,57 +30,39 @@ class Compared(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Of the simulation, relative to what was measured."""
+        """Error of the simulation, relative to the measured speed."""
         return self.simulated / self.measured - 1
 
 
-def plan_table(figures: dict[str, Any]) -> Table:
-    """A row an RTT: the cloud's tokens a second, and the ratios of the others to it; a dash where
-    the hardware has no such method."""
-    table = plain_table(figures["name"], min_width=WIDTH)
-    for header in ("RTT\nms", "cloud\ntokens/s", *COLUMNS):
-        table.add_column(header, justify="right", no_wrap=True)
-    for rtt in figures["rtts_ms"]:
-        speeds, ratios = figures["tokens_per_s"][f"{rtt:g}"], figures["ratio_to_cloud"][f"{rtt:g}"]
-        said = [f"{ratios[name]:.2f}" if name in ratios else "–" for name in COLUMNS]
-        table.add_row(f"{rtt:g}", f"{speeds['cloud']:.1f}", *said)
-    return table
+def plan_table(plan: ProfilePlan) -> Table:
+    """One row for each round-trip time: the cloud's tokens/s, and the ratios of the other methods
+    to it. A dash stands for a method that the hardware does not support."""
+    columns = [
+        Column("RTT\nms", "rtt_ms", "g"),
+        Column("cloud\ntokens/s", lambda row: row.tokens_per_s[CLOUD], ".1f"),
+        *(Column(name, _ratio(name), ".2f") for name in COMPARED_METHODS),
+    ]
+    return table(plan.name, columns, plan.rows, min_width=MIN_WIDTH_COLUMNS)
 
 
-def plan_notes(figures: dict[str, Any]) -> str:
-    """Where the numbers come from."""
-    said = f"{figures['recording']}, {figures['prompts']} answers: agreement"
-    return f"{figures['source']}\n{said} {figures['agreement']:.2f}"
+def _ratio(method: str) -> Callable[[SpeedRow], float | None]:
+    return lambda row: row.ratio_to_cloud.get(method)
 
 
-def compared_table(pair: str, cells: Sequence[Compared], tolerance: float) -> Table:
-    """A row a cell; those beyond the tolerance (a share) are marked."""
-    table = plain_table(
-        f"{pair}: simulated and measured", f"!: differs by more than {tolerance:.0%}", WIDTH
-    )
-    for header in ("RTT\nms", "method", "measured\ntokens/s", "simulated\ntokens/s", "error\n%"):
-        table.add_column(header, justify="left" if header == "method" else "right", no_wrap=True)
-    table.add_column("")
-    for number, cell in enumerate(cells):
-        new = not number or cells[number - 1].rtt_ms != cell.rtt_ms
-        table.add_row(
-            f"{cell.rtt_ms:g}" if new else "",
-            cell.method,
-            f"{cell.measured:.1f}",
-            f"{cell.simulated:.1f}",
-            f"{100 * cell.error:+.1f}",
-            "!" if abs(cell.error) > tolerance else "",
-        )
-    return table
-
-
-def plain_table(title: str, caption: str = "", min_width: int | None = None) -> Table:
-    return Table(
-        title=title,
-        caption=caption or None,
-        box=box.SIMPLE,
-        padding=(0, 1, 0, 0),
-        title_justify="left",
-        caption_justify="left",
-        min_width=min_width,
+def compared_table(pair: str, speeds: Sequence[ComparedSpeed], tolerance: float) -> Table:
+    """One row for each speed. An exclamation mark stands for a relative error above `tolerance`."""
+    columns = [
+        Column("RTT\nms", "rtt_ms", "g", once=True),
+        Column("method", "method", left=True),
+        Column("measured\ntokens/s", "measured", ".1f"),
+        Column("simulated\ntokens/s", "simulated", ".1f"),
+        Column("error\n%", "error", "+.1f", scale=100),
+        Column("", lambda row: "!" if abs(row.error) > tolerance else ""),
+    ]
+    return table(
+        f"{pair}: simulated and measured",
+        columns,
+        speeds,
+        caption=f"!: differs by more than {tolerance:.0%}",
+        min_width=MIN_WIDTH_COLUMNS,
     )

@@ -152,20 +152,23 @@ def plan(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
 
 def _fleet(files: tuple[Path, ...], options: dict[str, Any], *, as_json: bool) -> None:
-    from bench.plan.fleet import FleetPlan, run
+    from bench.plan.fleet import DEFAULT_RUN, FleetPlanSettings, run
+    from bench.plan.simulated_fleet import FleetRun
 
     if options["record"] or options["link"]:
         raise UsageError("--fleet, --record and --link exclude each other")
-    settings = FleetPlan(
+    settings = FleetPlanSettings(
         profiles=files,
         recording=options["recording"],
-        rtts_ms=options["rtts"] or FleetPlan.rtts_ms,
-        rates=options["rates"],
+        run=FleetRun(
+            rtts_ms=options["rtts"] or DEFAULT_RUN.rtts_ms,
+            seconds=options["seconds"],
+            think_seconds=options["think"],
+        ),
+        target_rates=options["rates"],
         devices=tuple(dict.fromkeys(options["devices"] or ())),
-        methods=tuple(dict.fromkeys(options["methods"])) or FleetPlan.methods,
-        most=options["most"],
-        seconds=options["seconds"],
-        think_seconds=options["think"],
+        methods=tuple(dict.fromkeys(options["methods"])) or FleetPlanSettings.methods,
+        max_devices=options["most"],
         plot=options["plot"],
     )
     run(settings, as_json=as_json)

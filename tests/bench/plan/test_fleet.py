@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from bench.lab.profiles import builtin_profiles
 from bench.lab.recording import synthetic
-from bench.plan.fleet import FLEET_METHODS, FleetPlan, fleet
+from bench.plan.simulated_fleet import FLEET_METHODS, FleetRun, run_fleet
 from cli.bench import bench
 from edgespec.errors import UsageError
 
@@ -42,9 +42,9 @@ def report(*arguments):
 
 def test_the_same_fleet_has_the_same_figures():
     profile, _ = builtin_profiles()[0]
-    settings = FleetPlan(seconds=5.0, warm_up=1.0)
+    conditions = FleetRun(seconds=5.0, warm_up=1.0)
     runs = [
-        [fleet(profile, synthetic(0.7), name, settings, 10.0, 3) for name in FLEET_METHODS]
+        [run_fleet(profile, synthetic(0.7), name, conditions, 10.0, 3) for name in FLEET_METHODS]
         for _ in range(2)
     ]
     assert runs[0] == runs[1]

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from bench.lab.profiles import builtin_profiles, read_profile
 from bench.lab.recording import excerpt, read_recording, synthetic
+from bench.plan.figures import ProfilePlan
 from bench.plan.plots import plot_plan
 from bench.plan.sketch import sketch
 from cli.bench import bench
@@ -173,8 +174,9 @@ def test_the_plot_is_written(profile_file, tmp_path):
     report(profile_file(), "--prompts", 1, "--plot", tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     figures = report(profile_file(), "--prompts", 1)[1]["profiles"]
+    plans = msgspec.convert(figures, list[ProfilePlan])
     with pytest.raises(EdgespecError, match="the plot cannot be written"):
-        plot_plan(tmp_path / "gone" / "a.png", figures)
+        plot_plan(tmp_path / "gone" / "a.png", plans)
 
 
 @pytest.fixture
