@@ -64,7 +64,8 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
     """Loads the models and runs the loop until it is drained."""
     trace = Trace(settings.trace, "cloud") if settings.trace else None
     manifest = bundle.manifest
-    if not (is_loopback(settings.bind) or settings.clients or settings.any_client):
+    named = settings.clients or settings.any_client
+    if settings.key and not (is_loopback(settings.bind) or named):
         raise UsageError(
             f"{settings.bind} can be reached from other machines; name the devices that may "
             "connect with --clients FOLDER, or admit all that know the public key with --any-client"
