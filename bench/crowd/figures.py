@@ -1,4 +1,4 @@
-"""What the measurements of `bench.crowd.run` show. Pure."""
+"""Figures of `bench.crowd.run`. Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LogEntry = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What polite devices got next to one more device, and without it just before and after."""
+    """Service of polite devices next to one more device, and without it just before and after."""
 
     rate_alone: float
     """Tokens a second of a polite device, on average."""
@@ -76,7 +76,7 @@ class OffendersPart:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopCost:
-    """What the cloud's loop did between two samples."""
+    """Work of the cloud's loop between two samples."""
 
     steps: float
     rows: float
@@ -124,7 +124,7 @@ class OverheadPart:
 
 @dataclass(frozen=True, kw_only=True)
 class CloudState:
-    """What the cloud held after so many short sessions."""
+    """Objects that the cloud held after a number of short sessions."""
 
     sessions: int
     memory_mb: float

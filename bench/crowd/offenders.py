@@ -41,7 +41,7 @@ END_TIMEOUT_S = 10.0
 """Time in which an offender's process must end."""
 
 Counts = dict[str, float]
-"""What an offender counted, for people."""
+"""Counts that an offender reports."""
 
 
 @contextmanager

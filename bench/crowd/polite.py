@@ -1,4 +1,4 @@
-"""What one offender costs polite devices: windows with and without it, in turns."""
+"""Cost of one offender to polite devices: windows with and without it, in turns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bench.lab.methods import EDGESPEC
 from bench.lab.processes import cores, resident_mb
 
 ONE_MORE = "one more"
-"""In place of an offender: one more polite device."""
+"""Name of the window in which one more polite device takes the offender's place."""
 
 
 def offences(crowd: Crowd) -> OffendersPart:

@@ -1,4 +1,4 @@
-"""What an offender knows, and the socket that it uses."""
+"""Knowledge of an offender, and the socket that it uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEND_QUEUE_PACKETS = 1000
 
 @dataclass(frozen=True)
 class Scene:
-    """What an offender knows. It acts until `closes`, by `time.monotonic()`."""
+    """Knowledge of an offender, which acts until `closes`, by `time.monotonic()`."""
 
     endpoint: str
     hello: Hello

@@ -43,7 +43,7 @@ class TimedAnswer:
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What all devices of one trial share. Times by `time.monotonic()`."""
+    """Settings that all devices of one trial share. Times by `time.monotonic()`."""
 
     method: Method
     settings: EdgeSettings

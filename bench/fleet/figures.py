@@ -1,4 +1,4 @@
-"""What one trial of a fleet shows, from its answers and from the cloud's trace. Pure."""
+"""Figures of fleets, from answers and from the cloud's trace. Pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Window(NamedTuple):
 
 
 class ProcessLoad(NamedTuple):
-    """What the processes used while a window was open."""
+    """Load of the processes while a window was open."""
 
     generator: float
     """Processor time of the load generator, as a share of a core."""
@@ -55,7 +55,7 @@ class ProcessLoad(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class FleetService:
-    """What the devices of a trial got. Steps and bytes are for each token of answers."""
+    """Service that the devices of a trial got. Steps and bytes are for each token of answers."""
 
     devices: int
     met: int
@@ -89,7 +89,7 @@ class FleetService:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineLoad:
-    """What the processes used, and how punctual the devices' sleeps were."""
+    """Load of the processes, and lateness of the devices' sleeps."""
 
     memory_mb: float
     generator: float
@@ -121,7 +121,7 @@ class Trial(FleetService, MachineLoad):
 
     method: str
     real: FleetService | UnsetType = UNSET
-    """What the devices with a real draft got."""
+    """Service that the devices with a real draft got."""
     energy: MaybeEnergy = UNSET
 
 
@@ -138,11 +138,11 @@ class FleetFigures:
     """Everything that `edgespec bench fleet` measured."""
 
     capacity: dict[str, int]
-    """By method: devices of the largest fleet that was served."""
+    """Devices of the largest fleet that was served, by method."""
     fails: dict[str, int | None]
-    """By method: devices of the smallest fleet that was not served."""
+    """Devices of the smallest fleet that was not served, by method."""
     confirmed: dict[str, bool]
-    """By method: whether these two fleets are neighbours."""
+    """True if these two fleets are neighbours, by method."""
     capacity_ratio_to_cloud: float | None
     capacity_ratio_to_cloud_draft: float | None
     capacity_ratio_to_lockstep: float | None
@@ -184,7 +184,7 @@ def met(device: FleetDevice, window: Window) -> bool:
 
 
 def served(devices: Sequence[FleetDevice], window: Window) -> FleetService:
-    """What `devices` got while the window was open."""
+    """Service that `devices` got while the window was open."""
     good = [device for device in devices if met(device, window)]
     tokens = {device.number: _tokens(device, window) for device in devices}
     shown = [a for device in devices for a in device.answers if _within(a, window)]

@@ -92,7 +92,7 @@ class Generator:
     recording: Recording
     settings: FleetSettings
     clouds: dict[str, CloudProcess] = field(default_factory=dict)
-    """By the names that `serving` returns."""
+    """Clouds by the names that `serving` returns."""
 
     def __post_init__(self) -> None:
         ends = self.bundle.manifest.text.end_ids

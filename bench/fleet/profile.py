@@ -41,7 +41,7 @@ class DeviceKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     )  # fmt: skip
     """Times of a draft step over one, two, ... paths, relative to one."""
     read_ms: Time = 0.0
-    """What the draft takes for each prompt token, before its first step."""
+    """Time that the draft takes to read each prompt token, before its first step."""
     drafter: Literal["recorded", "ngram", "none", "useless"] = "recorded"
     """`useless`: the recorded draft's confidences, with tokens that are never right."""
     rtt_ms: Trip = 0.0

@@ -1,4 +1,4 @@
-"""What `edgespec bench fleet` is asked to measure."""
+"""Settings of `edgespec bench fleet`."""
 
 from __future__ import annotations
 

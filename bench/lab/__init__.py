@@ -1,1 +1,1 @@
-"""What several benches share: models, processes, recordings, tables and plots."""
+"""Parts that several benches share: models, processes, recordings, tables and plots."""

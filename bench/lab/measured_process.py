@@ -1,7 +1,7 @@
-"""Runs a command and says what it used: `python -m bench.lab.measured_process COMMAND…`.
+"""Run a command and print what it used: `python -m bench.lab.measured_process COMMAND…`.
 
-Linux counts the memory of the process that starts a program into that program's peak. So something
-small has to start it: this module, which imports nothing large, and not the bench itself.
+Linux adds the memory of the process that starts a program to that program's peak. A bench therefore
+starts the program through this module, which imports nothing large.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import resource
 import subprocess
 import sys
 
+BYTES_PER_KIB = 1024
+
 
 def main() -> None:
-    """The last line on standard output is one JSON object: exit code, peak in bytes (of Linux's
-    kilobytes), seconds of CPU."""
+    """Print one JSON object as the last line: exit code, peak memory in bytes, CPU seconds."""
     code = subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = usage.ru_utime + usage.ru_stime
-    print(json.dumps({"code": code, "peak": usage.ru_maxrss * 1024, "cpu": cpu}))
+    print(json.dumps({"code": code, "peak": usage.ru_maxrss * BYTES_PER_KIB, "cpu": cpu}))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Hardware profiles: what the steps of a pair take on a device and in a cloud, as JSON files.
+"""Hardware profiles as JSON files: step times of a pair on a device and in a cloud.
 
 {"name": "Orin Nano and A100", "source": "measured by ...",
- "target_ms": 21.5, "token_ms": 1.85, "draft_ms": 4.6, "beside_ms": 4.9, "hint_ms": 18,
- "row_ms": 1.27, "padded": 2, "beside_text_ms": 1.45,
+ "target_ms": 21.5, "token_ms": 1.85, "draft_ms": 4.6, "cloud_draft_ms": 4.9, "hint_ms": 18,
+ "row_ms": 1.27, "padded": 2, "cloud_draft_text_ms": 1.45,
  "batch": [1, 1.45, 1.62], "exits": [0.40, 0.66], "rtt_ms": [0, 25, 100],
  "draft_length": 4, "agreement": 0.65}
 """
@@ -38,36 +38,37 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     name: Words
     source: Words
-    """Where the numbers come from: measured, published or estimated."""
+    """Origin of the numbers: measured, published or estimated."""
     target_ms: Positive
     """A step of one token."""
     token_ms: Time
     """Each further token of a step."""
     row_ms: Time = 0.0
-    """Each further session of a step, beside its tokens."""
+    """Each further session of a step, in addition to its tokens."""
     padded: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Tokens that a session costs at least, since shorter rows are padded."""
+    """Least number of tokens of a session in a step; shorter rows are padded."""
     draft_ms: Positive
     cloud_draft_ms: Time = 0.0
-    """A draft step beside the target, in the cloud; 0: it has no draft."""
+    """A draft step in the cloud; 0: the cloud has no draft."""
     cloud_draft_text_ms: Time = 0.0
+    """Each further session of a draft step in the cloud."""
     cloud_draft_read_ms: Time = 0.0
-    """Each further session of such a step."""
+    """Each further token that a draft step in the cloud reads."""
     hint_ms: Time = 0.0
-    """What exit heads add to a step."""
+    """Time that exit heads add to a step."""
     batch: Annotated[tuple[Annotated[float, Meta(ge=1, le=100)], ...], Meta(min_length=1)] = (
         1.0, 1.45, 1.62,
     )  # fmt: skip
     """Times of a draft step over one, two, ... paths, relative to one."""
     exits: tuple[Share, ...] = (0.40, 0.66)
-    """How often each exit head is right: the built-in pair's; empty: there are none."""
+    """Agreement of each exit head with the target; empty: there are none."""
     rtt_ms: Annotated[tuple[Trip, ...], Meta(min_length=1)] = RTTS_MS
     draft_length: Annotated[int, Meta(ge=1, le=32)] = 4
-    """Of lockstep and exits."""
+    """Tokens drafted in a round of lockstep and exits."""
     agreement: Share | None = None
-    """For a synthetic recording."""
+    """Acceptance rate of a synthetic recording."""
     recording: Words | None = None
-    """`builtin`, `self`, or a file beside the profile's."""
+    """`builtin`, `self`, or a file next to the profile."""
 
     def __post_init__(self) -> None:
         if (self.agreement is None) == (self.recording is None):
@@ -85,7 +86,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def read_profile(path: Path) -> tuple[Profile, Recording]:
-    """Raises `UsageError` naming file and key."""
+    """A profile and its recording. Raises `UsageError` naming file and key."""
     profile = profile_of(read_json(path), Profile, str(path))
     return profile, recording_of(profile, path.parent)
 
@@ -98,17 +99,19 @@ def builtin_profiles() -> list[tuple[Profile, Recording]]:
 
 
 def chosen_profiles(paths: Sequence[Path], recording: str) -> list[tuple[Profile, Recording]]:
-    """Those of the files, the built-in ones for none, each with what its pair says: all the same
-    where a `recording` is named."""
+    """The profiles of the files, or the built-in ones for none, each with its recording.
+
+    A named `recording` replaces the profiles' own.
+    """
     profiles = [read_profile(path) for path in paths] or builtin_profiles()
     if recording:
-        said = named_recording(recording)
-        profiles = [(profile, said) for profile, _ in profiles]
+        named = named_recording(recording)
+        profiles = [(profile, named) for profile, _ in profiles]
     return profiles
 
 
 def read_json(path: Path) -> Any:
-    """Raises `UsageError` naming the file."""
+    """The value in a JSON file. Raises `UsageError` naming the file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -118,15 +121,16 @@ def read_json(path: Path) -> Any:
 
 
 def profile_of(entry: Any, kind: type[AnyProfile], place: str) -> AnyProfile:
-    """JSON as a profile of that kind. Raises `UsageError` naming place and key."""
+    """A JSON value as a profile of type `kind`. Raises `UsageError` naming place and key."""
     try:
         return msgspec.convert(entry, kind)
     except msgspec.ValidationError as error:
         what, _, key = str(error).partition(" - at `$")
         key = key.strip("`.")
-        said = f"{key}: {what[0].lower()}{what[1:]}" if key else what[0].lower() + what[1:]
+        what = what[0].lower() + what[1:]
+        fault = f"{key}: {what}" if key else what
         keys = ", ".join(kind.__struct_fields__)
-        raise UsageError(f"{place} is no profile: {said} (keys: {keys})") from error
+        raise UsageError(f"{place} is no profile: {fault} (keys: {keys})") from error
 
 
 def recording_of(profile: Profile, folder: Path) -> Recording:
@@ -136,5 +140,5 @@ def recording_of(profile: Profile, folder: Path) -> Recording:
 
 
 def named_recording(name: str, folder: Path = Path()) -> Recording:
-    """One that comes with edgespec, or a file, which may be given relative to `folder`."""
+    """A recording that comes with edgespec, or a file, relative to `folder` or absolute."""
     return builtin_recording(name) if name in BUILTIN else read_recording(folder / name)

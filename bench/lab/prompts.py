@@ -25,7 +25,7 @@ class CategoryPrompt(NamedTuple):
 def read_prompts(path: Path | None) -> list[CategoryPrompt]:
     """The prompts of a file, or the built-in ones.
 
-    Raises `UsageError` naming file and line of what is no prompt, or a file without any.
+    Raises `UsageError` naming file and line of an invalid prompt, or a file without prompts.
     """
     name = path.name if path else "held-out.jsonl"
     source = path or resources.files("bench") / "data" / name
@@ -61,7 +61,7 @@ def _parse(line: str, place: str) -> CategoryPrompt:
 
 
 def first_of_each(prompts: Sequence[CategoryPrompt], most: int | None) -> list[CategoryPrompt]:
-    """The first `most` of each category, all of them for None, in their order."""
+    """The first `most` prompts of each category, all for None, in their order."""
     seen: Counter[str] = Counter()
     kept = []
     for prompt in prompts:

@@ -1,6 +1,6 @@
-"""Checkpoints of known models' shapes, their weights random: size needs no meaning.
+"""Checkpoints with the shapes of known models and random weights, to measure memory and time.
 
-They are written a few rows at a time, so whoever writes one stays small.
+They are written in small blocks, so that the writing process stays small.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096,
     },
 }
-"""config.json of each: the shapes that the models' own say."""
-_LAYERS_A_SHARD = 8
-_NUMBERS = 1 << 21
-"""Written at a time."""
+"""`config.json` of each, with the shapes of the model."""
+_SHARD_LAYERS = 8
+_BLOCK_NUMBERS = 1 << 21
+"""Numbers that are written at a time."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -98,22 +98,22 @@ def shards(config: dict[str, Any]) -> list[Shapes]:
     return [ends] + [
         {
             f"model.layers.{number}.{name}.weight": shape
-            for number in layers[start : start + _LAYERS_A_SHARD]
+            for number in layers[start : start + _SHARD_LAYERS]
             for name, shape in layer_shapes(config).items()
         }
-        for start in layers[::_LAYERS_A_SHARD]
+        for start in layers[::_SHARD_LAYERS]
     ]
 
 
 def nbytes(shapes: Shapes) -> int:
-    """In fp16."""
+    """Bytes of the tensors in fp16."""
     return sum(2 * math.prod(shape) for shape in shapes.values())
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], advance: Advance) -> None:
-    """A folder as transformers writes it, in fp16; the tokenizer knows four words.
+    """Write a checkpoint folder in the form of transformers, in fp16.
 
-    `advance` is called with the bytes written.
+    Its tokenizer has four words. `advance` is called with the bytes written.
     """
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
@@ -133,7 +133,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any], advance: Advance) -> 
 def _write_shard(
     path: Path, shapes: Shapes, generator: np.random.Generator, advance: Advance
 ) -> None:
-    """A safetensors file: length of the header, header, then the tensors one behind the other."""
+    """Write a safetensors file: length of the header, header, then the tensors in a row."""
     header, offset = {}, 0
     for name, shape in shapes.items():
         end = offset + 2 * math.prod(shape)
@@ -149,6 +149,6 @@ def _write_shard(
 
 def _random(numbers: int, generator: np.random.Generator) -> Iterator[bytes]:
     """fp16 numbers between -0.03 and 0.03, little-endian."""
-    for start in range(0, numbers, _NUMBERS):
-        block = generator.random(min(_NUMBERS, numbers - start), np.float32)
+    for start in range(0, numbers, _BLOCK_NUMBERS):
+        block = generator.random(min(_BLOCK_NUMBERS, numbers - start), np.float32)
         yield ((block - np.float32(0.5)) * np.float32(0.06)).astype("<f2").tobytes()

@@ -1,4 +1,4 @@
-"""What a pair says along the target's own answers, kept to be replayed without models."""
+"""Recordings of a pair along the target's own answers, to be replayed without models."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from engines.base import Engine
 from engines.drafters.base import Drafter, DraftRequest, Guess
 
 SPREAD = 2.4
-"""Of a synthetic draft's confidences, a + b of their Beta distribution: the built-in pair's."""
-SECOND = 0.36
+"""Sum a + b of the Beta distribution of a synthetic draft's confidences."""
+RUNNER_UP_RATIO = 0.36
 """Share of a draft's misses that its runner-up gets right; 0.40 for the built-in pair."""
-LONGEST = 4096
-"""Tokens of a prompt and its answer together."""
+LONGEST_TOKENS = 4096
+"""Greatest length of a prompt and its answer together."""
+VOCABULARY_TOKENS = 2**19
+"""Token ids of a recording are below this."""
+
+SYNTHETIC_PROMPT_TOKENS = 48
 
 
-class Said(msgspec.Struct, frozen=True, array_like=True):
-    """One position of an answer: the target's token, and the draft's guess at it. Token 0 and
-    -1 stand for no guess and no runner-up."""
+class RecordedToken(msgspec.Struct, frozen=True, array_like=True):
+    """One position of an answer: the target's token, and the draft's guess of it.
+
+    A guess or runner-up of -1 means that there was none.
+    """
 
     token: int
     guess: int
@@ -37,22 +43,23 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def runners_up(self) -> tuple[tuple[int, float], ...]:
-        """All runners-up, likeliest first."""
+        """Other tokens with their confidences, the likeliest first."""
         return ((self.other, self.other_confidence), *self.more) if self.other >= 0 else ()
 
 
 class Recording(msgspec.Struct, frozen=True):
     pair: str
     prompts: list[int]
-    """Lengths in tokens."""
-    answers: list[list[Said]]
+    """Lengths of the prompts in tokens."""
+    answers: list[list[RecordedToken]]
     prompt_ids: list[list[int]] = []
-    """Token ids of the prompts; empty where their lengths alone were kept."""
+    """Token ids of the prompts; empty if only their lengths were recorded."""
 
     @property
     def agreement(self) -> float:
-        said = [s for answer in self.answers for s in answer]
-        return sum(s.token == s.guess for s in said) / max(len(said), 1)
+        """Share of the tokens that the draft guessed."""
+        tokens = [each for answer in self.answers for each in answer]
+        return sum(each.token == each.guess for each in tokens) / max(len(tokens), 1)
 
 
 def record(
@@ -61,24 +68,25 @@ def record(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     end_ids: Sequence[int],
-) -> Iterator[tuple[int, list[Said]]]:
-    """Number of the prompt and what was said along the greedy answer to it."""
+) -> Iterator[tuple[int, list[RecordedToken]]]:
+    """Numbers of the prompts, each with its recorded greedy answer."""
     ways = lambda _: [Sampling()]  # noqa: E731
     for answer, _ in write(target, prompts, ways, max_tokens, end_ids):
         drafter.retain(())
-        said, text = [], list(answer.prompt)
+        recorded, context = [], list(answer.prompt)
         for token in answer.tokens:
-            (guess,) = drafter.guess([DraftRequest(0, text, Sampling())])
+            (guess,) = drafter.guess([DraftRequest(0, context, Sampling())])
             guess = guess or Guess(-1, 0.0)
             others = tuple((other, round(confidence, 3)) for other, confidence in guess.runners_up)
             other, *more = others or ((-1, 0.0),)
-            said.append(Said(token, guess.token, round(guess.confidence, 3), *other, tuple(more)))
-            text.append(token)
-        yield answer.question, said
+            confidence = round(guess.confidence, 3)
+            recorded.append(RecordedToken(token, guess.token, confidence, *other, tuple(more)))
+            context.append(token)
+        yield answer.question, recorded
 
 
 def read_recording(path: Path) -> Recording:
-    """Raises `UsageError` where there is none."""
+    """The recording in a file. Raises `UsageError` if the file has none."""
     try:
         recording = msgspec.json.decode(path.read_bytes(), type=Recording)
     except OSError as error:
@@ -97,36 +105,36 @@ def _unusable(path: Path, fault: str) -> UsageError:
 
 
 def _fault(recording: Recording) -> str:
-    """What is wrong with it; empty for nothing."""
+    """The first fault of a recording; empty: it is valid."""
     answers = recording.answers
     if not answers or len(answers) != len(recording.prompts):
         return f"{len(recording.prompts)} prompts with {len(answers)} answers"
     ids = recording.prompt_ids
     if ids and [len(prompt) for prompt in ids] != recording.prompts:
         return "prompt_ids of other lengths than prompts says"
-    if any(not 0 <= token < 2**19 for prompt in ids for token in prompt):
+    if any(not 0 <= token < VOCABULARY_TOKENS for prompt in ids for token in prompt):
         return "prompt_ids has a token that no target has"
     for number, (length, answer) in enumerate(zip(recording.prompts, answers, strict=True), 1):
-        if length < 1 or not answer or length + len(answer) > LONGEST:
+        if length < 1 or not answer or length + len(answer) > LONGEST_TOKENS:
             return f"prompt {number} has {length} tokens, its answer {len(answer)}"
-        for said in answer:
-            if not 0 <= said.token < 2**19 or min(said.guess, said.other) < -1:
-                return f"the answer to prompt {number} has a token {said.token}"
+        for each in answer:
+            if not 0 <= each.token < VOCABULARY_TOKENS or min(each.guess, each.other) < -1:
+                return f"the answer to prompt {number} has a token {each.token}"
             if not all(
                 0 <= confidence <= 1
-                for confidence in (said.confidence, *(p for _, p in said.runners_up))
+                for confidence in (each.confidence, *(p for _, p in each.runners_up))
             ):
-                return f"the answer to prompt {number} has a probability of {said.confidence}"
+                return f"the answer to prompt {number} has a probability of {each.confidence}"
     return ""
 
 
 def builtin_recording(name: str) -> Recording:
-    """That of the built-in pair, `builtin`, or of its target drafting for itself, `self`."""
+    """The recording of the built-in pair, `builtin`, or of its target as its own draft, `self`."""
     return read_recording(Path(str(resources.files("bench") / "data" / f"recording-{name}.json")))
 
 
 def excerpt(recording: Recording, count: int) -> Recording:
-    """At most `count` of its prompts, from all parts of it: neighbours are of one category."""
+    """At most `count` prompts, spread over the recording, since neighbours share a category."""
     total = len(recording.answers)
     chosen = [number * total // count for number in range(count)] if count < total else range(total)
     return Recording(
@@ -138,18 +146,24 @@ def excerpt(recording: Recording, count: int) -> Recording:
 
 
 def synthetic(agreement: float, answers: int = 24, tokens: int = 64, seed: int = 0) -> Recording:
-    """A draft that is right that often, independently at each position, and knows how sure it may
-    be: confidences are drawn first (Beta), then whether it is right, with that probability."""
+    """A draft with this acceptance rate, independently at each position, and exact confidences.
+
+    Confidences are drawn from a Beta distribution; a guess is right with that probability.
+    """
     chance = random.Random(seed)
-    said = [[_drawn(agreement, chance) for _ in range(tokens)] for _ in range(answers)]
-    return Recording(f"synthetic, agreement {agreement:g}", [48] * answers, said)
+    recorded = [[_drawn(agreement, chance) for _ in range(tokens)] for _ in range(answers)]
+    return Recording(
+        f"synthetic, agreement {agreement:g}", [SYNTHETIC_PROMPT_TOKENS] * answers, recorded
+    )
 
 
-def _drawn(agreement: float, chance: random.Random) -> Said:
+def _drawn(agreement: float, chance: random.Random) -> RecordedToken:
     confidence = agreement
     if 0 < agreement < 1:
         confidence = chance.betavariate(SPREAD * agreement, SPREAD * (1 - agreement))
     token = 10 + 4 * chance.randrange(10_000)
-    right, second = chance.random() < confidence, chance.random() < SECOND
+    right, second = chance.random() < confidence, chance.random() < RUNNER_UP_RATIO
     guess, other = (token, token + 2) if right else (token + 1, token if second else token + 2)
-    return Said(token, guess, round(confidence, 3), other, round((1 - confidence) * SECOND, 3))
+    return RecordedToken(
+        token, guess, round(confidence, 3), other, round((1 - confidence) * RUNNER_UP_RATIO, 3)
+    )

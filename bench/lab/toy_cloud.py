@@ -1,5 +1,5 @@
-"""A cloud whose target is a table: the real loop on real sockets, in a process of its own, whose
-steps cost next to nothing."""
+"""A cloud with a toy target: the real loop on real sockets in a process of its own, with steps that
+take almost no time."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from edgespec.protocol import VERSION, Hello
 from edgespec.transport import RouterHub
 from engines.toy import ToyEngine
 
-PATIENCE = 60.0
-"""Seconds that it has to answer."""
+REPLY_TIMEOUT_S = 60.0
+"""Time in which the cloud's process must answer."""
 
 
 class Kept(NamedTuple):
-    """What the cloud's process holds, garbage collected."""
+    """Objects that the cloud's process holds after garbage collection."""
 
     objects: int
     sessions: int
     devices: int
-    """That said hello and have not been forgotten."""
+    """Devices that the cloud remembers."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class ToyCloud:
     _pipe: Connection
 
     def kept(self) -> Kept:
-        """Raises `EdgespecError` where it does not answer."""
+        """Raises `EdgespecError` if the cloud does not answer."""
         self._pipe.send(None)
-        if not self._pipe.poll(PATIENCE):
+        if not self._pipe.poll(REPLY_TIMEOUT_S):
             raise EdgespecError("the toy cloud does not answer")
         kept: Kept = self._pipe.recv()
         return kept
@@ -57,7 +57,11 @@ def toy_hello(device: str) -> Hello:
 
 @contextmanager
 def toy_cloud(context: int, settings: CloudSettings) -> Iterator[ToyCloud]:
-    """On the cloud's core, ended with the block. `context`: positions of a session."""
+    """A toy cloud on the cloud's core, ended with the block.
+
+    `context` is the greatest length of a session in tokens. Raises `EdgespecError` if it does not
+    start.
+    """
     spawning = multiprocessing.get_context("spawn")
     here, there = spawning.Pipe()
     process = spawning.Process(
@@ -65,7 +69,7 @@ def toy_cloud(context: int, settings: CloudSettings) -> Iterator[ToyCloud]:
     )
     process.start()
     try:
-        if not here.poll(PATIENCE):
+        if not here.poll(REPLY_TIMEOUT_S):
             raise EdgespecError("the toy cloud did not start")
         yield ToyCloud(here.recv(), process.pid or 0, here)
     finally:
@@ -77,7 +81,7 @@ def toy_cloud(context: int, settings: CloudSettings) -> Iterator[ToyCloud]:
 def _serve(pipe: Connection, core: int, context: int, settings: CloudSettings) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
-    logging.disable(logging.WARNING)  # who comes and goes is no news here
+    logging.disable(logging.WARNING)  # thousands of devices come and go
     hub = RouterHub(settings.bind)
     engine = ToyEngine(context=context, layers=1)
     service = Service(Identity("toy", "toy", ()), engine, settings)

@@ -26,7 +26,7 @@ PACKET_BYTES = 64
 
 
 class Accuracy(NamedTuple):
-    """What the proxy itself adds to a round trip."""
+    """Time that the proxy itself adds to a round trip."""
 
     median_ms: float
     p99_ms: float

@@ -1,4 +1,4 @@
-"""What methods did over a link of each round-trip time, and what follows from it."""
+"""Figures of methods over links of different round-trip times."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
     cloud_draft_ms: float
     """A draft step in the cloud."""
     hint_ms: float
-    """What exit heads add to a step."""
+    """Time that exit heads add to a step."""
     draft_ms: float
     """A draft step on the device."""
     batch: list[float]
@@ -91,7 +91,7 @@ class LinkFigures(msgspec.Struct, frozen=True, kw_only=True):
     methods: list[str]
     cells: list[LinkCell]
     tokens_per_s: dict[str, dict[str, float]]
-    """By round-trip time in milliseconds, and by method."""
+    """Speeds by round-trip time in milliseconds, and by method."""
     worst_ratio_to_cloud: float | None
     """The lowest ratio of edgespec to the cloud alone over all round-trip times."""
     worst_ratio_useless: float | None
@@ -99,7 +99,7 @@ class LinkFigures(msgspec.Struct, frozen=True, kw_only=True):
     pair: str
     machine: Machine
     link_accuracy: dict[str, Accuracy]
-    """By round-trip time in milliseconds: what the emulated link itself adds."""
+    """Time that the emulated link itself adds, by round-trip time in milliseconds."""
     times: StepTimes
     prompts: int
     draft_length: int

@@ -56,11 +56,11 @@ from engines.machine.energy.sensors import Sensors, find
 
 ACCURACY_PROBES_COUNT = 20
 TOP_P = 0.9
-"""For sampled answers."""
+"""Used where the temperature is above 0."""
 LEAST_WIDTH_COLUMNS = 130
 
 Runs = dict[tuple[float, str], MethodRun]
-"""By round-trip time in milliseconds and method."""
+"""Measurements by round-trip time in milliseconds and method."""
 
 
 def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
@@ -109,7 +109,7 @@ def _requests(bundle: Bundle, settings: LinkSettings) -> list[Request]:
 
 
 def _link_accuracy(rtts_ms: Sequence[float]) -> dict[str, Accuracy]:
-    """By round-trip time: what the emulated link itself adds."""
+    """Time that the emulated link itself adds, by round-trip time in milliseconds."""
     return {
         f"{rtt:g}": accuracy(LinkShape(rtt_ms=rtt), probes=ACCURACY_PROBES_COUNT) for rtt in rtts_ms
     }

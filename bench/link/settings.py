@@ -1,4 +1,4 @@
-"""What `edgespec bench link` is asked to measure."""
+"""Settings of `edgespec bench link`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an emulated link does to bytes."""
+"""Delays and losses of an emulated link."""
 
 from __future__ import annotations
 

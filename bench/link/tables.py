@@ -60,7 +60,7 @@ def link_table(figures: LinkFigures) -> Table:
 
 
 def _caption(machine: Machine) -> str:
-    """What the columns are, and where they were measured."""
+    """Meaning of the columns, and the machine that was measured."""
     cores = f"{machine.cores} core(s)" if machine.cores else ""
     place = [machine.processor.model, *machine.gpus, cores, machine.system]
     return (

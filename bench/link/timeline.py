@@ -1,8 +1,8 @@
-"""What a trace looks like: a Chrome trace (chrome://tracing, ui.perfetto.dev) and a picture.
+"""A trace as a Chrome trace (chrome://tracing, ui.perfetto.dev) and as a picture.
 
-Takes the spans of device and cloud together, on one clock: see `edgespec.trace`. Spans of different
-kinds may overlap, and both viewers drop what overlaps on one track, so a Chrome trace has a track a
-kind. Arrows are bound to the packets' instant events, which therefore come before them.
+The spans of device and cloud are together, on one clock: see `edgespec.trace`. Spans of different
+kinds may overlap, and both viewers drop spans that overlap on one track. A Chrome trace therefore
+has one track for each kind. Arrows are bound to the packets' instant events, which precede them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bench.lab.plots import new_figure, save
 from edgespec.errors import EdgespecError
 from edgespec.trace import Side, Span, What
 
@@ -45,13 +46,13 @@ PACKETS: dict[Side, tuple[str, str]] = {
     "cloud": ("to the device", "#009e73"),
 }
 HEIGHT = 0.34
-SIZE = (13.0, 4.0)
+SIZE_INCHES = (13.0, 4.0)
 
 
 def chrome_trace(path: Path, spans: Sequence[Span]) -> None:
-    """Writes `spans` as a Chrome trace file, in microseconds from the first.
+    """Write `spans` as a Chrome trace file, in microseconds from the first.
 
-    Raises `EdgespecError` where there are none, or where the file cannot be written.
+    Raises `EdgespecError` if there are none, or if the file cannot be written.
     """
     if not spans:
         raise EdgespecError("the trace is empty: there is nothing to write")
@@ -67,7 +68,7 @@ def chrome_trace(path: Path, spans: Sequence[Span]) -> None:
 
 
 def packets(spans: Sequence[Span]) -> list[tuple[Span, Span]]:
-    """Every `send` with the `receive` it became; of several with one key, the first goes first."""
+    """Every `send` with its `receive`; packets with the same key are matched in order."""
     pending: defaultdict[Hashable, deque[Span]] = defaultdict(deque)
     pairs = []
     for span in sorted(spans, key=lambda span: (span.start, span.what == "receive")):
@@ -81,7 +82,7 @@ def packets(spans: Sequence[Span]) -> list[tuple[Span, Span]]:
 
 
 def _key(span: Span, sender: Side) -> Hashable:
-    """A verdict is matched without its round, which the device does not say on receipt."""
+    """Key of a packet. A verdict has no round, since the device does not record it on receipt."""
     return (sender, span.session, span.base, span.round if sender == "device" else None)
 
 
@@ -119,17 +120,13 @@ def _place(span: Span, origin: float) -> dict[str, Any]:
 def plot_timeline(
     path: Path, spans: Sequence[Span], *, title: str, most_seconds: float = 1.5
 ) -> None:
-    """Who was busy when, for `most_seconds` from the last session's first target step on.
+    """Draw when each side was busy, for `most_seconds` from the last session's first target step.
 
-    The ending of `path` chooses the format. Raises `EdgespecError` where there is no such step, or
-    where the file cannot be written. Needs matplotlib (the extra `plots`).
+    The ending of `path` chooses the format. Raises `EdgespecError` if there is no such step, or if
+    the file cannot be written. Needs matplotlib (the extra `plots`).
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     start, end = _window(spans, most_seconds)
-    figure = Figure(figsize=SIZE, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(*SIZE_INCHES)
     axes = figure.subplots()
     axes.set(xlim=(0, (end - start) * 1e3), ylim=(-0.3, 1.3), xlabel="ms")
     axes.set_yticks(list(LANES.values()), list(LANES), fontsize=12)
@@ -144,14 +141,12 @@ def plot_timeline(
     figure.legend(loc="outside lower center", ncols=7, frameon=False)
     figure.draw_without_rendering()
     _numbers(axes, inside, start, end)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise EdgespecError(f"the timeline cannot be written to {path}: {error}") from error
+    save(figure, path)
 
 
 def _window(spans: Sequence[Span], most_seconds: float) -> tuple[float, float]:
-    """A step of several sessions names none; then what began last says where to look."""
+    """Start and end in seconds. A step of several sessions names no session; the session that began
+    last then gives the start."""
     steps = [span for span in spans if span.what in ("verify", "decode")]
     if not steps:
         raise EdgespecError("there is no verify or decode in the trace: there is nothing to plot")
@@ -166,7 +161,7 @@ def _window(spans: Sequence[Span], most_seconds: float) -> tuple[float, float]:
 
 
 def _firsts(spans: Sequence[Span]) -> dict[int, float]:
-    """When each session is first heard of."""
+    """Time of the first span of each session."""
     firsts: dict[int, float] = {}
     for span in spans:
         if span.session:
@@ -175,7 +170,7 @@ def _firsts(spans: Sequence[Span]) -> dict[int, float]:
 
 
 def _bars(axes: Axes, spans: Sequence[Span], start: float, end: float) -> None:
-    """Bars of more than a few pixels are kept apart by a white edge."""
+    """Draw steps and waits; a white edge separates bars of more than a few pixels."""
     for what, colour in COLOURS.items():
         chosen = [span for span in spans if span.what == what]
         label: str = what
@@ -196,7 +191,7 @@ def _bars(axes: Axes, spans: Sequence[Span], start: float, end: float) -> None:
 
 
 def _lines(axes: Axes, pairs: Sequence[tuple[Span, Span]], start: float, end: float) -> None:
-    """From lane to lane. Those that cross the window's border are cut off there."""
+    """Draw packets from lane to lane; lines that cross the window's border are cut off there."""
     from matplotlib.collections import LineCollection
 
     for side, (label, colour) in PACKETS.items():
@@ -214,8 +209,8 @@ def _lines(axes: Axes, pairs: Sequence[tuple[Span, Span]], start: float, end: fl
 
 
 def _numbers(axes: Axes, spans: Sequence[Span], start: float, end: float) -> None:
-    """Draft tokens, in the verify bars that have room for them."""
-    points = axes.get_position().width * SIZE[0] * 72
+    """Write the number of draft tokens into the verify bars that have room for it."""
+    points = axes.get_position().width * SIZE_INCHES[0] * 72
     for span in spans:
         left, right = max(span.start, start), min(span.start + span.seconds, end)
         width = (right - left) / (end - start) * points

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from bench.lab.recording import Recording, Said
+from bench.lab.recording import RecordedToken, Recording
 from engines.drafters.base import Guess
 
 END = 1
@@ -35,7 +35,7 @@ class Script:
         """Ids of recorded prompt `number`; the first id identifies it."""
         return [FIRST_PROMPT + number] + [2] * max(1, self._recording.prompts[number] - 1)
 
-    def answer(self, text: Sequence[int]) -> list[Said]:
+    def answer(self, text: Sequence[int]) -> list[RecordedToken]:
         """Recorded answer to the prompt that `text` begins with; empty for an unknown prompt."""
         number = text[0] - FIRST_PROMPT
         return self._recording.answers[number] if self._known(number) else []
@@ -84,7 +84,7 @@ def _id(token: int) -> int:
     return token + FIRST_ID
 
 
-def wrong_guess(said: Said | Guess) -> Guess:
+def wrong_guess(said: RecordedToken | Guess) -> Guess:
     """Guess with the same confidences whose tokens are never right."""
     others = tuple((WRONG + n, confidence) for n, (_, confidence) in enumerate(said.runners_up, 1))
     return Guess(WRONG, said.confidence, others)

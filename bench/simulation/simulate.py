@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.lab.recording import LONGEST, Recording
+from bench.lab.recording import LONGEST_TOKENS, Recording
 from bench.lab.useless import UselessDrafter
 from bench.simulation.drafters import SimulatedCloudDraft, SimulatedDrafter
 from bench.simulation.engine import SimulatedEngine
@@ -53,7 +53,7 @@ class SimulatedDevice:
     """True if its draft is never right."""
     think_seconds: float = 0.0
     """Mean pause between two answers; pauses follow an exponential distribution."""
-    tokens: tuple[int, int] = (LONGEST, LONGEST)
+    tokens: tuple[int, int] = (LONGEST_TOKENS, LONGEST_TOKENS)
     """Range from which the length of an answer is drawn uniformly; the recorded answer's length
     is the upper bound."""
     start: float = 0.0
@@ -213,7 +213,7 @@ class _Fleet:
             finally:
                 self._check(question, answer.state.answer, done=simulated.done)
 
-    def question(self, number: int, tokens: int = LONGEST, wait: float = 0.0) -> _Question:
+    def question(self, number: int, tokens: int = LONGEST_TOKENS, wait: float = 0.0) -> _Question:
         """Recorded prompt `number` with an id of its own, so that the cloud holds no prefix."""
         first, _, *rest = self._script.prompt(number)
         length = len(self._script.ids(number, tokens))

@@ -29,7 +29,7 @@ from bench.fleet.plots import plot_fleet
 from bench.fleet.profile import DeviceKind, answerable, fleet_recording, mix, read_fleet
 from bench.fleet.search import Search, explore
 from bench.fleet.tables import capacity_table, fleet_notes, fleet_table
-from bench.lab.recording import Recording, Said, synthetic
+from bench.lab.recording import RecordedToken, Recording, synthetic
 from cli.main import main
 from edgespec.errors import EdgespecError, UsageError
 from edgespec.protocol import Ping, Pong
@@ -124,11 +124,11 @@ RECORDING = Recording(
     [2, 3],
     [
         [
-            Said(11, 11, 0.9, 3, 0.1),
-            Said(12, 50, 0.4, 12, 0.3, ((8, 0.1),)),
-            Said(13, 13, 0.8, -1, 0.0),
+            RecordedToken(11, 11, 0.9, 3, 0.1),
+            RecordedToken(12, 50, 0.4, 12, 0.3, ((8, 0.1),)),
+            RecordedToken(13, 13, 0.8, -1, 0.0),
         ],
-        [Said(21, -1, 0.0, -1, 0.0), Said(22, 22, 0.7, 4, 0.1)],
+        [RecordedToken(21, -1, 0.0, -1, 0.0), RecordedToken(22, 22, 0.7, 4, 0.1)],
     ],
     [[1, 2], [3, 4, 5]],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from bench.lab.methods import METHODS, USELESS
 from bench.lab.profiles import builtin_profiles
-from bench.lab.recording import Said, builtin_recording, excerpt, synthetic
+from bench.lab.recording import RecordedToken, builtin_recording, excerpt, synthetic
 from bench.plan.run import answers, speed
 from bench.simulation.script import Script
 from bench.simulation.simulate import simulate
@@ -130,4 +130,4 @@ def test_a_synthetic_draft_is_right_and_sure_as_often_as_asked():
     surer = [s for s in said if s.confidence > 0.9]
     right = sum(s.guess == s.token for s in surer) / len(surer)
     assert right == pytest.approx(sum(s.confidence for s in surer) / len(surer), abs=0.03)
-    assert isinstance(said[0], Said) and synthetic(0.7) == synthetic(0.7)
+    assert isinstance(said[0], RecordedToken) and synthetic(0.7) == synthetic(0.7)
