@@ -128,7 +128,9 @@ class Answer:
         self.terms = terms
         self.stats = AnswerStats(prompt_tokens=length)
         self.timing = AnswerTiming()
-        self.deferral = Deferral(context.settings.give_up, random.Random(session))
+        self.deferral = Deferral(
+            context.settings.give_up, random.Random(session), context.settings.limits
+        )
         self.error: EdgespecError | None = None
         """Why the answer cannot go on."""
         self.unread: deque[Piece] = deque()
@@ -227,7 +229,7 @@ class Answer:
             return 0
         end = len(self.state.tokens)
         paths = self.tree.unsent()
-        if not self._tactics.streaming:  # a whole round at a time
+        if not self._tactics.streaming:  # one full round at a time
             free = idle and self._outstanding is None
             paths = [path for path in paths if free and path is self.tree.main]
         unsent = sum(end + len(path.ahead) - path.sent for path in paths)

@@ -21,7 +21,7 @@ class _Reading:
         self._answer = answer
         self._parts: list[str] = []
         self._ended: Ended | None = None
-        # An answer that nobody refers to is not written any further.
+        # An answer without a reader is cancelled.
         self._finalizer = weakref.finalize(self, background.cancel, answer)
         self._finalizer.atexit = False
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import random
 
 from edgespec.errors import LinkError
+from edgespec.policies import LinkLimits
 from edgespec.protocol import Error
-
-SHORTEST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0
-"""Bounds of the time that a cloud may ask for."""
-SPREAD_RATIO = 0.5
-"""Random part of that time, either way, so that the devices of a cloud that went down do not all
-return at once."""
 
 
 class Deferral:
     """The retries of one answer. Refusals may go on for `give_up` seconds in all."""
 
-    def __init__(self, give_up: float, chance: random.Random) -> None:
+    def __init__(
+        self, give_up: float, chance: random.Random, limits: LinkLimits = LinkLimits()
+    ) -> None:
         self._give_up = give_up
         self._chance = chance
+        self._limits = limits
         self._since: float | None = None
         """Time of the first refusal."""
         self._at: float | None = None
@@ -39,8 +37,9 @@ class Deferral:
                 code=error.code,
                 retryable=True,
             )
-        wait = min(max(error.retry_ms / 1e3, SHORTEST_WAIT_S), LONGEST_WAIT_S)
-        wait *= 1 + SPREAD_RATIO * self._chance.uniform(-1, 1)
+        limits = self._limits
+        wait = min(max(error.retry_ms / 1e3, limits.shortest_retry_s), limits.longest_retry_s)
+        wait *= 1 + limits.retry_spread * self._chance.uniform(-1, 1)
         wait = min(wait, self._since + self._give_up - now)
         self._at = now + wait
         return wait
@@ -48,7 +47,8 @@ class Deferral:
     def left(self, now: float) -> float:
         """Seconds until the next try is due; 0 if none is planned or the clock has jumped."""
         left = 0.0 if self._at is None else self._at - now
-        return max(0.0, left) if left <= (1 + SPREAD_RATIO) * LONGEST_WAIT_S else 0.0
+        longest = (1 + self._limits.retry_spread) * self._limits.longest_retry_s
+        return max(0.0, left) if left <= longest else 0.0
 
     def tried(self) -> None:
         """The session was opened again; the reply is awaited."""

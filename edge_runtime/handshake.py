@@ -49,17 +49,16 @@ def greet(
     settings: EdgeSettings,
     clock: Clock = time.monotonic,
     waiting: Callable[[], None] | None = None,
-    remind_s: float = 1.0,
 ) -> Welcome:
     """Sends a Hello and returns the cloud's Welcome.
 
-    `waiting` is called once if no reply has come after `remind_s` seconds. Raises `LinkError` if
-    the cloud refuses, or does not reply within `settings.connect_timeout` seconds.
+    `waiting` is called once if no reply has come after `settings.limits.stall_s` seconds. Raises
+    `LinkError` if the cloud refuses, or does not reply within `settings.connect_timeout` seconds.
     """
     end = clock() + settings.connect_timeout
     link.send(hello)
     while (left := end - clock()) > 0:
-        for message in link.receive(min(left, remind_s) if waiting else left):
+        for message in link.receive(min(left, settings.limits.stall_s) if waiting else left):
             if isinstance(message, Welcome):
                 return message
             if isinstance(message, Error):

@@ -35,12 +35,6 @@ from edgespec.trace import Trace, What
 from edgespec.transport import Link
 from engines.drafters.base import Drafter, DraftRequest
 
-PING_INTERVAL_S = 1.0
-"""Time between two measurements of the round trip, which also tell the cloud that the device is
-there."""
-STALL_S = 1.0
-"""Shortest silence of the link that is reported."""
-
 
 @dataclass(frozen=True)
 class Observer:
@@ -53,7 +47,7 @@ class Observer:
     trace: Trace | None = None
 
     def waiting(self, endpoint: str) -> Callable[[], None] | None:
-        """A function that reports that nothing comes; None if nobody listens."""
+        """A function that reports that the cloud is silent; None if there is no `report`."""
         report = self.report
         return report and (lambda: report(f"waiting for the cloud at {endpoint} …"))
 
@@ -194,7 +188,7 @@ class EdgeLoop:
             self._count_wait(before, now, waited)
         self._count_silence(messages, waited)
         self._ask_again(messages, now, timeout)
-        ping_s = min(self._settings.patience, PING_INTERVAL_S)
+        ping_s = min(self._settings.patience, self._settings.limits.ping_interval_s)
         if not 0 <= now - self._pinged < ping_s:
             self._ping()
         for message in messages:
@@ -289,7 +283,7 @@ class EdgeLoop:
             left = deferral.left(now) if deferral.waiting else patience - answer.timing.silence
             ends.append(left)
         if self._observer.report and not self._told:
-            ends.append(STALL_S - self._silence)
+            ends.append(self._settings.limits.stall_s - self._silence)
         return max(0.0, min(ends))
 
     def _count_wait(self, before: float, now: float, waited: float) -> None:
@@ -302,7 +296,7 @@ class EdgeLoop:
         long. Answers that wait for their next try do not count."""
         waiting = [a for a in self._answers.values() if not a.deferral.waiting and not a.over]
         if messages:
-            if self._silence + waited >= STALL_S:
+            if self._silence + waited >= self._settings.limits.stall_s:
                 for answer in self._answers.values():
                     answer.stats.stalls.append(self._silence + waited)
             self._silence, self._told = 0.0, False
@@ -317,7 +311,7 @@ class EdgeLoop:
                     f"the answer stands at {len(answer.state.answer)} tokens",
                     retryable=True,
                 )
-        elif self._silence >= STALL_S and not self._told:
+        elif self._silence >= self._settings.limits.stall_s and not self._told:
             self._told = True
             self._report(f"waiting for the cloud at {self._settings.connect} …")
 

@@ -26,7 +26,7 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     if text.system and not text.chat:
         raise UsageError("--system is a message of a chat; pass --chat too")
     codec = Codec(bundle)
-    # What is wrong with a prompt is said before anything else is loaded.
+    # A bad prompt is refused before the draft model is loaded.
     prompt = None if text.conversation else _tokens(codec, text)
     printer = AnswerPrinter(text, find(settings.energy) if settings.energy else None)
     with ExitStack() as stack:

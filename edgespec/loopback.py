@@ -1,6 +1,6 @@
-"""Device and cloud in one process and one thread, over real packets: for tests and benches.
+"""Device and cloud in one process and one thread, over real packets. For tests and benches.
 
-A device that waits runs the cloud's turns until its answer is there.
+A device that waits for a message runs turns of the cloud until there is one.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from collections.abc import Callable
 from edgespec.protocol import AnyMessage, Message, Packet, pack, unpack
 from edgespec.transport import Hub
 
+LONGEST_WAIT_TURNS = 1000
+"""Turns of the cloud after which a waiting device gets no message."""
+
 
 class LoopbackHub(Hub):
-    """The cloud's end; `pump` is set to what one turn of the cloud is."""
+    """The cloud's end. Set `pump` to a function that runs one turn of the cloud."""
 
     def __init__(self) -> None:
         self.links: dict[bytes, LoopbackLink] = {}
@@ -37,7 +40,7 @@ class LoopbackHub(Hub):
 
 
 class LoopbackLink:
-    """One device's end."""
+    """A device's end."""
 
     def __init__(self, hub: LoopbackHub, peer: bytes) -> None:
         self._hub = hub
@@ -54,9 +57,8 @@ class LoopbackLink:
         self._hub.inbox.append((self._peer, packet))
 
     def receive(self, timeout: float) -> list[AnyMessage]:
-        """Runs turns of the cloud until something has come, at most 1000; one without a timeout,
-        as if both sides were as fast."""
-        for turn in range(1000):
+        """Runs turns of the cloud until a message has come, or one turn if `timeout` is 0."""
+        for turn in range(LONGEST_WAIT_TURNS):
             if self.inbox or (turn and not timeout):
                 break
             self._hub.pump()

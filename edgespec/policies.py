@@ -193,6 +193,18 @@ class LinkLimits:
     """Time without any sign of life after which a connection is closed."""
     linger_s: float = 0.5
     """Time that closing a socket leaves to packets that are not sent yet."""
+    ping_interval_s: float = 1.0
+    """Interval at which a device with an answer measures the round trip; a Ping also tells the
+    cloud that the device is there."""
+    stall_s: float = 1.0
+    """Shortest silence of a link that a device reports."""
+    shortest_retry_s: float = 0.1
+    """Shortest time after which a device opens a refused session again."""
+    longest_retry_s: float = 10.0
+    """Longest time that a cloud may ask a device to wait before that."""
+    retry_spread: float = 0.5
+    """Random part of that time, either way, so that the devices of a cloud that went down do not
+    all return at once."""
     longest_reconnect_s: float = 2.0
     """Longest pause of a device between two attempts to connect."""
     connections: int = 4096

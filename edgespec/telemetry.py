@@ -1,4 +1,4 @@
-"""What a run is remembered by: counters of one answer, for people and as JSON."""
+"""Figures of one answer, for users and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgespec.energy_report import Energy
 
 
 class HintCount(msgspec.Struct):
-    """How often an exit head named the target's token, over positions where that is known."""
+    """Positions at which an exit head was compared with the target, and at which it was right."""
 
     right: int = 0
     total: int = 0
@@ -30,7 +30,7 @@ ENDINGS = {
 
 
 def speed(answers: Iterable[AnswerStats]) -> float:
-    """Tokens a second after each answer's first, over all of them; 0 where there are none."""
+    """Tokens per second over all answers, the first token of each left out; 0 for no answers."""
     tokens, spent = 0, 0.0
     for stats in answers:
         tokens += stats.tokens - 1
@@ -39,51 +39,55 @@ def speed(answers: Iterable[AnswerStats]) -> float:
 
 
 class AnswerStats(msgspec.Struct, kw_only=True):
-    """One answer. Times in seconds; bytes are those of messages, without ZeroMQ's framing."""
+    """Figures of one answer.
+
+    Times are in seconds. Bytes are those of all messages on the link while the answer was written,
+    without ZeroMQ's framing.
+    """
 
     prompt_tokens: int = 0
     tokens: int = 0
     seconds: float = 0.0
     first_token_seconds: float = 0.0
     rounds: int = 0
-    """Verdicts that brought tokens: steps of the target."""
+    """Verdicts that added tokens; each is a step of the target."""
     drafted: int = 0
-    """Ids that the device sent."""
+    """Drafted tokens that the device sent."""
     verified: int = 0
-    """Drafted ids, the device's and the cloud's own, that the target looked at."""
+    """Drafted tokens, of the device or of the cloud, that the target verified."""
     confirmed: int = 0
-    """Of those, the target's."""
+    """Verified tokens that were the target's."""
     accepted: int = 0
-    """Of those, drafted by the device."""
+    """Confirmed tokens that the device had drafted."""
     drafting_seconds: float = 0.0
     waiting_seconds: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
     resumed: int = 0
-    """Times that silence or a lost session had to be mended."""
+    """Requests for lost verdicts, and sessions opened again."""
     finish: str = ""
     hits: dict[str, int] = msgspec.field(default_factory=dict)
-    """Verdicts after which the device could go on with what it had: by full acceptance, by a
-    branch, by one that a hint had opened; or not: a miss."""
+    """Verdicts by what they left of the drafted tree: `full`, the main path; `branch`; `hint`, a
+    branch that an exit head opened; `miss`, nothing."""
     mode: str = ""
-    """In which the answer ended."""
+    """Mode in which the answer ended."""
     stalls: list[float] = msgspec.field(default_factory=list)
-    """Silences of a second or more, in seconds."""
+    """Silences of the link of a second or more, in seconds."""
     hints: dict[int, HintCount] = msgspec.field(default_factory=dict)
-    """By layer."""
+    """Accuracy of the exit heads, by layer."""
     token_ids: list[int] = msgspec.field(default_factory=list)
     energy: Energy | None = None
-    """Of the machine that wrote this, while the answer was written; None: nobody asked."""
+    """Energy of this machine while the answer was written; None: not measured."""
 
     @property
     def tokens_per_second(self) -> float:
-        """After the first token, which is the prompt's cost."""
+        """Rate after the first token, whose time is that of the prompt."""
         spent = self.seconds - self.first_token_seconds
         return (self.tokens - 1) / spent if self.tokens > 1 and spent > 0 else 0.0
 
     @property
     def loop_seconds(self) -> float:
-        """What the device spent neither drafting nor waiting: policy, packets, text."""
+        """Time that the device spent neither drafting nor waiting: policy, packets, text."""
         return max(0.0, self.seconds - self.drafting_seconds - self.waiting_seconds)
 
     @property

@@ -1,4 +1,4 @@
-"""One answer on the device, told what came: what is new, what was missed, what is said again."""
+"""One answer on the device and the messages that it gets: new, missing and repeated ones."""
 
 import msgspec
 import pytest

@@ -214,8 +214,8 @@ def test_a_cloud_that_dies_ends_every_answer(bundle):
     lockstep = Tactics("none")
     settings = edgespec.EdgeSettings(give_up=1.0, patience=0.3, tactics=lockstep, draft_length=1)
     with (
-        cloud_process(bundle.folder) as (endpoint, process),
-        edgespec.connect(bundle, endpoint, drafter="ngram", settings=settings) as client,
+        cloud_process(bundle.folder) as process,
+        edgespec.connect(bundle, process.endpoint, drafter="ngram", settings=settings) as client,
     ):
         answers = [
             client.complete("the quick", max_tokens=480, temperature=1.0, seed=seed)
@@ -224,7 +224,7 @@ def test_a_cloud_that_dies_ends_every_answer(bundle):
         reading = [iter(answer) for answer in answers]
         for pieces in reading:
             next(pieces)
-        os.kill(process, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
         for pieces in reading:
             with pytest.raises(LinkError, match="has been silent"):
                 list(pieces)
@@ -276,3 +276,15 @@ except AttributeError as error:
     assert "nothing" in str(error)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def python_examples():
+    text = (Path(__file__).parents[2] / "docs/python.md").read_text()
+    return [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+
+
+@pytest.mark.parametrize("code", python_examples())
+def test_the_examples_of_the_docs_run(bundle, endpoint, code, monkeypatch, capsys):
+    monkeypatch.chdir(bundle.folder.parent)
+    exec(code.replace("tcp://127.0.0.1:5555", endpoint), {})
+    assert capsys.readouterr().out

@@ -4,22 +4,25 @@ import random
 
 import pytest
 
-from edge_runtime.deferral import LONGEST_WAIT_S, SHORTEST_WAIT_S, SPREAD_RATIO, Deferral
+from edge_runtime.deferral import Deferral
 from edgespec.errors import LinkError
+from edgespec.policies import LinkLimits
 from edgespec.protocol import Error
+
+LIMITS = LinkLimits()
+SHORTEST, LONGEST = LIMITS.shortest_retry_s, LIMITS.longest_retry_s
+SPREAD = LIMITS.retry_spread
 
 
 def busy(retry_ms):
     return Error("busy", "full", 1, True, retry_ms)
 
 
-@pytest.mark.parametrize(
-    ("asked", "meant"), [(0.0, SHORTEST_WAIT_S), (2000.0, 2.0), (1e8, LONGEST_WAIT_S)]
-)
+@pytest.mark.parametrize(("asked", "meant"), [(0.0, SHORTEST), (2000.0, 2.0), (1e8, LONGEST)])
 def test_the_time_is_bounded_and_spread(asked, meant):
     waits = [Deferral(60.0, random.Random(seed)).put_off(busy(asked), 0.0) for seed in range(200)]
-    assert meant * (1 - SPREAD_RATIO) <= min(waits) < meant * 0.7
-    assert meant * 1.3 < max(waits) <= meant * (1 + SPREAD_RATIO)
+    assert meant * (1 - SPREAD) <= min(waits) < meant * 0.7
+    assert meant * 1.3 < max(waits) <= meant * (1 + SPREAD)
 
 
 def test_it_is_put_off_again_until_it_has_gone_on_for_too_long():

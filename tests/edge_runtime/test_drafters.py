@@ -47,7 +47,7 @@ def on_python_310(monkeypatch):
 
 
 def with_plain(bundle, *names):
-    """The bundle, with those of its drafts said to be plain."""
+    """The bundle, with these drafts marked as plain."""
     drafts = {
         name: msgspec.structs.replace(draft, opset=COMPAT_OPSET) if name in names else draft
         for name, draft in bundle.manifest.drafts.items()
@@ -58,7 +58,7 @@ def with_plain(bundle, *names):
 def test_the_first_draft_that_the_runtime_runs_is_taken(tiny_bundle, on_python_310, caplog):
     both = with_plain(tiny_bundle, "cpu-int8", "cpu-fp32")
     assert default_drafter(both, threads=1).name == "cpu-fp32"
-    assert caplog.text == "", "nobody was passed over"
+    assert caplog.text == "", "no draft was passed over"
     one = with_plain(tiny_bundle, "cpu-int8")
     assert open_drafter(one, "", threads=1).name == "cpu-int8"
     (line,) = [record.getMessage() for record in caplog.records]

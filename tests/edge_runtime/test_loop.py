@@ -4,6 +4,7 @@ from itertools import count
 
 import pytest
 
+from edge_runtime.loop import Observer
 from edgespec.config import Request, Tactics
 from edgespec.errors import LinkError
 from edgespec.protocol import Error, Verdict
@@ -117,3 +118,19 @@ def test_pieces_name_what_proposed_their_token(house):
     assert origins.count("device") == answer.stats.accepted
     loop = home.device(NoDrafter())
     assert {piece.origin for piece in loop.write(loop.start(REQUESTS[0]))} == {"target"}
+
+
+def test_a_silent_link_is_reported_once_and_measured(house):
+    told = []
+    home = house(ToyEngine())
+    loop = home.device(NoDrafter())
+    loop._observer = Observer(report=told.append)
+    times = count()
+    loop._clock = lambda: next(times) / 5
+    answer = loop.start(REQUESTS[0])
+    receive, silent = loop._link.receive, iter(range(12))
+    loop._link.receive = lambda timeout: [] if next(silent, None) is not None else receive(timeout)
+    written = [piece.token for piece in loop.write(answer)]
+    assert written == home.alone(REQUESTS[0])
+    assert [sentence for sentence in told if sentence.startswith("waiting for the cloud")] == told
+    assert len(told) == 1 and len(answer.stats.stalls) == 1

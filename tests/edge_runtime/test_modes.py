@@ -1,4 +1,4 @@
-"""Who drafts: chosen from measured times, with hysteresis, and able to say why."""
+"""Whether the device drafts: chosen from measured times, with hysteresis and a stated reason."""
 
 import pytest
 
@@ -129,14 +129,14 @@ def test_what_is_slower_with_the_device_stops_and_is_compared_with_what_it_is_wi
 
 def test_where_it_is_doubtful_the_device_first_looks_how_fast_the_cloud_is():
     for round_trip, looks in ((0.001, False), (0.060, True)):  # 0.8 ** (1 + 3) = 0.41
-        made = modes(cloud=BESIDE)
+        made = modes(cloud=DRAFTING)
         link(made, round_trip)
         made.begin()
         assert made.terms.drafting != looks
     assert made.name == "cloud-draft"
     assert until_it_changes(made, 0, teach=False) == LOOK
     assert made.terms.drafting
-    for mode, cloud in (("edge", BESIDE), ("auto", welcome())):
+    for mode, cloud in (("edge", DRAFTING), ("auto", welcome())):
         made = modes(mode=mode, cloud=cloud)
         link(made, 0.060)
         made.begin()
@@ -186,7 +186,7 @@ def test_lockstep_stays(pre_draft):
         assert not hear(made, 1, 0)
 
 
-BESIDE = welcome(draft_ms=4.0)
+DRAFTING = welcome(draft_ms=4.0)
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ BESIDE = welcome(draft_ms=4.0)
         ({}, welcome(hint_ms=3.0), True, Terms(), "edge"),
         ({}, welcome(exits=()), True, Terms(), "edge"),
         ({}, welcome(), False, Terms(drafting=False), "cloud"),
-        ({}, BESIDE, False, Terms(drafting=False, cloud_draft=True), "cloud-draft"),
-        ({"mode": "edge"}, BESIDE, True, Terms(hints=True), "edge"),
-        ({"mode": "cloud"}, BESIDE, True, Terms(drafting=False), "cloud"),
-        ({"mode": "cloud-draft"}, BESIDE, True, Terms(False, cloud_draft=True), "cloud-draft"),
+        ({}, DRAFTING, False, Terms(drafting=False, cloud_draft=True), "cloud-draft"),
+        ({"mode": "edge"}, DRAFTING, True, Terms(hints=True), "edge"),
+        ({"mode": "cloud"}, DRAFTING, True, Terms(drafting=False), "cloud"),
+        ({"mode": "cloud-draft"}, DRAFTING, True, Terms(False, cloud_draft=True), "cloud-draft"),
         ({"mode": "cloud-draft"}, welcome(), True, Terms(drafting=False), "cloud"),
         (
             {},
-            BESIDE,
+            DRAFTING,
             True,
             Terms(cloud_draft=True, hints=True),
             "edge, with cloud-draft where nothing has come",
@@ -222,7 +222,7 @@ BESIDE = welcome(draft_ms=4.0)
             Terms(decoding=False, hints=True),
             "edge",
         ),
-        # Nobody is waited for who does not draft.
+        # A device that does not draft never makes the target wait.
         ({"tactics": Tactics("none")}, welcome(), False, Terms(drafting=False), "cloud"),
     ],
 )  # fmt: skip
@@ -232,7 +232,7 @@ def test_terms(settings, cloud, drafts, terms, name):
 
 
 def test_figures_name_what_was_measured():
-    made = modes(cloud=BESIDE)
+    made = modes(cloud=DRAFTING)
     made.measurements.add_trip(0.0123)
     figures = made.figures
     assert "round trip 5.0 ms" in figures, "the shortest"

@@ -14,7 +14,7 @@ from edgespec.policies import DraftPolicy
 from engines.drafters.base import Guess
 
 ALIKE = (1.0, 1.0, 1.0, 1.0)
-"""As many paths together as one likes."""
+"""A step over any number of paths takes the same time."""
 
 
 def pace(acceptance=0.5, *, lead=0.0, together=(1.0,)):
@@ -68,7 +68,7 @@ DOUBT = (Guess(20, 0.9, ((30, 0.08),)), Guess(21, 0.4, ((31, 0.5),)))
 @pytest.mark.parametrize(
     ("guesses", "at", "options", "expected"),
     [
-        # Nothing is drafted: the first id is worth a whole step.
+        # Nothing is drafted: the first id is worth one full step.
         ((), pace(), {}, [(1.0, 1, None)]),
         # The main path is right with 0.9; its runner-up with 0.08.
         (DOUBT[:1], pace(), {}, [(0.9, 1, None)]),

@@ -29,7 +29,7 @@ def approx(*values):
 
 
 def grown(*guesses):
-    """A tree behind three committed ids, its main path drafted as said."""
+    """A tree behind three committed ids, its main path drafted as given."""
     tree = Tree(list(PROMPT), Believed())
     for guess in guesses:
         tree.grow(tree.main, guess)
@@ -57,7 +57,7 @@ def test_a_path_grows_by_guesses():
     assert tree.main.stuck and tree.main.ahead == [20, 21]
 
 
-def test_the_tree_weighs_with_trust_and_tells_the_cloud_what_the_draft_said():
+def test_the_tree_corrects_confidences_and_sends_the_raw_ones():
     estimate = AcceptanceEstimate()
     tree = Tree(list(PROMPT), estimate)
     for _ in range(30):
@@ -197,7 +197,7 @@ def test_a_miss_begins_a_round_of_its_own():
 
 
 class Walk:
-    """A device's tree at random beside the paths of a cloud, and a target whose text is random."""
+    """A random tree of a device, the paths that a cloud keeps of it, and a random target text."""
 
     def __init__(self, seed, *, loss):
         self.chance = random.Random(seed)
