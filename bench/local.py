@@ -7,9 +7,7 @@ processes over TCP, whose own steps cost next to nothing: an upper bound.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +30,10 @@ from edgespec.progress import progress
 from edgespec.sampling import Sampling
 from edgespec.telemetry import speed
 from edgespec.transport import DealerLink
-from engines.base import Engine, Row, final_choices
 from engines.drafters.model import ModelDrafter
 from engines.machine.doctor import describe
 from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
+from engines.step_times import RepeatedStep, medians_ms
 from engines.toy import ToyEngine
 
 TOKENS = (1, 2, 4, 8)
@@ -73,35 +71,16 @@ def step_times(bundle: Bundle, drafter: str, threads: int) -> dict[str, Any]:
     """Milliseconds of a draft step, and of a target step for every (rows, tokens)."""
     target = load_target(bundle, OrtSettings(threads=threads, slots=len(TOKENS) * sum(ROWS)))
     draft = load_draft(bundle, drafter, OrtSettings(threads=threads, slots=1, min_tokens=1))
-    calls: dict[str, Callable[[], object]] = {
-        f"{rows}x{tokens}": _step(target, rows, tokens) for rows in ROWS for tokens in TOKENS
+    steps = {
+        f"{rows}x{tokens}": RepeatedStep(target, rows, tokens, PAST)
+        for rows in ROWS
+        for tokens in TOKENS
     }
-    calls["draft"] = _step(draft, 1, 1)
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    steps["draft"] = RepeatedStep(draft, 1, 1, PAST)
     with progress("steps", REPEATS + 1, unit="turns") as advance:
-        for turn in range(REPEATS + 1):
-            for name, call in calls.items():
-                before = time.perf_counter()
-                call()
-                if turn:  # the first one warms up
-                    times[name].append((time.perf_counter() - before) * 1e3)
-            advance(1)
-    medians = {name: round(statistics.median(taken), 3) for name, taken in times.items()}
+        times = medians_ms(steps, REPEATS, advance)
+    medians = {name: round(taken, 3) for name, taken in times.items()}
     return {"draft_step_ms": medians.pop("draft"), "target_step_ms": medians}
-
-
-def _step(engine: Engine, rows: int, tokens: int) -> Callable[[], object]:
-    """A step that can be repeated: it always starts at the same position."""
-    slots = [engine.open() for _ in range(rows)]
-    ids = [number % engine.vocabulary for number in range(100, 100 + PAST + tokens)]
-    for slot in slots:
-        final_choices(engine, [Row(slot, 0, ids[:PAST], 0)])
-    batch = [Row(slot, PAST, ids[PAST:], tokens) for slot in slots]
-
-    def call() -> object:
-        return final_choices(engine, batch)
-
-    return call
 
 
 def _toy() -> ToyEngine:

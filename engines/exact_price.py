@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from edgespec.manifest import Bundle
 from engines.backends import FASTER, open_target
-from engines.base import Engine, Row, final_choices
+from engines.base import Engine
+from engines.step_times import RepeatedStep, shortest_ms
 
-PAST_TOKENS = 200
-"""Cached positions of every row."""
 REPEAT_COUNT = 9
 STEPS: Mapping[str, tuple[int, int]] = {
     "one token": (1, 1),
@@ -34,24 +33,11 @@ class Price(NamedTuple):
 
 def step_times(engine: Engine, steps: Mapping[str, tuple[int, int]]) -> dict[str, float]:
     """Returns milliseconds of each step, the shortest of several runs (other load only adds)."""
-    past = min(PAST_TOKENS, engine.context - max(tokens for _, tokens in steps.values()))
-    ids = [number % engine.vocabulary for number in range(past + 64)]
-    slots = [engine.open() for _ in range(max(rows for rows, _ in steps.values()))]
-    for slot in slots:
-        final_choices(engine, [Row(slot, 0, ids[:past], 0)])
     times = {}
     for name, (rows, tokens) in steps.items():
-        batch = [Row(slot, past, ids[past : past + tokens], tokens) for slot in slots[:rows]]
-        times[name] = 1e3 * min(_seconds(engine, batch) for _ in range(REPEAT_COUNT))
-    for slot in slots:
-        engine.close(slot)
+        with closing(RepeatedStep(engine, rows, tokens)) as step:
+            times[name] = shortest_ms(step, REPEAT_COUNT)
     return times
-
-
-def _seconds(engine: Engine, batch: Sequence[Row]) -> float:
-    before = time.perf_counter()
-    final_choices(engine, batch)
-    return time.perf_counter() - before
 
 
 def price(exact: Callable[[], Engine], fast: Callable[[], Engine]) -> list[Price]:

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bench.acceptance.figures import Judged, summary
 from bench.acceptance.lockstep_rounds import LENGTHS, accepted, ngram_accepted, ngram_matches
-from bench.acceptance.step_times import decoding_step, lookup_step, medians
+from bench.acceptance.step_times import lookup_step, medians
 from bench.acceptance.tables import print_tables
 from bench.acceptance.teacher_forcing import ROWS, Answer, Flags, Guesses, listen, write
 from bench.lab.builtin import builtin_bundle
@@ -36,6 +36,7 @@ from edgespec.text import CHAT_TEMPLATE, Codec
 from engines.base import Engine
 from engines.machine.doctor import describe
 from engines.onnxruntime_backend.engine import OrtSettings, device_settings, load_draft, load_target
+from engines.step_times import RepeatedStep
 
 SAMPLED = (0.7, 0.9)
 """Temperature and top-p."""
@@ -111,8 +112,8 @@ def run(bundle: Path | None, settings: AcceptanceSettings, *, as_json: bool) -> 
     figures |= first
     if others:
         (figures["sampled"],) = others
-    draft = decoding_step(pair.draft) if pair.draft else lookup_step()
-    times = medians({"draft": draft, "target": decoding_step(pair.target)})
+    draft = RepeatedStep(pair.draft) if pair.draft else lookup_step()
+    times = medians({"draft": draft, "target": RepeatedStep(pair.target)})
     figures |= {f"{name}_step_ms": round(time, 4) for name, time in times.items()}
     figures["step_ratio"] = round(times["draft"] / times["target"], 4)
     figures["machine"] = describe().as_dict()

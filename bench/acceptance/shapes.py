@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bench.acceptance.lockstep_rounds import LENGTHS, accepted, expected_speed
 from bench.acceptance.run import encode
-from bench.acceptance.step_times import PAST, Step, decoding_step, medians
+from bench.acceptance.step_times import medians
 from bench.acceptance.teacher_forcing import ROWS, Answer, listen, write
 from bench.lab.builtin import builtin_bundle, weights_file
 from bench.lab.prompts import first_of_each, read_prompts
@@ -43,6 +43,7 @@ from engines.drafters.base import draft_tokens
 from engines.drafters.ngram import NgramDrafter
 from engines.machine.doctor import describe
 from engines.onnxruntime_backend.engine import OrtSettings, device_settings, load_draft, load_target
+from engines.step_times import PAST_TOKENS, RepeatedStep, Step
 from export.bundle import ExportSettings, export
 from export.sources.open import open_checkpoint
 
@@ -194,11 +195,13 @@ def _exported(settings: ShapesSettings, name: str, draft: Path) -> Bundle:
 def _verify_ms(target: Engine) -> list[float]:
     """The target's step for 1, 2, … tokens of one row, in turn."""
     slot = target.open()
-    ids = [number % target.vocabulary for number in range(100, 101 + PAST + len(LENGTHS))]
-    final_choices(target, [Row(slot, 0, ids[:PAST], 0)])
+    ids = [number % target.vocabulary for number in range(100, 101 + PAST_TOKENS + len(LENGTHS))]
+    final_choices(target, [Row(slot, 0, ids[:PAST_TOKENS], 0)])
     steps: dict[str, Step] = {
         str(count): partial(
-            final_choices, target, [Row(slot, PAST, ids[PAST : PAST + count], count)]
+            final_choices,
+            target,
+            [Row(slot, PAST_TOKENS, ids[PAST_TOKENS : PAST_TOKENS + count], count)],
         )
         for count in range(1, len(LENGTHS) + 2)
     }
@@ -231,7 +234,7 @@ def _measure(
         (guesses,) = listen(engine, slot, answer, {}).values()
         right.append(guesses.right.tolist())
         helped.append(_with_ngram(answer, guesses.right.tolist(), guesses.confidences))
-    times = medians({"draft": decoding_step(engine), "target": decoding_step(target)})
+    times = medians({"draft": RepeatedStep(engine), "target": RepeatedStep(target)})
     scale = verify[0] / times["target"]  # the machine may run faster or slower than it did then
     rounds = [[n for flags in right for n in accepted(flags, length)] for length in LENGTHS]
     speed, length = expected_speed(rounds, times["draft"] * scale, verify)

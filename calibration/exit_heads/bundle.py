@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
+from contextlib import closing
 
 from calibration.corpus import Sample
 from calibration.decoder import Decoder
@@ -14,9 +14,10 @@ from calibration.exit_heads.recommend import Costs, head_share
 from edgespec.config import usable_cores
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
-from engines.base import Engine, Row, final_choices
+from engines.base import Engine
 from engines.onnxruntime_backend.engine import OrtSettings, device_settings, load_draft, load_target
 from engines.staged import StagedEngine
+from engines.step_times import RepeatedStep, shortest_ms
 
 _COMPARED_TOKENS = 2_000
 """Answer positions on which a quantised target is compared with its original."""
@@ -67,17 +68,8 @@ def step_time_ms(engine: Engine, tokens: int) -> float:
 
     Return the least of several times, because other load on the machine only adds time.
     """
-    past = min(_CACHED_TOKENS, engine.context - tokens)
-    ids = [number % engine.vocabulary for number in range(past + tokens)]
-    slot = engine.open()
-    final_choices(engine, [Row(slot, 0, ids[:past], 0)])
-    times_s = []
-    for _ in range(_TIMED_STEPS):
-        before = time.perf_counter()
-        final_choices(engine, [Row(slot, past, ids[past:], tokens)])
-        times_s.append(time.perf_counter() - before)
-    engine.close(slot)
-    return min(times_s) * 1e3
+    with closing(RepeatedStep(engine, 1, tokens, _CACHED_TOKENS)) as step:
+        return shortest_ms(step, _TIMED_STEPS)
 
 
 def _draft(bundle: Bundle, name: str) -> StagedEngine:
