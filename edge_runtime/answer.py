@@ -38,7 +38,7 @@ from edgespec.telemetry import AnswerStats, HintCount
 from edgespec.text import TextStream
 
 Origin = Literal["device", "cloud-draft", "target"]
-"""What proposed a committed token: the device's draft, the cloud's draft, or the target itself."""
+"""Source of a committed token: the device's draft, the cloud's draft, or the target itself."""
 
 
 class Piece(NamedTuple):
@@ -53,7 +53,7 @@ class Piece(NamedTuple):
 
 
 class News(NamedTuple):
-    """What a verdict adds to the committed tokens."""
+    """Tokens that a verdict adds to the committed ones."""
 
     tokens: Sequence[int] = ()
     accepted: int = 0
@@ -69,7 +69,7 @@ class News(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerContext:
-    """What all answers of one loop share."""
+    """State that all answers of one loop share."""
 
     settings: EdgeSettings
     welcome: Welcome
@@ -252,7 +252,7 @@ class Answer:
             self.tree.hinted(hint.round, hint.base, hint.tokens, right)
 
     def on_verdict(self, verdict: Verdict) -> News:
-        """What a verdict adds, without committing it; no tokens if it adds nothing."""
+        """Returns the tokens that a verdict adds, if any, without committing them."""
         base = len(self.state.tokens)
         if self.done or verdict.session != self.session_id or verdict.base > base:
             return News()

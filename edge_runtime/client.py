@@ -99,7 +99,7 @@ class _Asking(Generic[C]):
 
     @property
     def mode(self) -> str:
-        """What drafts now, as in `--explain`."""
+        """Current mode, as `--explain` shows it."""
         return self._connected().loop.modes.name
 
 

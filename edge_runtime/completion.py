@@ -14,7 +14,7 @@ from edgespec.telemetry import AnswerStats
 
 
 class _Reading:
-    """What both kinds of reader share. One thread or task reads an answer."""
+    """Base of both kinds of reader. One thread or task reads an answer."""
 
     def __init__(self, background: BackgroundLoop, answer: Answer) -> None:
         self._background = background

@@ -1,4 +1,4 @@
-"""What a client needs to write answers: tokenizer, drafter and a loop in the background."""
+"""The parts of a client that write answers: tokenizer, drafter and a loop in the background."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class DeviceIdentity:
-    """What a device says of itself, and what it knows of the bundle."""
+    """A device's Hello, and the facts of the bundle that its loop needs."""
 
     hello: Hello
     end_ids: Sequence[int] = ()

@@ -38,7 +38,7 @@ from engines.drafters.base import Drafter, DraftRequest
 
 @dataclass(frozen=True)
 class Observer:
-    """What a loop reports to: all of it is optional."""
+    """Receivers of a loop's reports. All of them are optional."""
 
     explain: Tell | None = None
     """Receives every change of mode, and the reason."""

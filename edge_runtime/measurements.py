@@ -1,4 +1,4 @@
-"""What a device measures over all its answers: step times, round trips, acceptance."""
+"""Measurements of a device over all its answers: step times, round trips, acceptance."""
 
 from __future__ import annotations
 

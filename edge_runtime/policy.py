@@ -1,4 +1,4 @@
-"""What to draft next: the steps that are most likely to save the target a step. Pure.
+"""Choice of the next draft step: the steps that are most likely to save the target a step. Pure.
 
 A draft step adds one token to a path of a tree, so its worth is the probability that the whole path
 is right. A path saves a target step only once it is ahead of the cloud: while a token travels, the

@@ -26,7 +26,7 @@ ACCEPTED, WRITTEN = "green", "yellow"
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What to write, and how to show it."""
+    """The request to answer, and how to show the answer."""
 
     prompt: str | None
     """None: standard input; with `chat` on a terminal, a conversation."""

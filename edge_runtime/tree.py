@@ -19,8 +19,8 @@ from edgespec.protocol import Draft
 from engines.drafters.base import Guess
 
 Hit = Literal["full", "branch", "hint", "miss"]
-"""What a verdict leaves of the tree: the main path; a branch that a runner-up of the draft opened;
-a branch that the hint of an exit head opened; nothing."""
+"""Remainder of the tree after a verdict: the main path; a branch that a runner-up of the draft
+opened; a branch that the hint of an exit head opened; nothing."""
 
 
 @dataclass(eq=False)
@@ -33,7 +33,7 @@ class DraftedPath:
     base: int
     """Position of the first token that it does not share with its parent."""
     via: Hit = "full"
-    """What a verdict that agrees with this path counts as."""
+    """Kind of hit that a verdict along this path counts as."""
     ahead: list[int] = field(default_factory=list)
     """The tokens, from the first uncommitted position on."""
     confidences: list[float] = field(default_factory=list)
@@ -41,8 +41,7 @@ class DraftedPath:
     raw_confidences: list[float] = field(default_factory=list)
     """The same probabilities as the draft stated them, before the acceptance estimate."""
     runners_up: list[list[tuple[int, float]]] = field(default_factory=list)
-    """For each position the runners-up that are left to try and their probabilities, most probable
-    first."""
+    """Runners-up left to try at each position and their probabilities, most probable first."""
     stuck: bool = False
     """True if the draft cannot extend the path."""
     sent: int = 0
