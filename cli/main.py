@@ -15,6 +15,7 @@ import click
 from cli.lazy import LazyGroup
 from edgespec import __version__
 from edgespec.errors import EdgespecError
+from edgespec.plain_text import plain
 
 INTERRUPTED = 130
 EXTRAS = {
@@ -75,7 +76,7 @@ class _Main(LazyGroup):
 
 
 def _fail(sentence: str, code: int = 1) -> NoReturn:
-    click.echo(f"edgespec: {sentence}", err=True)
+    click.echo(f"edgespec: {plain(sentence)}", err=True)
     sys.exit(code)
 
 

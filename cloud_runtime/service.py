@@ -12,7 +12,7 @@ from cloud_runtime.events import Events
 from cloud_runtime.handshake import Handshake, Identity
 from cloud_runtime.memory.ledger import Memory
 from cloud_runtime.memory.limits import default_limit
-from cloud_runtime.session_table import ERROR_CHARACTERS, Outgoing, SessionTable
+from cloud_runtime.session_table import Outgoing, SessionTable
 from cloud_runtime.status.tally import Tally
 from cloud_runtime.stepping import Stepping
 from edgespec.config import CloudSettings
@@ -85,7 +85,7 @@ class Service:
             message = unpack(packet)
         except ProtocolError as error:
             self._events.trouble(device, "garbage", now, reason=str(error))
-            return [(peer, Error("malformed", str(error)[:ERROR_CHARACTERS]))]
+            return [(peer, Error("malformed", str(error)))]
         reply = self._handle(device, message, now)
         if reply is None:
             return []

@@ -20,8 +20,6 @@ from engines.base import Engine
 
 Outgoing = list[tuple[bytes, Message]]
 """Messages with the peers that they go to."""
-ERROR_CHARACTERS = 1000
-"""Characters of an error message."""
 
 
 class SessionTable:
@@ -265,4 +263,4 @@ class SessionTable:
 
 
 def _invalid(message: Open | Draft, reason: str) -> Error:
-    return Error("invalid", reason[:ERROR_CHARACTERS], message.session)
+    return Error("invalid", reason, message.session)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cloud_runtime.costs import Speeds
 from cloud_runtime.memory.ledger import Memory
 from cloud_runtime.scheduler import pick
-from cloud_runtime.session_table import ERROR_CHARACTERS, Outgoing, SessionTable
+from cloud_runtime.session_table import Outgoing, SessionTable
 from cloud_runtime.sessions import CloudSession
 from cloud_runtime.status.tally import Tally
 from cloud_runtime.steps import Batch, BatchRow, DraftStep, Step, Wait
@@ -131,4 +131,4 @@ class Stepping:
     def _fail(self, session: CloudSession, reason: str, now: float) -> tuple[bytes, Error]:
         """Ends a session with an error."""
         self._sessions.remove(session, "error", now)
-        return session.connection.peer, Error("internal", reason[:ERROR_CHARACTERS], session.id)
+        return session.connection.peer, Error("internal", reason, session.id)

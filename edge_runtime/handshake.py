@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from edgespec.config import EdgeSettings
 from edgespec.errors import LinkError
 from edgespec.manifest import Bundle
-from edgespec.protocol import LONGEST_NAME, VERSION, Error, Hello, Ping, Pong, Welcome
+from edgespec.protocol import VERSION, Error, Hello, Ping, Pong, Welcome
 from edgespec.transport import Link
 
 Clock = Callable[[], float]
@@ -32,9 +32,9 @@ class DeviceIdentity:
     def of(
         cls, bundle: Bundle, device: str, drafter: str = "", hardware: str = ""
     ) -> DeviceIdentity:
-        """The identity of a device with this bundle. Names are cut to the protocol's limit."""
+        """The identity of a device with this bundle."""
         manifest = bundle.manifest
-        names = (name[:LONGEST_NAME] for name in (device, drafter, hardware))
+        names = device, drafter, hardware
         segments = manifest.target.segments
         return cls(
             Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, *names),

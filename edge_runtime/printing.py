@@ -14,6 +14,7 @@ from edge_runtime.answer import Origin
 from edge_runtime.completion import Completion
 from edge_runtime.loop import Observer
 from edgespec.config import Request
+from edgespec.plain_text import visible
 from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
 from edgespec.trace import Trace
@@ -82,18 +83,20 @@ class AnswerPrinter:
         finally:
             if completion and completion.stats.tokens:
                 self.text = completion.partial_text
-                sys.stdout.write(self.text[shown:] + "\n")
+                sys.stdout.write(visible(self.text[shown:], sys.stdout) + "\n")
                 sys.stdout.flush()
                 completion.stats.energy = meter.energy(completion.stats.tokens) if meter else None
                 self._report(completion.stats)
 
     def _show(self, text: str, origin: Origin) -> None:
         if self._console is None:
-            sys.stdout.write(text)
+            sys.stdout.write(visible(text, sys.stdout))
             sys.stdout.flush()
         else:
             colour = ACCEPTED if origin == "device" else WRITTEN
-            self._console.print(Text(text, style=colour), end="", soft_wrap=True)
+            self._console.print(
+                Text(visible(text, sys.stdout), style=colour), end="", soft_wrap=True
+            )
 
     def _report(self, stats: AnswerStats) -> None:
         if self._settings.json:

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from edgespec.plain_text import plain
+
 Format = Literal["text", "json"]
 Level = Literal["debug", "info", "warning"]
 TEXT = "%(asctime)s %(levelname)s %(message)s"
@@ -25,6 +27,16 @@ class Note(NamedTuple):
 
     def write(self, log: logging.Logger) -> None:
         log.log(self.level, "%s", self.sentence, extra={FIELDS: self.fields})
+
+
+class TextLines(logging.Formatter):
+    """Formats `time LEVEL message` on one line; a traceback follows on lines of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        return plain(super().formatMessage(record))
 
 
 class JsonLines(logging.Formatter):
@@ -47,5 +59,5 @@ class JsonLines(logging.Formatter):
 def configure(form: Format, level: Level) -> None:
     """Sends log lines of this process to standard error, unless it has handlers already."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if form == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -38,6 +38,7 @@ import msgspec
 import numpy as np
 
 from edgespec.errors import ProtocolError
+from edgespec.plain_text import PLAIN, plain
 from edgespec.sampling import Sampling
 from edgespec.session import Finish
 
@@ -54,6 +55,8 @@ MAX_END_IDS = 64
 MAX_VERDICT_TOKENS = 1 << 17
 LONGEST_NAME = 200
 """Characters of a name."""
+LONGEST_ERROR = 1000
+"""Characters of an error's message."""
 
 SECRET_BYTES = 16
 Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
@@ -62,7 +65,8 @@ Identifier = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 63) - 1)]
 Position = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 Tokens = Annotated[list[Token], msgspec.Meta(max_length=MAX_DRAFT + 1)]
-Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
+Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME, pattern=PLAIN)]
+"""Plain text: `unpack` refuses control characters."""
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
 """Tokens a second, or another non-negative number."""
@@ -98,6 +102,12 @@ class Hello(Message, frozen=True, tag="hello"):
     """Name of its draft, for the same."""
     hardware: Name = ""
     """Name of its hardware, for the same."""
+
+    def __post_init__(self) -> None:
+        """Makes the names plain text, so that a device with an odd host name can connect."""
+        for field in ("device", "drafter", "hardware"):
+            name = plain(getattr(self, field), LONGEST_NAME)
+            msgspec.structs.force_setattr(self, field, name)
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -239,12 +249,16 @@ class Drain(Message, frozen=True, tag="drain"):
 
 class Error(Message, frozen=True, tag="error"):
     code: ErrorCode
-    message: Annotated[str, msgspec.Meta(max_length=1000)]
+    message: Annotated[str, msgspec.Meta(max_length=LONGEST_ERROR, pattern=PLAIN)]
     session: Identifier = 0
     """Session that the error is about; 0: the connection."""
     retryable: bool = False
     retry_ms: Milliseconds = 0.0
     """Time after which to try again."""
+
+    def __post_init__(self) -> None:
+        """Makes the message plain text within the limit."""
+        msgspec.structs.force_setattr(self, "message", plain(self.message, LONGEST_ERROR))
 
 
 AnyMessage = (
@@ -290,7 +304,8 @@ def unpack(packet: Sequence[bytes]) -> AnyMessage:
     try:
         message = _decoder.decode(packet[0])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"not a message: {error}", code="malformed") from error
+        # The reason may quote the packet.
+        raise ProtocolError(f"not a message: {plain(str(error))}", code="malformed") from error
     if not isinstance(message, Open):
         if len(packet) != 1:
             raise ProtocolError(

@@ -120,3 +120,10 @@ def test_a_shortened_name_keeps_both_ends(name, width, expected):
 
 def test_a_cloud_that_loads_has_a_view_too():
     assert "loading" in shown(Fleet(target="t", state="loading"), height=5)
+
+
+def test_a_device_with_markup_or_escapes_in_its_name_is_shown_as_it_is():
+    names = {"device": "[/oops]", "hardware": "[bold]\x1b]0;evil\x07", "drafter": "a\nb"}
+    text = shown(Fleet(target="[/t]", state="ready", sessions=(session(1, **names),)))
+    assert "[/oops]" in text and "[/t]" in text and "[bold]]0;evil" in text
+    assert "\x1b" not in text and "\x07" not in text and "ab" in text

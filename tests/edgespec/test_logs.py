@@ -3,7 +3,7 @@
 import json
 import logging
 
-from edgespec.logs import JsonLines, Note, configure
+from edgespec.logs import JsonLines, Note, TextLines, configure
 
 
 def lines(capture):
@@ -31,3 +31,10 @@ def test_a_note_is_a_line_with_its_facts_as_fields(capsys, monkeypatch):
 def test_an_exception_is_in_the_line():
     record = logging.LogRecord("x", logging.ERROR, "f", 1, "no", (), (OSError, OSError("y"), None))
     assert "OSError: y" in json.loads(JsonLines().format(record))["exception"]
+
+
+def test_a_text_line_cannot_be_forged():
+    said = "robot\x1b[2J\n2026-01-01 00:00:00 WARNING all is lost"
+    record = logging.LogRecord("x", logging.INFO, "f", 1, said, (), None)
+    line = TextLines().format(record)
+    assert line.isprintable() and "robot [2J 2026" in line

@@ -170,3 +170,27 @@ def test_random_bytes_never_get_further_than_the_decoder():
         except ProtocolError:
             continue
         assert unpack(pack(message)) == message
+
+
+ODD = "\x1b]0;evil\x07[/oops]\nWARNING forged\u202e\x9b2J"
+
+
+def test_names_and_error_messages_are_sent_as_plain_text():
+    hello = unpack(pack(Hello(4, "t", "k", ODD, f"\r{ODD}", "robot\udcff" + "x" * 300)))
+    assert hello.device == hello.drafter == "]0;evil [/oops] WARNING forged 2J"
+    assert hello.hardware == "robot " + "x" * 194
+    assert unpack(pack(Error("busy", ODD + "x" * 2000))).message.startswith("]0;evil [/oops] ")
+
+
+@pytest.mark.parametrize("odd", ["a\x1b]0;evil\x07", "a\n", "\nb", "a\x7f", "a\x9b", "a\u2028b"])
+@pytest.mark.parametrize("kind", [("hello", 4, "t", "k"), ("error", "busy")])
+def test_control_characters_of_another_implementation_are_refused(kind, odd):
+    with pytest.raises(ProtocolError) as caught:
+        unpack([msgspec.msgpack.encode([*kind, odd])])
+    assert str(caught.value).isprintable()
+
+
+def test_the_reason_of_a_refusal_quotes_no_control_characters():
+    with pytest.raises(ProtocolError) as caught:
+        unpack([msgspec.msgpack.encode([ODD])])
+    assert str(caught.value).isprintable()
