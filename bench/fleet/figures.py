@@ -62,7 +62,7 @@ class FleetService:
     """Devices that got their target rate and whose answers began in time."""
     share_met: float
     holds: bool
-    """Whether enough devices were served for the fleet to count as served."""
+    """True if enough devices were served for the fleet to count as served."""
     met_by_kind: dict[str, float]
     """Share of each kind of device."""
     rates: list[float]
@@ -97,7 +97,7 @@ class MachineLoad:
     late_p50_ms: float
     late_p95_ms: float
     reliable: bool
-    """Whether the generator had enough time to be punctual."""
+    """True if the generator was punctual and the cloud had its core to itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ class Search:
     most: int
     """Devices of the largest fleet that is tried."""
     measured: dict[int, bool] = field(default_factory=dict)
-    """Whether a fleet was served, by its number of devices."""
+    """True if a fleet was served, by its number of devices."""
 
     def tell(self, devices: int, held: bool) -> None:
         """Add a result; a fleet that was tried twice must be served both times."""
