@@ -1,76 +1,133 @@
-"""From where drafts and exit heads were right to the figures that are printed."""
+"""Results of `bench acceptance`, and how they follow from the judged answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from bench.acceptance.lockstep_rounds import LENGTHS
 from bench.acceptance.teacher_forcing import Flags, Guesses
 from edgespec.confidence import calibration_error, reliability
 from edgespec.sampling import Sampling
+from engines.machine.doctor import Machine
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One answer, and where the draft and the exit heads were right."""
+    """One answer, with the tokens that the draft and the exit heads predicted."""
 
     category: str
     right: Flags
-    """[n] for an answer of n tokens: the draft names the token."""
+    """[n] for an answer of n tokens: True if the draft predicts the token."""
     rounds: Sequence[Sequence[int]]
-    """For each of `LENGTHS`, the accepted tokens of each round."""
+    """Accepted tokens of each round, for each of `LENGTHS`."""
     draft: Guesses | None
     """None for prompt lookup, which has no confidence."""
     exits: dict[int, Guesses] = field(default_factory=dict)
-    """By layer."""
+    """Predictions of the exit heads, by layer."""
 
 
-def summary(way: Sampling, judged: Sequence[Judged]) -> dict[str, Any]:
-    """Figures of all answers written one way, ready for JSON.
+class SamplingParameters(msgspec.Struct, frozen=True):
+    temperature: float
+    top_p: float
 
-    Lists by draft length have one number for each of `LENGTHS`. `tokens_per_round` counts the
-    target's own token too, so it is what a verify yields.
+    @property
+    def name(self) -> str:
+        if not self.temperature:
+            return "greedy"
+        return f"T {self.temperature:g}, top-p {self.top_p:g}"
+
+
+ReliabilityBin = tuple[float, float, int]
+"""Mean confidence, share of right tokens, and number of tokens of a bin."""
+
+
+class ExitFigures(msgspec.Struct, frozen=True):
+    """Figures of one exit head."""
+
+    layer: int
+    agreement: float
+    calibration_error: float
+    reliability: list[ReliabilityBin]
+
+
+class AnswerFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of all answers with one set of sampling parameters.
+
+    Lists by draft length have one number for each of `LENGTHS`.
     """
-    categories = list(dict.fromkeys(of.category for of in judged))
-    draft = [of.draft for of in judged if of.draft is not None]
-    layers = sorted({layer for of in judged for layer in of.exits})
-    exits = {layer: [of.exits[layer] for of in judged] for layer in layers}
-    return {
-        "sampling": {"temperature": way.temperature, "top_p": way.top_p},
-        "tokens": sum(len(of.right) for of in judged),
-        "agreement": _share(of.right for of in judged),
-        "agreement_by_category": {
-            name: _share(of.right for of in _only(judged, name)) for name in categories
+
+    sampling: SamplingParameters
+    tokens: int
+    agreement: float
+    """Share of the tokens that the draft predicts."""
+    agreement_by_category: dict[str, float]
+    accepted_per_round: list[float]
+    """Mean accepted tokens of a round, by draft length."""
+    accepted_per_round_by_category: dict[str, list[float]]
+    tokens_per_round: list[float]
+    """Mean committed tokens of a round, the target's own included, by draft length."""
+    calibration_error: float | None
+    """None for prompt lookup."""
+    reliability: list[ReliabilityBin]
+    exits: list[ExitFigures]
+
+
+class AcceptanceFigures(AnswerFigures, frozen=True, kw_only=True):
+    """Result of `bench acceptance`: the figures of the first sampling parameters, those of the
+    second, if there are any, and step times."""
+
+    drafter: str
+    prompts: int
+    max_tokens: int
+    threads: int
+    training_overlap: int | msgspec.UnsetType = msgspec.UNSET
+    """Prompts that share an n-gram with the training text; unset if that was not checked."""
+    sampled: AnswerFigures | msgspec.UnsetType = msgspec.UNSET
+    draft_step_ms: float
+    target_step_ms: float
+    step_ratio: float
+    """Draft step, relative to a target step."""
+    machine: Machine
+
+    @property
+    def by_sampling(self) -> list[AnswerFigures]:
+        return [self] if self.sampled is msgspec.UNSET else [self, self.sampled]
+
+
+def summary(sampling: Sampling, judged: Sequence[Judged]) -> AnswerFigures:
+    """Figures of all answers that were written with `sampling`."""
+    by_category: dict[str, list[Judged]] = {}
+    for answer in judged:
+        by_category.setdefault(answer.category, []).append(answer)
+    draft = [answer.draft for answer in judged if answer.draft is not None]
+    layers = sorted({layer for answer in judged for layer in answer.exits})
+    exits = {layer: [answer.exits[layer] for answer in judged] for layer in layers}
+    return AnswerFigures(
+        sampling=SamplingParameters(sampling.temperature, sampling.top_p),
+        tokens=sum(len(answer.right) for answer in judged),
+        agreement=_share(answer.right for answer in judged),
+        agreement_by_category={
+            name: _share(answer.right for answer in answers)
+            for name, answers in by_category.items()
         },
-        "accepted_per_round": _accepted(judged),
-        "accepted_per_round_by_category": {
-            name: _accepted(_only(judged, name)) for name in categories
+        accepted_per_round=_accepted(judged),
+        accepted_per_round_by_category={
+            name: _accepted(answers) for name, answers in by_category.items()
         },
-        "tokens_per_round": _by_length(
-            lambda place: (
-                sum(len(of.right) for of in judged) / sum(len(of.rounds[place]) for of in judged)
+        tokens_per_round=_tokens_per_round(judged),
+        calibration_error=_error(draft) if draft else None,
+        reliability=_bins(draft) if draft else [],
+        exits=[
+            ExitFigures(
+                layer, _share(each.right for each in guesses), _error(guesses), _bins(guesses)
             )
-        ),
-        "calibration_error": _error(draft) if draft else None,
-        "reliability": _bins(draft) if draft else [],
-        "exits": [
-            {
-                "layer": layer,
-                "agreement": _share(guesses.right for guesses in heard),
-                "calibration_error": _error(heard),
-                "reliability": _bins(heard),
-            }
-            for layer, heard in exits.items()
+            for layer, guesses in exits.items()
         ],
-    }
-
-
-def _only(judged: Sequence[Judged], category: str) -> list[Judged]:
-    return [of for of in judged if of.category == category]
+    )
 
 
 def _share(flags: Iterable[Flags]) -> float:
@@ -79,24 +136,29 @@ def _share(flags: Iterable[Flags]) -> float:
 
 def _accepted(judged: Sequence[Judged]) -> list[float]:
     return _by_length(
-        lambda place: float(np.mean([count for of in judged for count in of.rounds[place]]))
+        lambda index: float(np.mean([n for answer in judged for n in answer.rounds[index]]))
     )
 
 
+def _tokens_per_round(judged: Sequence[Judged]) -> list[float]:
+    tokens = sum(len(answer.right) for answer in judged)
+    return _by_length(lambda index: tokens / sum(len(answer.rounds[index]) for answer in judged))
+
+
 def _by_length(figure: Callable[[int], float]) -> list[float]:
-    return [round(figure(place), 4) for place in range(len(LENGTHS))]
+    return [round(figure(index), 4) for index in range(len(LENGTHS))]
 
 
-def _error(heard: Sequence[Guesses]) -> float:
-    confidences = np.concatenate([guesses.confidences for guesses in heard])
-    likeliest = np.concatenate([guesses.likeliest for guesses in heard])
+def _error(guesses: Sequence[Guesses]) -> float:
+    confidences = np.concatenate([each.confidences for each in guesses])
+    likeliest = np.concatenate([each.likeliest for each in guesses])
     return round(calibration_error(confidences, likeliest), 4)
 
 
-def _bins(heard: Sequence[Guesses]) -> list[tuple[float, float, int]]:
-    """(confidence, share right, tokens) of each bin of a reliability diagram."""
-    confidences = np.concatenate([guesses.confidences for guesses in heard])
-    likeliest = np.concatenate([guesses.likeliest for guesses in heard])
+def _bins(guesses: Sequence[Guesses]) -> list[ReliabilityBin]:
+    """Bins of a reliability diagram."""
+    confidences = np.concatenate([each.confidences for each in guesses])
+    likeliest = np.concatenate([each.likeliest for each in guesses])
     return [
         (round(b.confidence, 4), round(b.right, 4), b.tokens)
         for b in reliability(confidences, likeliest)

@@ -1,10 +1,9 @@
-"""What agreement is worth: the rounds of lockstep drafting, worked out from where tokens match.
+"""Rounds of lockstep drafting, computed from the tokens at which draft and target agree.
 
-A draft that has been right so far stands on the target's own text, and the first one that is wrong
-ends the round. So what it says while it is led along the target's answer (teacher forcing) is what
-it would say in every round, and the rounds of any draft length follow from one such pass. What can
-differ are the last bits: a device runs the draft one token at a time, which takes another path
-through ONNX Runtime's attention (4e-7).
+A draft that has been right so far has drafted the target's own tokens, and its first wrong token
+ends the round. Its predictions under teacher forcing are therefore those of every round, and one
+pass gives the rounds of every draft length. Only the last bits can differ: a device runs the draft
+one token at a time, which takes another path through ONNX Runtime's attention (4e-7).
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from engines.drafters.base import draft_tokens
 from engines.drafters.ngram import NgramDrafter
 
 LENGTHS = range(1, 9)
-"""Draft lengths that are reported."""
+"""Draft lengths that are reported, in tokens."""
 
 
 def accepted(matches: Sequence[bool], length: int) -> list[int]:
     """Accepted tokens of each round of one answer, with drafts of `length` tokens.
 
-    `matches[i]` says whether the draft names token i of the answer. A round commits what it accepts
-    and the target's next token, except where the answer ends first.
+    `matches[i]` is True if the draft predicts token i of the answer. A round commits the accepted
+    tokens and the target's next token, unless the answer ends before it.
     """
     rounds = []
     position = 0
@@ -35,31 +34,36 @@ def accepted(matches: Sequence[bool], length: int) -> list[int]:
     return rounds
 
 
+def mean_accepted(rounds: Sequence[int]) -> float:
+    """Mean accepted tokens of a round; 0 for no rounds."""
+    return sum(rounds) / max(len(rounds), 1)
+
+
 def expected_speed(
     rounds: Sequence[Sequence[int]], draft_ms: float, verify_ms: Sequence[float]
 ) -> tuple[float, int]:
-    """Tokens a second under streaming, and the draft length at which they are most.
+    """Highest tokens/s under streaming, and the draft length that reaches it.
 
-    `rounds[k]` holds the accepted tokens of each round with drafts of `LENGTHS[k]` tokens,
-    `verify_ms[n]` what the target needs for n + 1 tokens. The device drafts on its own core while
-    the cloud verifies. Where all of a draft is accepted, the next one is there already, or as much
-    of it as drafting took longer than verifying is waited for. Where not, it is drafted only then.
-    No distance, no hints and no branches: what those bring comes on top.
+    `rounds[k]` holds the accepted tokens of each round with drafts of `LENGTHS[k]` tokens, and
+    `verify_ms[n]` the target's time for n + 1 tokens. The device drafts on a core of its own while
+    the cloud verifies. If a whole draft is accepted, the next one has been drafted meanwhile, and
+    the target waits only for the time by which drafting exceeds verifying. Otherwise the next draft
+    begins after the verdict. Network distance, hints and branches are left out.
     """
     best = (0.0, LENGTHS[0])
     for length, accepted_tokens in zip(LENGTHS, rounds, strict=True):
         if not accepted_tokens:
             continue
         drafting, verifying = length * draft_ms, verify_ms[length]
-        whole = sum(n == length for n in accepted_tokens) / len(accepted_tokens)
-        waiting = whole * max(0.0, drafting - verifying) + (1 - whole) * drafting
-        tokens = 1 + sum(accepted_tokens) / len(accepted_tokens)
+        all_accepted = sum(n == length for n in accepted_tokens) / len(accepted_tokens)
+        waiting = all_accepted * max(0.0, drafting - verifying) + (1 - all_accepted) * drafting
+        tokens = 1 + mean_accepted(accepted_tokens)
         best = max(best, (1000 * tokens / (verifying + waiting), length))
     return best
 
 
 def ngram_matches(prompt: Sequence[int], answer: Sequence[int]) -> list[bool]:
-    """Whether prompt lookup names each token of the answer; False also where it names none."""
+    """True for each token of the answer that prompt lookup predicts."""
     drafter, text = NgramDrafter(), [*prompt, *answer]
     return [
         draft_tokens(drafter, text[:position], 1, Sampling()) == [text[position]]
@@ -68,7 +72,7 @@ def ngram_matches(prompt: Sequence[int], answer: Sequence[int]) -> list[bool]:
 
 
 def ngram_accepted(prompt: Sequence[int], answer: Sequence[int], length: int) -> list[int]:
-    """`accepted` for prompt lookup, which looks up again after each of its own guesses."""
+    """`accepted` for prompt lookup, which looks up again after each token that it drafts."""
     drafter, text, rounds = NgramDrafter(), [*prompt, *answer], []
     position = len(prompt)
     while position < len(text):

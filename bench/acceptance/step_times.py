@@ -7,21 +7,21 @@ from engines.drafters.base import DraftRequest
 from engines.drafters.ngram import NgramDrafter
 from engines.step_times import PAST_TOKENS, Step, medians_ms
 
-REPEATS = 61
+REPEAT_COUNT = 61
 
 
 def lookup_step() -> Step:
-    """A guess by prompt lookup, one token further along a text each time."""
+    """Step of prompt lookup, with one more token of the same text each time."""
     drafter, text = NgramDrafter(), [number % 50 for number in range(PAST_TOKENS)]
 
     def step() -> object:
         text.append(len(text) % 50)
         return drafter.guess([DraftRequest(0, text, Sampling())])
 
-    step()  # the prompt is indexed once
+    step()  # indexes the prompt
     return step
 
 
 def medians(steps: dict[str, Step]) -> dict[str, float]:
-    """Milliseconds of each step, which take turns; the median of `REPEATS`."""
-    return medians_ms(steps, REPEATS)
+    """Median milliseconds of each step; the steps take turns."""
+    return medians_ms(steps, REPEAT_COUNT)

@@ -1,4 +1,5 @@
-"""The target's answers, several at once, and what a draft or an exit head says along them."""
+"""Teacher forcing: the target writes answers, several at once, and a draft or an exit head predicts
+each token of them from the target's own tokens before it."""
 
 from __future__ import annotations
 
@@ -14,127 +15,136 @@ from edgespec.manifest import Calibration
 from edgespec.sampling import Sampling, choose, guess
 from engines.base import Choices, Engine, Row, final_choices
 
-ROWS = 16
-"""Answers written at once."""
-CHUNK = 128
-"""Tokens of known text that are run at a time."""
+BATCH_ROWS = 16
+"""Answers that are written at once."""
+CHUNK_TOKENS = 128
+"""Most known tokens of a step."""
 Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Answer:
-    question: int
-    """Number of its prompt."""
-    way: int
-    """Number of its sampling parameters."""
+class TargetAnswer:
+    """One answer of the target."""
+
+    prompt_number: int
+    sampling_number: int
     prompt: Sequence[int]
     tokens: Sequence[int]
     sampling: Sampling
 
 
 class Guesses(NamedTuple):
-    """What a draft or an exit head says along an answer of n tokens; each [n]."""
+    """Predictions of a draft or an exit head for an answer of n tokens; each array is [n]."""
 
     right: Flags
-    """Its token, picked as the target picks, is the target's."""
+    """True if its token, chosen by the target's rule, is the target's."""
     likeliest: Flags
-    """Its likeliest token is the target's: what its confidence speaks of."""
+    """True if its likeliest token is the target's; confidences refer to this token."""
     confidences: npt.NDArray[np.float32]
 
 
 @dataclass
-class _Desk:
-    """A slot at work on one prompt: an answer for each of the sampling parameters, in turn."""
+class _Writing:
+    """A slot that writes the answers to one prompt, one for each sampling parameters in turn."""
 
     slot: int
-    question: int
+    prompt_number: int
     prompt: Sequence[int]
-    ways: Sequence[Sampling]
-    way: int = 0
+    samplings: Sequence[Sampling]
+    sampling_number: int = 0
     tokens: list[int] = field(default_factory=list)
 
+    @property
+    def sampling(self) -> Sampling:
+        return self.samplings[self.sampling_number]
 
-def write(
+    def row(self) -> Row:
+        last = (self.tokens or self.prompt)[-1]
+        return Row(self.slot, len(self.prompt) - 1 + len(self.tokens), [last])
+
+    def add(self, choices: Choices) -> None:
+        position = len(self.prompt) + len(self.tokens)
+        self.tokens.append(choose(choices.logits[0], self.sampling, position))
+
+    def answer(self) -> TargetAnswer:
+        return TargetAnswer(
+            self.prompt_number, self.sampling_number, self.prompt, self.tokens, self.sampling
+        )
+
+
+def write_answers(
     engine: Engine,
     prompts: Sequence[Sequence[int]],
-    ways: Callable[[int], Sequence[Sampling]],
+    samplings: Callable[[int], Sequence[Sampling]],
     max_tokens: int,
     end_ids: Collection[int],
-) -> Iterator[tuple[Answer, int]]:
-    """Each prompt's answers, one for each of `ways(number)`, with the slot that holds the prompt.
+) -> Iterator[tuple[TargetAnswer, int]]:
+    """Writes the answers to each prompt, one for each of `samplings(prompt number)`.
 
-    While the generator rests, the slot may be run from the prompt's last token on. Answers come as
-    they are done. The engine needs `ROWS` free slots.
+    Yields each answer when it is complete, with the slot that holds its prompt. Until the generator
+    is resumed, the slot may be run from the prompt's last token on. The engine needs `BATCH_ROWS`
+    free slots.
     """
     waiting = list(enumerate(prompts))[::-1]
-    desks: list[_Desk] = []
-    while desks or waiting:
-        while waiting and len(desks) < ROWS:
+    batch: list[_Writing] = []
+    while batch or waiting:
+        while waiting and len(batch) < BATCH_ROWS:
             number, prompt = waiting.pop()
-            desks.append(_Desk(engine.open(), number, prompt, ways(number)))
-            _read(engine, desks[-1].slot, prompt[:-1])
-        for desk, choices in zip(
-            desks, final_choices(engine, [_row(d) for d in desks]), strict=True
-        ):
+            batch.append(_Writing(engine.open(), number, prompt, samplings(number)))
+            _prefill(engine, batch[-1].slot, prompt[:-1])
+        results = final_choices(engine, [writing.row() for writing in batch])
+        for writing, choices in zip(batch, results, strict=True):
             assert choices is not None
-            position = len(desk.prompt) + len(desk.tokens)
-            desk.tokens.append(choose(choices.logits[0], desk.ways[desk.way], position))
-        for desk in list(desks):
-            if desk.tokens[-1] not in end_ids and len(desk.tokens) < max_tokens:
+            writing.add(choices)
+        for writing in list(batch):
+            if writing.tokens[-1] not in end_ids and len(writing.tokens) < max_tokens:
                 continue
-            sampling = desk.ways[desk.way]
-            answer = Answer(desk.question, desk.way, desk.prompt, desk.tokens, sampling)
-            yield answer, desk.slot
-            engine.truncate(desk.slot, len(desk.prompt) - 1)
-            desk.way, desk.tokens = desk.way + 1, []
-            if desk.way == len(desk.ways):
-                engine.close(desk.slot)
-                desks.remove(desk)
+            yield writing.answer(), writing.slot
+            engine.truncate(writing.slot, len(writing.prompt) - 1)
+            writing.sampling_number, writing.tokens = writing.sampling_number + 1, []
+            if writing.sampling_number == len(writing.samplings):
+                engine.close(writing.slot)
+                batch.remove(writing)
 
 
-def _row(desk: _Desk) -> Row:
-    last = (desk.tokens or desk.prompt)[-1]
-    return Row(desk.slot, len(desk.prompt) - 1 + len(desk.tokens), [last])
-
-
-def _read(engine: Engine, slot: int, ids: Sequence[int]) -> None:
-    """Runs what the slot lacks of `ids`."""
+def _prefill(engine: Engine, slot: int, ids: Sequence[int]) -> None:
+    """Runs the tokens of `ids` that the slot does not hold yet."""
     while (start := engine.cached(slot)) < len(ids):
-        final_choices(engine, [Row(slot, start, ids[start : start + CHUNK], 0)])
+        final_choices(engine, [Row(slot, start, ids[start : start + CHUNK_TOKENS], 0)])
 
 
-def listen(
+def teacher_force(
     engine: Engine,
     slot: int,
-    answer: Answer,
+    answer: TargetAnswer,
     calibrations: dict[int, Calibration],
     *,
     hints: bool = False,
 ) -> dict[int, Guesses]:
-    """Guesses at each token of an answer, given the target's own text up to it, by layer.
+    """Returns the predictions of each token of an answer, by layer.
 
-    What `slot` holds must be a beginning of the answer's text; the prompt is not read again.
-    `calibrations` says, by layer, how confidences are made. With `hints` these are the exit heads';
-    else the head at the end of the engine, a draft, is asked.
+    With `hints` the exit heads predict; otherwise the engine, a draft, predicts with its final
+    head. `calibrations` holds the calibration of confidences by layer. The tokens in `slot` must be
+    a prefix of the answer's text; they are not run again.
     """
     head = len(answer.prompt) - 1
     text = [t if t < engine.vocabulary else 0 for t in (*answer.prompt, *answer.tokens[:-1])]
     engine.truncate(slot, head)
-    _read(engine, slot, text[:head])
-    heard: dict[int, list[Guesses]] = {}
-    for start in range(head, len(text), CHUNK):
-        part = text[start : start + CHUNK]
-        for step in engine.run([Row(slot, start, part, len(part), hints)]):
+    _prefill(engine, slot, text[:head])
+    guesses: dict[int, list[Guesses]] = {}
+    for start in range(head, len(text), CHUNK_TOKENS):
+        chunk = text[start : start + CHUNK_TOKENS]
+        for step in engine.run([Row(slot, start, chunk, len(chunk), hints)]):
             (choices,) = step.choices
             if choices is not None and step.final != hints:
-                tokens = answer.tokens[start - head :][: len(part)]
+                tokens = answer.tokens[start - head :][: len(chunk)]
                 calibration = calibrations.get(step.layer, UNCALIBRATED)
-                heard.setdefault(step.layer, []).append(
+                guesses.setdefault(step.layer, []).append(
                     _judge(choices, tokens, answer.sampling, start + 1, calibration, hint=hints)
                 )
     return {
         layer: Guesses(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-        for layer, parts in heard.items()
+        for layer, parts in guesses.items()
     }
 
 
@@ -147,7 +157,7 @@ def _judge(
     *,
     hint: bool,
 ) -> Guesses:
-    """`position` is that of the first of `tokens`."""
+    """Compares `choices` with the target's `tokens`, the first of which is at `position`."""
     size = choices.logits.shape[1]
     picked = np.empty(len(tokens), np.int64)
     for i in range(len(tokens)):

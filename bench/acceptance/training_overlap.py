@@ -1,8 +1,9 @@
-"""Whether prompts to measure on stand in a training text, by word n-grams.
+"""Overlap of benchmark prompts with a training text, by word n-grams.
 
-A run of eight words in common is the usual sign (GPT-3 took 13, Brown et al., arXiv 2005.14165; 8
+Eight consecutive words in common count as overlap (GPT-3 used 13, Brown et al., arXiv 2005.14165; 8
 is stricter). Words are compared in lower case and without punctuation. A prompt of fewer words is
-one n-gram, of all its words. The n-grams of the prompts are kept, the training text streams by.
+one n-gram of all its words. The n-grams of the prompts are kept in memory; the training text is
+streamed.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from tokenizers import Tokenizer
 from calibration.corpus import Corpus
 from edgespec.errors import UsageError
 
-WORDS = 8
-_BATCH = 512
+GRAM_WORDS = 8
+_BATCH_SAMPLES = 512
 _WORD = re.compile(r"\w+")
 Gram = tuple[str, ...]
 
 
 def overlap(prompts: Sequence[str], texts: Iterable[str]) -> list[float]:
-    """For each prompt, the share of its n-grams, as a set, that occur in any of `texts`."""
+    """Share of the distinct n-grams of each prompt that occur in any of `texts`."""
     grams = [_grams(prompt) for prompt in prompts]
-    wanted: dict[int, set[Gram]] = defaultdict(set)
+    by_size: dict[int, set[Gram]] = defaultdict(set)
     for gram in set().union(*grams):
-        wanted[len(gram)].add(gram)
+        by_size[len(gram)].add(gram)
     found: set[Gram] = set()
     for text in texts:
         words = _WORD.findall(text.lower())
-        for size, these in wanted.items():
-            found |= these.intersection(_windows(words, size))
-    return [len(of_one & found) / max(len(of_one), 1) for of_one in grams]
+        for size, searched in by_size.items():
+            found |= searched.intersection(_windows(words, size))
+    return [len(each & found) / max(len(each), 1) for each in grams]
 
 
 def _grams(prompt: str) -> set[Gram]:
     words = _WORD.findall(prompt.lower())
-    return set(_windows(words, min(WORDS, len(words)))) if words else set()
+    return set(_windows(words, min(GRAM_WORDS, len(words)))) if words else set()
 
 
 def _windows(words: Sequence[str], size: int) -> Iterator[Gram]:
@@ -48,13 +49,13 @@ def _windows(words: Sequence[str], size: int) -> Iterator[Gram]:
 
 
 def training_texts(folder: Path, tokenizer: Tokenizer) -> Iterator[str]:
-    """What a draft is trained on, requests and answers, sequence by sequence.
+    """Texts that a draft is trained on, requests and answers, one for each sequence.
 
-    Raises `UsageError` for a folder that is no corpus.
+    Raises `UsageError` for a folder that is not a corpus.
     """
     corpus = Corpus(folder)
     if not corpus.shards():
         raise UsageError(f"{folder} is no training text: it has no shard-*.npz")
     ids = (sample.ids.tolist() for sample in corpus.samples(held_out=False))
-    while batch := list(islice(ids, _BATCH)):
+    while batch := list(islice(ids, _BATCH_SAMPLES)):
         yield from tokenizer.decode_batch(batch)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.acceptance.teacher_forcing import write
+from bench.acceptance.teacher_forcing import write_answers
 from edgespec.errors import UsageError
 from edgespec.sampling import Sampling
 from engines.base import Engine
@@ -71,7 +71,7 @@ def record(
 ) -> Iterator[tuple[int, list[RecordedToken]]]:
     """Numbers of the prompts, each with its recorded greedy answer."""
     ways = lambda _: [Sampling()]  # noqa: E731
-    for answer, _ in write(target, prompts, ways, max_tokens, end_ids):
+    for answer, _ in write_answers(target, prompts, ways, max_tokens, end_ids):
         drafter.retain(())
         recorded, context = [], list(answer.prompt)
         for token in answer.tokens:
@@ -82,7 +82,7 @@ def record(
             confidence = round(guess.confidence, 3)
             recorded.append(RecordedToken(token, guess.token, confidence, *other, tuple(more)))
             context.append(token)
-        yield answer.question, recorded
+        yield answer.prompt_number, recorded
 
 
 def read_recording(path: Path) -> Recording:

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 
 from bench.acceptance.run import encode
-from bench.acceptance.teacher_forcing import ROWS
+from bench.acceptance.teacher_forcing import BATCH_ROWS
 from bench.lab.builtin import builtin_bundle
 from bench.lab.prompts import first_of_each, read_prompts
 from bench.lab.recording import Recording, record
@@ -56,7 +56,7 @@ def record_bundle(bundle: Bundle, settings: RecordSettings) -> Recording:
         raise UsageError(f"{bundle.folder} has no draft to record; export it with --draft")
     chosen = first_of_each(read_prompts(None), settings.limit)
     prompts = encode(bundle, Codec(bundle), chosen, settings.max_tokens)
-    target = load_target(bundle, OrtSettings(threads=1, slots=ROWS + 1))
+    target = load_target(bundle, OrtSettings(threads=1, slots=BATCH_ROWS + 1))
     drafter = open_drafter(bundle, profile, 1)
     answers = {}
     with progress("answers", len(prompts), unit="answers") as advance:

@@ -126,7 +126,8 @@ def shapes(
     as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train drafts of several depths for the built-in target, and compare their speed."""
-    from bench.acceptance.shapes import ShapesSettings, run
+    from bench.acceptance.candidate_drafts import ShapesSettings
+    from bench.acceptance.shapes import run
 
     settings = ShapesSettings(depths=depths, drafts=drafts, words=words, **options)
     run(settings, as_json=as_json)

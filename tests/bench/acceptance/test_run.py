@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.acceptance.lockstep_rounds import LENGTHS, accepted, ngram_accepted, ngram_matches
-from bench.acceptance.teacher_forcing import Answer, listen, write
+from bench.acceptance.teacher_forcing import TargetAnswer, teacher_force, write_answers
 from cli.main import main
 from edgespec.sampling import Sampling
 from engines.alone import write_alone
@@ -63,13 +63,13 @@ def test_answers_are_the_ones_that_the_target_writes_alone(target):
     prompts = [[5 + number, 7, 9 * number + 2] * (1 + 20 * number) for number in range(5)]
     ends = {1, 30, 31, 32, 33}
     expected = {
-        (number, way): write_alone(target, prompt, 20, sampling, ends)
+        (number, index): write_alone(target, prompt, 20, sampling, ends)
         for number, prompt in enumerate(prompts)
-        for way, sampling in enumerate((GREEDY, SAMPLED))
+        for index, sampling in enumerate((GREEDY, SAMPLED))
     }
     written = {
-        (answer.question, answer.way): answer.tokens
-        for answer, _ in write(target, prompts, lambda number: (GREEDY, SAMPLED), 20, ends)
+        (answer.prompt_number, answer.sampling_number): answer.tokens
+        for answer, _ in write_answers(target, prompts, lambda number: (GREEDY, SAMPLED), 20, ends)
     }
     assert written == expected
 
@@ -79,13 +79,15 @@ def test_rounds_of_a_teacher_forced_draft_are_those_of_a_real_one(tiny_bundle, t
     prompt = list(range(40, 60))
     tokens = write_alone(target, prompt, 150, sampling)
     draft = load_draft(tiny_bundle, "cpu-int8", OrtSettings(slots=2, min_tokens=2))
-    (guesses,) = listen(draft, draft.open(), Answer(0, 0, prompt, tokens, sampling), {}).values()
+    (guesses,) = teacher_force(
+        draft, draft.open(), TargetAnswer(0, 0, prompt, tokens, sampling), {}
+    ).values()
     drafter = ModelDrafter(draft, "cpu-int8")
     rounds, done = [], 0
     while done < len(tokens):
-        said = draft_tokens(drafter, prompt + tokens[:done], 4, sampling)
+        drafted = draft_tokens(drafter, prompt + tokens[:done], 4, sampling)
         right = 0
-        while right < 4 and done + right < len(tokens) and said[right] == tokens[done + right]:
+        while right < 4 and done + right < len(tokens) and drafted[right] == tokens[done + right]:
             right += 1
         rounds.append(right)
         done += right + 1
@@ -96,13 +98,13 @@ def test_rounds_of_a_teacher_forced_draft_are_those_of_a_real_one(tiny_bundle, t
 def test_the_target_led_along_its_own_answer_is_always_right(tiny_bundle, target):
     prompt = list(range(90, 100))
     tokens = write_alone(target, prompt, 140, SAMPLED)
-    answer = Answer(0, 0, prompt, tokens, SAMPLED)
-    (itself,) = listen(target, target.open(), answer, {}).values()
+    answer = TargetAnswer(0, 0, prompt, tokens, SAMPLED)
+    (itself,) = teacher_force(target, target.open(), answer, {}).values()
     assert itself.right.all() and len(itself.right) == 140
     assert 0 < itself.likeliest.mean() < 1
-    exits = listen(target, target.open(), answer, {}, hints=True)
+    exits = teacher_force(target, target.open(), answer, {}, hints=True)
     assert list(exits) == tiny_bundle.manifest.target.exits
-    assert all(len(heard.right) == 140 and heard.right.mean() < 1 for heard in exits.values())
+    assert all(len(guesses.right) == 140 and guesses.right.mean() < 1 for guesses in exits.values())
     assert all(np.all((h.confidences > 0) & (h.confidences < 1)) for h in exits.values())
 
 
@@ -127,12 +129,12 @@ def measure(*arguments):
 def test_figures_of_a_perfect_draft(tiny_bundle, prompts):
     figures = measure(tiny_bundle.folder, "--prompts", prompts, "--max-tokens", 18)
     assert figures["drafter"] == "cpu-fp32" and figures["prompts"] == 3
-    for way in (figures, figures["sampled"]):
-        assert way["agreement"] == 1.0
-        assert way["agreement_by_category"] == {"animals": 1.0, "long": 1.0}
-        assert way["accepted_per_round"][0] == 1.0
-        assert 0 <= way["calibration_error"] <= 1
-        assert [exit["layer"] for exit in way["exits"]] == tiny_bundle.manifest.target.exits
+    for answers in (figures, figures["sampled"]):
+        assert answers["agreement"] == 1.0
+        assert answers["agreement_by_category"] == {"animals": 1.0, "long": 1.0}
+        assert answers["accepted_per_round"][0] == 1.0
+        assert 0 <= answers["calibration_error"] <= 1
+        assert [exit["layer"] for exit in answers["exits"]] == tiny_bundle.manifest.target.exits
     assert figures["sampling"]["temperature"] == 0
     assert figures["sampled"]["sampling"] == {"temperature": 0.7, "top_p": 0.9}
     assert len(figures["accepted_per_round"]) == len(LENGTHS)

@@ -1,9 +1,9 @@
-"""Which draft promises most: the formula by hand, and the command on what is there already."""
+"""The expected speed of a draft, by hand, and the default depths of `bench shapes`."""
 
 import pytest
 
+from bench.acceptance.candidate_drafts import ShapesSettings
 from bench.acceptance.lockstep_rounds import LENGTHS, accepted, expected_speed
-from bench.acceptance.shapes import ShapesSettings
 
 VERIFY = [20.0, 22.0, 24.0, 26.0, 28.0, 30.0, 32.0, 34.0, 36.0]
 

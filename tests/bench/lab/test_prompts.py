@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
-from bench.acceptance.training_overlap import WORDS, overlap, training_texts
+from bench.acceptance.training_overlap import GRAM_WORDS, overlap, training_texts
 from bench.lab.prompts import first_of_each, read_prompts
 from calibration.corpus import HELD_OUT_ONE_IN, Corpus, Sample
 from cli.main import main
@@ -28,7 +28,7 @@ def test_the_built_in_set():
     assert min(counts.values()) >= 24 and len(prompts) >= 168
     words = [" ".join(re.findall(r"\w+", prompt.text.lower())) for prompt in prompts]
     assert len(set(words)) == len(words)
-    assert all(len(text.split()) >= WORDS for text in words), "too short for its n-grams"
+    assert all(len(text.split()) >= GRAM_WORDS for text in words), "too short for its n-grams"
 
 
 def test_no_prompt_repeats_part_of_another():
@@ -99,7 +99,7 @@ def test_the_command_refuses_what_training_has_seen(tmp_path, corpus, tiny_bundl
     result = CliRunner().invoke(main, [str(a) for a in (*arguments, "--training", folder)])
     assert result.exit_code == code, result.output
     if code:
-        assert f"1 of 2 prompts share {WORDS} words" in result.stderr
+        assert f"1 of 2 prompts share {GRAM_WORDS} words" in result.stderr
         assert f"{path}, line 2" in result.stderr
     else:
         assert "0 of 2 prompts share" in result.stdout
