@@ -36,7 +36,7 @@ class Call:
     pool: Pool
     first: int
     members: tuple[int | None, ...]
-    """For each slot of the call, its row's index in the batch; None for an idle slot."""
+    """Index in the batch of the row of each slot; None for an idle slot."""
     width: int
 
     @property

@@ -115,7 +115,7 @@ class HostPool(Pool):
     def __init__(self, tensors: Sequence[CacheTensor], capacity: int, slots: int) -> None:
         super().__init__(capacity, slots)
         self._ranges: list[tuple[int, int]] = []
-        """For each tensor, its offset in the mapping and the bytes of a slot."""
+        """Offset of each tensor in the mapping, and its bytes for one slot."""
         begin = 0
         for tensor in tensors:
             self._ranges.append((begin, tensor.bytes(capacity)))
@@ -169,7 +169,7 @@ class Store(Protocol):
         """Returns a zeroed array. Raises `EngineError` if the memory is full."""
 
     def copy(self, target: Any, index: int, source: Any, place: int, start: int, end: int) -> None:
-        """Does `target[index, :, start:end] = source[place, :, start:end]`; no overlap allowed."""
+        """Sets `target[index, :, start:end]` to `source[place, :, start:end]`; no overlap."""
 
 
 class GrowingPool(Pool):

@@ -1,1 +1,1 @@
-"""What this computer is: hardware, installed software, profiles and energy sensors."""
+"""Facts about this computer: hardware, installed software, profiles and energy sensors."""

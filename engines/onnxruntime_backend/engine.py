@@ -90,7 +90,7 @@ class OrtFrame:
             self._tensors[name] = array[call.first : call.first + call.count]
         self._bindings = [self._bind(segment.graph) for segment in runner.segments]
         self._exits: dict[int, tuple[Any, Tensor]] = {}
-        """For each stage, its exit head's binding and output features."""
+        """Binding and output features of the exit head of each stage."""
 
     def run(self, stage: int, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
         try:

@@ -18,7 +18,7 @@ from engines.staged import Runner, Sizes, StagedEngine
 MostRows = Callable[[int], int]
 """Returns the largest number of rows of a call (at least 1), given the tokens of each row."""
 Earlier = list[dict[int, list[Choices]]]
-"""For each row, choices of the earlier passes by layer."""
+"""Choices of the earlier passes by layer, for each row."""
 
 
 class BoundedEngine(StagedEngine):

@@ -108,9 +108,9 @@ class TorchFrame:
         device = model.device
         self._ids = torch.zeros(padded, dtype=torch.long, device=device)
         self._angles = torch.zeros_like(self._ids)
-        """For each token, the position of its rotary embedding."""
+        """Position of the rotary embedding of each token."""
         self._places = torch.zeros(call.count, call.width, dtype=torch.long, device=device)
-        """For each token, the position in the cache that it is written to."""
+        """Position in the cache that each token is written to."""
         self._rows = torch.arange(call.count, device=device)[:, None] + call.first
         self._select = torch.zeros(padded, dtype=torch.long, device=device)
         size = model.architecture.hidden
