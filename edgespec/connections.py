@@ -140,7 +140,7 @@ class ConnectionGuard:
             del self._connections[file]
 
     def _keep_to_capacity(self) -> None:
-        """At the cap, shuts down the oldest connection without a Hello, or else the newest one."""
+        """Ends the oldest connection without a Hello if there are too many, or the newest one."""
         if len(self._connections) > self._capacity:
             strangers = (file for file, c in self._connections.items() if not c.greeted)
             file = next(strangers, next(reversed(self._connections)))

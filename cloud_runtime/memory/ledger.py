@@ -99,7 +99,7 @@ class Memory:
         self._policy = policy
         self._entries = CacheEntries(engine, limit, policy)
         self._requests: dict[int, SlotRequest] = {}
-        """By session id."""
+        """Requests for memory by session id."""
 
     @property
     def context(self) -> int:

@@ -34,7 +34,7 @@ class NgramDrafter:
         """`longest_tokens`, `shortest_tokens`: lengths of the endings that are looked up."""
         self._sizes = range(longest_tokens, shortest_tokens - 1, -1)
         self._indexes: dict[int, _Index] = {}
-        """By session."""
+        """Indexes by session id."""
 
     def guess(self, requests: Sequence[DraftRequest]) -> list[Guess | None]:
         return [self._index(request.session).guess(request.tokens) for request in requests]
