@@ -47,8 +47,8 @@ MAX_PACKET = 1 << 20
 """Bytes of a packet; the socket drops larger ones. A prompt of 262 000 tokens fits."""
 HEADER_BYTES = 1 << 16
 """Bytes that a header may have; larger ones are dropped with the connection."""
-MAX_FRAMES = 2
-"""Frames of a packet: header and buffer."""
+MAX_FRAMES = 64
+"""Frames above which a packet ends its connection. Valid packets have one or two."""
 MAX_DRAFT = 64
 """Tokens of one draft packet, and of one round."""
 MAX_END_IDS = 64

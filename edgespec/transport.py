@@ -229,11 +229,11 @@ class RouterHub(Hub):
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._files.pop(peer, None)
-            self._owners.pop(peer, None)
+            self._forget(peer)
             return "gone"
-        if isinstance(message, Welcome) and self._guard is not None:
-            self._guard.greeted(self._files.get(peer, -1))
+        file = self._files.get(peer)
+        if isinstance(message, Welcome) and self._guard is not None and file is not None:
+            self._guard.greeted(file)
         return None
 
     def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:
@@ -267,14 +267,25 @@ class RouterHub(Hub):
             count += 1
             if count <= MAX_FRAMES:
                 packet.append(frame)
-        self._files[peer] = file
-        if self._authenticator is not None and peer not in self._owners:
-            self._owners[peer] = str(name.get("User-Id")).encode()
+        self._remember(peer, file, name)
         if self._guard is not None:
             self._guard.took(file, size)
             if count > MAX_FRAMES:
                 self._guard.cut(file, "it sends what is not a message")
         return peer, packet
+
+    def _remember(self, peer: bytes, file: int, name: zmq.Frame) -> None:
+        """Keeps connection and key of a peer's last packet; forgets peers silent for longest."""
+        self._forget(peer)
+        self._files[peer] = file
+        if self._authenticator is not None:
+            self._owners[peer] = str(name.get("User-Id")).encode()
+        if len(self._files) > self._limits.connections:
+            self._forget(next(iter(self._files)))
+
+    def _forget(self, peer: bytes) -> None:
+        self._files.pop(peer, None)
+        self._owners.pop(peer, None)
 
     def owner(self, peer: bytes) -> bytes:
         """The CURVE key (Z85) of a peer's connection; empty where links are not encrypted."""
@@ -289,8 +300,8 @@ class RouterHub(Hub):
         revoked = self._clients.take_revoked() if self._clients else set()
         if revoked and self._guard is not None:
             for peer in [peer for peer, owner in self._owners.items() if owner in revoked]:
-                self._guard.cut(self._files.pop(peer, -1), "its key was removed")
-                del self._owners[peer]
+                self._guard.cut(self._files[peer], "its key was removed")
+                self._forget(peer)
         return revoked
 
     def close(self) -> None:
