@@ -8,7 +8,15 @@ from cloud_runtime.costs import Speeds
 from cloud_runtime.devices import ConnectedDevice, Devices
 from cloud_runtime.events import Events
 from edgespec.config import CloudSettings
-from edgespec.protocol import VERSION, Error, ErrorCode, Hello, Message, Welcome
+from edgespec.protocol import (
+    VERSION,
+    Error,
+    ErrorCode,
+    Hello,
+    Message,
+    Welcome,
+    version_difference,
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,7 @@ class Handshake:
             (
                 hello.version == VERSION,
                 "version",
-                f"it speaks protocol {VERSION} and the device {hello.version}; "
-                "install the same edgespec on both",
+                version_difference(hello.version, VERSION),
             ),
             (
                 hello.tokenizer == identity.tokenizer,

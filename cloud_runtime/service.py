@@ -84,6 +84,10 @@ class Service:
         try:
             message = unpack(packet)
         except ProtocolError as error:
+            if error.code == "version":
+                refusal = Error("version", str(error))
+                self._events.refused(device, refusal, now)
+                return [(peer, refusal)]
             self._events.trouble(device, "garbage", now, reason=str(error))
             return [(peer, Error("malformed", str(error)))]
         reply = self._handle(device, message, now)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from edge_runtime.deferral import Deferral
+from edge_runtime.handshake import refusal
 from edge_runtime.policy import Choice, DraftTimings, choices
 from edge_runtime.tree import DraftedPath, Hit, Tree
 from edgespec.confidence import AcceptanceEstimate
@@ -336,7 +337,7 @@ class Answer:
             self.stats.resumed += 1
             return self.open()
         raise LinkError(
-            f"the cloud refused: {error.message}", code=error.code, retryable=error.retryable
+            f"the cloud refused: {refusal(error)}", code=error.code, retryable=error.retryable
         )
 
     def resume(self, *, silence: bool = False) -> Resume | None:

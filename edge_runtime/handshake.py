@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +10,11 @@ from dataclasses import dataclass, field
 from edgespec.config import EdgeSettings
 from edgespec.errors import LinkError
 from edgespec.manifest import Bundle
-from edgespec.protocol import VERSION, Error, Hello, Ping, Pong, Welcome
+from edgespec.protocol import VERSION, Error, Hello, Ping, Pong, Welcome, version_difference
 from edgespec.transport import Link
+
+_OLD_REFUSAL = re.compile(r"it speaks protocol (\d{1,3}) and the device ")
+"""Start of the sentence with which clouds of protocol 3 and older refuse another version."""
 
 Clock = Callable[[], float]
 """Returns seconds since any fixed time."""
@@ -60,10 +64,11 @@ def greet(
     while (left := end - clock()) > 0:
         for message in link.receive(min(left, settings.limits.stall_s) if waiting else left):
             if isinstance(message, Welcome):
+                _check_version(message.version)
                 return message
             if isinstance(message, Error):
                 raise LinkError(
-                    f"the cloud at {settings.connect} refused: {message.message}",
+                    f"the cloud at {settings.connect} refused: {refusal(message)}",
                     code=message.code,
                     retryable=message.retryable,
                 )
@@ -75,6 +80,21 @@ def greet(
         "is 'edgespec cloud-run' running there, and with the same keys?",
         retryable=True,
     )
+
+
+def _check_version(cloud: int) -> None:
+    """Raises `LinkError` if a Welcome has another protocol version than this device."""
+    if cloud != VERSION:
+        raise LinkError(version_difference(VERSION, cloud), code="version")
+
+
+def refusal(error: Error) -> str:
+    """The sentence of an error, for the user.
+
+    Clouds of protocol 3 and older name the two versions without saying which side to update.
+    """
+    old = _OLD_REFUSAL.match(error.message) if error.code == "version" else None
+    return version_difference(VERSION, int(old[1])) if old else error.message
 
 
 def round_trip(link: Link, settings: EdgeSettings, clock: Clock = time.monotonic) -> float:

@@ -31,6 +31,7 @@ continues with one as soon as a verdict of its own chooses that branch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -43,6 +44,8 @@ from edgespec.sampling import Sampling
 from edgespec.session import Finish
 
 VERSION = 4
+_GREETING = re.compile(rb"(?:[\x90-\x9f]|\xdc..)(\xa5hello|\xa7welcome)([\x00-\x7f])", re.DOTALL)
+"""Start of a Hello or Welcome in every version: an array, the tag, the version in one byte."""
 MAX_PACKET = 1 << 20
 """Bytes of a packet; the socket drops larger ones. A prompt of 262 000 tokens fits."""
 HEADER_BYTES = 1 << 16
@@ -297,13 +300,40 @@ def pack(message: Message) -> Packet:
     return [_encoder.encode(message)]
 
 
+def version_difference(device: int, cloud: int) -> str:
+    """The sentence about two different protocol versions; it says which side to update."""
+    older = "device" if device < cloud else "cloud"
+    return (
+        f"the device speaks protocol {device} and this cloud {cloud}: update edgespec on the "
+        f"{older}"
+    )
+
+
+def _check_version(header: bytes) -> None:
+    """Raises `ProtocolError` if a header is a Hello or Welcome of another protocol version.
+
+    Reads the first bytes only, since the fields after them differ between versions.
+    """
+    greeting = _GREETING.match(header)
+    if greeting is None or greeting[2][0] == VERSION:
+        return
+    versions = (greeting[2][0], VERSION)
+    device, cloud = versions if greeting[1].endswith(b"hello") else versions[::-1]
+    raise ProtocolError(version_difference(device, cloud), code="version")
+
+
 def unpack(packet: Sequence[bytes]) -> AnyMessage:
-    """The message of a packet. Raises `ProtocolError` for anything that `pack` cannot produce."""
+    """The message of a packet.
+
+    Raises `ProtocolError` for anything that `pack` cannot produce. Its code is "version" for a
+    Hello or Welcome of another version that does not decode, else "malformed".
+    """
     if not packet:
         raise ProtocolError("an empty packet", code="malformed")
     try:
         message = _decoder.decode(packet[0])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        _check_version(packet[0])
         # The reason may quote the packet.
         raise ProtocolError(f"not a message: {plain(str(error))}", code="malformed") from error
     if not isinstance(message, Open):

@@ -129,6 +129,21 @@ def test_another_version_bundle_or_tokenizer_is_refused_with_a_sentence(hello, c
     assert len(error.message.split()) > 6
 
 
+@pytest.mark.parametrize(
+    ("packet", "older"),
+    [
+        # written by edgespec when its protocol was number 3
+        (b"\x97\xa5hello\x03\xa1t\xa1k\xa7robot-7\xa8cpu-int8\xaeRaspberry Pi 5", "device"),
+        (msgspec.msgpack.encode(["hello", 3, "t"]), "device"),
+        (msgspec.msgpack.encode(["hello", VERSION + 1, *"abcdefgh"]), "cloud"),
+    ],
+)
+def test_a_device_of_another_version_is_told_which_side_to_update(packet, older):
+    ((_, error),) = Desk().service.receive(b"peer", [packet], 0.0)
+    assert error.code == "version"
+    assert error.message.endswith(f"update edgespec on the {older}")
+
+
 def test_welcome_says_what_the_device_must_know():
     (welcome,) = Desk(cloud_draft=0.004).tell(HELLO)
     assert (welcome.context, welcome.exits, welcome.max_draft) == (200, [1, 2], 32)

@@ -9,6 +9,7 @@ import pytest
 from edgespec.errors import ProtocolError
 from edgespec.protocol import (
     MAX_DRAFT,
+    VERSION,
     Admitted,
     AnyMessage,
     Close,
@@ -88,7 +89,7 @@ def header(*fields):
     return [msgspec.msgpack.encode(fields)]
 
 
-WELCOME = ("welcome", 2, "t", "k", 100, 32, [1])
+WELCOME = ("welcome", VERSION, "t", "k", 100, 32, [1])
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
@@ -194,3 +195,35 @@ def test_the_reason_of_a_refusal_quotes_no_control_characters():
     with pytest.raises(ProtocolError) as caught:
         unpack([msgspec.msgpack.encode([ODD])])
     assert str(caught.value).isprintable()
+
+
+HELLO_OF_PROTOCOL_3 = (
+    b"\x97\xa5hello\x03\xa1t\xa1k\xa7robot-7\xa8cpu-int8\xaeRaspberry Pi 5"  # decodes today
+)
+WELCOME_OF_PROTOCOL_3 = bytes.fromhex(
+    "9ba777656c636f6d6503a174a16bcd200020920a14cb4036800000000000cb3ff8000000000000"
+    "cb4010000000000000cb3fe6666666666666"
+)
+"""Packets that edgespec wrote when its protocol was number 3."""
+
+
+def test_the_hello_of_protocol_3_reaches_the_comparison_of_versions():
+    assert unpack([HELLO_OF_PROTOCOL_3]) == Hello(
+        3, "t", "k", "robot-7", "cpu-int8", "Raspberry Pi 5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (("hello", 3, "t"), "the device speaks protocol 3 and this cloud 4: .* on the device"),
+        (("hello", 3, {"name": 1}, 2), "protocol 3 and this cloud 4: update .* on the device"),
+        (("hello", 5, *"abcdefg"), "protocol 5 and this cloud 4: update .* on the cloud"),
+        (("welcome", 3), "the device speaks protocol 4 and this cloud 3: .* on the cloud"),
+        (("welcome", 5, *"abcdefghijkl"), "protocol 4 and this cloud 5: .* on the device"),
+    ],
+)
+def test_a_greeting_of_another_version_says_which_side_to_update(fields, sentence):
+    with pytest.raises(ProtocolError, match=sentence) as caught:
+        unpack(header(*fields))
+    assert caught.value.code == "version"
