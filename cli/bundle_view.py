@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgespec.manifest import Bundle, Calibration, DraftInfo, File, Manifest, Origin, Target
+from edgespec.plain_text import plain
 from edgespec.progress import progress
 from edgespec.text import CHAT_TEMPLATE
 
@@ -31,7 +32,7 @@ def inspect(folder: Path, *, verify: bool, as_json: bool) -> None:
         print(json.dumps(document | ({"verified": True} if verify else {})))
         return
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(f"{folder}: {_megabytes(manifest, '')}, made by {manifest.made_by}")
+    console.print(f"{folder}: {_megabytes(manifest, '')}, made by {plain(manifest.made_by)}")
     for title, table in (
         ("target", _target(manifest)),
         ("segments", _segments(manifest.target)),
@@ -152,7 +153,7 @@ def _tokenizer(manifest: Manifest) -> Table:
 
 
 def _origin(origin: Origin) -> str:
-    return f"{origin.name} @ {origin.revision}" if origin.revision else origin.name
+    return plain(f"{origin.name} @ {origin.revision}" if origin.revision else origin.name)
 
 
 def _megabytes(manifest: Manifest, prefix: str) -> str:

@@ -22,6 +22,7 @@ from typing import Literal
 import msgspec
 
 from edgespec.architecture import Architecture
+from edgespec.bundle_paths import check_paths
 from edgespec.errors import BundleError, UsageError
 
 SCHEMA = 3
@@ -220,7 +221,11 @@ class Bundle:
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Reads the manifest. Raises `BundleError` if it is missing, damaged or of other schema."""
+        """Reads the manifest.
+
+        Raises `BundleError` if it is missing, damaged, of another schema or names files outside the
+        bundle.
+        """
         path = folder / MANIFEST
         if not folder.exists():
             raise BundleError(f"there is no bundle at {folder}; make one with 'edgespec export'")
@@ -240,6 +245,7 @@ class Bundle:
             ) from error
         if manifest.seal != manifest.sealed().seal:
             raise BundleError(f"{path} is damaged or was edited; copy or export the bundle again")
+        check_paths(folder, manifest)
         return cls(folder, manifest)
 
     def path(self, name: str) -> Path:

@@ -6,11 +6,12 @@ writer of the same folder removes.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgespec.errors import EdgespecError
@@ -23,19 +24,37 @@ def published(
     """Yields a folder to write into, renamed to `out` if the block succeeds and removed if not.
 
     `check` raises if `out` must not be replaced. It is called after the leftovers of killed writers
-    are removed, which restores a folder caught between two renames. Raises `failed` for errors of
-    the file system.
+    are removed, which restores a folder caught between two renames, and again before `out` is
+    replaced, since another process may have published it in the meantime. Raises `failed` for
+    errors of the file system, and if `out` is a symbolic link.
     """
     with hidden(out, failed) as folder:
+        _refuse_link(out, failed)
         check(out)
         yield folder
-        if out.exists():
-            old = folder.with_suffix(".old")
-            out.rename(old)
-            folder.rename(out)
-            shutil.rmtree(old)
-        else:
-            folder.rename(out)
+        old = folder.with_suffix(".old")
+        while not _renamed(folder, out):
+            _refuse_link(out, failed)
+            check(out)
+            with suppress(FileNotFoundError):  # another writer has just moved it
+                out.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_link(out: Path, failed: type[EdgespecError]) -> None:
+    if out.is_symlink():
+        raise failed(f"{out} is a symbolic link; pass the folder that it stands for")
+
+
+def _renamed(folder: Path, out: Path) -> bool:
+    """Renames `folder` to `out`; returns False if there is a folder with files already."""
+    try:
+        folder.rename(out)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
 @contextmanager
@@ -68,6 +87,7 @@ def _clear_up(out: Path) -> None:
         if Path("/proc", rest[0]).exists():  # its process still writes
             continue
         if rest[-1] == "old" and not out.exists():
-            path.rename(out)
+            with suppress(FileNotFoundError):  # another writer has restored it
+                path.rename(out)
         else:
             shutil.rmtree(path, ignore_errors=True)

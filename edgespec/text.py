@@ -28,10 +28,13 @@ class Codec:
     def __init__(self, bundle: Bundle) -> None:
         """Checks and reads the tokenizer's files. Raises `BundleError`."""
         bundle.check("tokenizer")
+        if TOKENIZER not in bundle.manifest.files:
+            raise BundleError(f"{bundle.folder} has no tokenizer; export the bundle again")
         self._text = bundle.manifest.text
         self.tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
-        template = bundle.path(CHAT_TEMPLATE)
-        self._template = template.read_text(encoding="utf-8") if template.is_file() else None
+        self._template: str | None = None
+        if CHAT_TEMPLATE in bundle.manifest.files:  # a file without a checksum is not read
+            self._template = bundle.path(CHAT_TEMPLATE).read_text(encoding="utf-8")
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Token ids of a prompt. Special tokens are added to plain text; a rendered chat has them.

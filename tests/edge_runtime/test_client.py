@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import edgespec
@@ -25,6 +26,7 @@ from edgespec.sampling import Sampling
 from edgespec.text import Codec
 from engines.alone import write_alone
 from engines.onnxruntime_backend.engine import OrtSettings, load_target
+from export.publish import described, write_manifest
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 CHAT = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -35,7 +37,10 @@ def bundle(tiny_bundle, tmp_path_factory):
     """The tiny bundle with a chat template."""
     folder = tmp_path_factory.mktemp("chat") / "bundle"
     shutil.copytree(tiny_bundle.folder, folder)
-    (folder / "tokenizer/chat_template.jinja").write_text(TEMPLATE)
+    template = folder / "tokenizer/chat_template.jinja"
+    template.write_text(TEMPLATE)
+    files = tiny_bundle.manifest.files | {"tokenizer/chat_template.jinja": described(template)}
+    write_manifest(folder, msgspec.structs.replace(tiny_bundle.manifest, files=files))
     return Bundle.open(folder)
 
 
