@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from cloud_runtime.memory.ledger import Memory
 from cloud_runtime.memory.limits import megabytes
 from edgespec.errors import UsageError
@@ -50,6 +52,7 @@ def unfit(message: Open, engine: Engine, memory: Memory) -> str:
         return (
             f"{sizes} need {needed} of KV cache, and the cloud has {megabytes(memory.limit)} in all"
         )
-    if max(message.tokens) >= engine.vocabulary:
-        return f"token {max(message.tokens)} of a vocabulary of {engine.vocabulary}"
+    largest = int(np.asarray(message.tokens).max())
+    if largest >= engine.vocabulary:
+        return f"token {largest} of a vocabulary of {engine.vocabulary}"
     return ""

@@ -20,20 +20,20 @@ from edgespec.transport import Fate
 Trouble = Literal["gone", "unread", "flood", "garbage", "refused"]
 
 
-class PacketBudget:
-    """A token bucket of packets."""
+class Budget:
+    """A token bucket of packets or of bytes."""
 
     def __init__(self, rate_per_s: float, burst: float, now: float) -> None:
         self._rate_per_s, self._burst = rate_per_s, burst
         self._left, self._at = burst, now
 
-    def take(self, now: float) -> bool:
-        """Takes one packet; returns False if the budget is empty."""
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        """Takes `amount`; returns False, and takes nothing, if less is left."""
         self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate_per_s)
         self._at = now
-        if self._left < 1.0:
+        if self._left < amount:
             return False
-        self._left -= 1.0
+        self._left -= amount
         return True
 
 
@@ -59,11 +59,20 @@ class ConnectedDevice:
 
     def __post_init__(self) -> None:
         limits = self.limits
-        self.budget = PacketBudget(limits.packets_per_s, limits.burst_packets, self.heard_at)
+        self._packets = Budget(limits.packets_per_s, limits.burst_packets, self.heard_at)
+        self._bytes = Budget(limits.bytes_per_s, limits.burst_bytes, self.heard_at)
         self._reported_at: dict[Trouble, float] = {}
 
     def __str__(self) -> str:
         return self.name or f"without a name ({self.peer.hex()})"
+
+    def take_packet(self, size_bytes: int, now: float) -> bool:
+        """Charges a packet to the device's budgets; returns False if it must be dropped."""
+        return self._packets.take(now) and self._bytes.take(now, size_bytes)
+
+    def take_bytes(self, size_bytes: int, now: float) -> bool:
+        """Charges a reply that costs as much as a packet of this size."""
+        return self._bytes.take(now, size_bytes)
 
     def trouble(self, kind: Trouble, now: float, *, quiet: bool = False) -> bool:
         """Counts a trouble; returns True if it should be logged, now or again."""

@@ -25,8 +25,8 @@ class Events:
         self._sentences: dict[Trouble, str] = {
             "gone": "has gone away",
             "unread": "does not read what it is sent",
-            "flood": f"sends more than {limits.packets_per_s:g} packets a second; "
-            "the rest is dropped",
+            "flood": f"sends more than {limits.packets_per_s:g} packets or "
+            f"{limits.bytes_per_s:.0f} bytes a second; the rest is dropped",
             "garbage": "sends packets that are no message",
         }
 

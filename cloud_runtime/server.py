@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cloud_runtime.service import Service
@@ -12,8 +13,8 @@ from cloud_runtime.session_table import Outgoing
 from cloud_runtime.status.tally import Activity
 from cloud_runtime.steps import Batch, DraftStep, Step, Wait
 from edgespec.config import CloudSettings
-from edgespec.errors import EngineError, ProtocolError
-from edgespec.protocol import Draft, Packet, Verdict, unpack
+from edgespec.errors import EngineError
+from edgespec.protocol import AnyMessage, Draft, Verdict
 from edgespec.trace import Trace, What
 from edgespec.transport import Hub
 from engines.base import Engine, SegmentDone
@@ -53,6 +54,8 @@ class CloudLoop:
         self._clock = clock
         self._drafter = drafter
         self._trace = trace
+        if trace is not None:
+            service.observer = partial(_trace_arrival, trace)
         self._status = status
         self._drain_s: float | None = None
         """Seconds that answers in flight have to finish; None: the cloud is not asked to stop."""
@@ -125,8 +128,6 @@ class CloudLoop:
         self._lap("wait" if timeout_s else "receive")
         for peer, packet in packets:
             now = self._clock()
-            if self._trace:
-                _trace_arrival(self._trace, packet, now)
             self._send(self._service.receive(peer, packet, now, self._hub.owner(peer)))
         if self._status is not None:
             self._status.turned(self._service, self._clock())
@@ -205,11 +206,7 @@ class CloudLoop:
         return late or all(session.connection.away for session in unfinished)
 
 
-def _trace_arrival(trace: Trace, packet: Packet, now: float) -> None:
-    try:
-        message = unpack(packet)
-    except ProtocolError:
-        return
+def _trace_arrival(trace: Trace, message: AnyMessage, now: float) -> None:
     if isinstance(message, Draft):
         trace.add(
             "receive", now, now, session=message.session, round=message.round, base=message.base,

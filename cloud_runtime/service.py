@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cloud_runtime.costs import Speeds
 from cloud_runtime.devices import ConnectedDevice, Devices
 from cloud_runtime.events import Events
@@ -19,6 +21,7 @@ from edgespec.config import CloudSettings
 from edgespec.errors import ProtocolError
 from edgespec.logs import Note
 from edgespec.protocol import (
+    REQUEST_HEADER_BYTES,
     AnyMessage,
     Close,
     Draft,
@@ -54,6 +57,8 @@ class Service:
         """`engine` lends slots and is asked for its sizes; it is never run here."""
         self.speeds = speeds or Speeds(policy=settings.scheduler)
         self.tally = Tally()
+        self.observer: Callable[[AnyMessage, float], None] | None = None
+        """Called with each decoded message and its time."""
         self.devices = Devices(settings.limits)
         self.memory = Memory(engine, settings.kv_memory or default_limit(), settings.eviction)
         self._events = Events(self.tally, settings.limits)
@@ -78,11 +83,11 @@ class Service:
         """
         device = self.devices.heard(peer, now)
         device.key = key
-        if not device.budget.take(now):
+        if not device.take_packet(sum(map(len, packet)), now):
             self._events.trouble(device, "flood", now)
             return []
         try:
-            message = unpack(packet)
+            message = unpack(packet, REQUEST_HEADER_BYTES)
         except ProtocolError as error:
             if error.code == "version":
                 refusal = Error("version", str(error))
@@ -90,6 +95,8 @@ class Service:
                 return [(peer, refusal)]
             self._events.trouble(device, "garbage", now, reason=str(error))
             return [(peer, Error("malformed", str(error)))]
+        if self.observer is not None:
+            self.observer(message, now)
         reply = self._handle(device, message, now)
         if reply is None:
             return []

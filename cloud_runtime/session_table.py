@@ -9,7 +9,8 @@ import msgspec
 from cloud_runtime.admission import AnswerDurations, unfit, waiting_time
 from cloud_runtime.devices import ConnectedDevice, Devices
 from cloud_runtime.events import Events
-from cloud_runtime.memory.ledger import Memory
+from cloud_runtime.memory.ledger import Memory, needed_positions
+from cloud_runtime.memory.prefixes import TOKEN_BYTES
 from cloud_runtime.sessions import CloudSession, Connection, Owner
 from cloud_runtime.status.tally import Tally
 from edgespec.config import CloudSettings
@@ -111,34 +112,40 @@ class SessionTable:
             return Error("busy", sentence, message.session, True, self._policy.retry_ms)
         if self.active >= self._settings.max_sessions:
             return self._busy(message, waiting_time(1, self.active, self._durations.mean_s))
-        return self._admit(device, message, now)
+        wait_s = self._wait_s(message, now)
+        if wait_s > self._policy.longest_wait_s:
+            return self._busy(message, wait_s)
+        return self._admit(device, message, wait_s, now)
 
-    def _admit(self, device: ConnectedDevice, message: Open, now: float) -> Message:
+    def _admit(self, device: ConnectedDevice, message: Open, wait_s: float, now: float) -> Message:
         end_ids = frozenset(message.end_ids)
         session = CloudSession(
             id=message.session,
             owner=Owner(device.key, message.secret),
-            state=Session(message.tokens, message.prompt_length, message.max_tokens, end_ids),
+            state=Session(list(message.tokens), message.prompt_length, message.max_tokens, end_ids),
             sampling=message.sampling,
             terms=message.terms,
             connection=Connection(device.peer, now),
             opened_at=now,
             policy=self._policy,
         )
-        finished = bool(session.state.finish)
-        wait_s = 0.0 if finished else self._wait_s(session, now)
-        if wait_s > self._policy.longest_wait_s:
-            return self._busy(message, wait_s)
         self._sessions[message.session] = session
         self._tally.opened += 1
-        if finished:
+        if session.state.finish:
             return self._standing(session, device.peer, session.length, now)
         return Admitted(message.session, 1e3 * wait_s)
 
-    def _wait_s(self, session: CloudSession, now: float) -> float:
+    def _wait_s(self, message: Open, now: float) -> float:
         """Expected seconds until a new session gets memory; 0: there is some."""
         waiting = [other for other in self.unfinished if other.cache.slot is None and other.ready]
-        if self._memory.fits([*waiting, session], self._settings.max_draft, now):
+        most = self._settings.max_draft
+        length = len(message.tokens)
+        remaining = message.prompt_length + message.max_tokens - length
+        positions = [
+            needed_positions(other.length, other.state.remaining, most) for other in waiting
+        ]
+        positions.append(needed_positions(length, remaining, most))
+        if self._memory.fits(positions, now):
             return 0.0
         return waiting_time(len(waiting) + 1, self.active, self._durations.mean_s)
 
@@ -166,6 +173,10 @@ class SessionTable:
             self.remove(session, "closed", now)
             return None
         if isinstance(message, Resume):
+            missing_bytes = TOKEN_BYTES * max(0, session.length - message.base)
+            if not device.take_bytes(missing_bytes, now):
+                self._events.trouble(device, "flood", now)
+                return None
             return self._standing(session, peer, message.base, now)
         session.connection.heard(peer, now)
         if isinstance(message, Serve):

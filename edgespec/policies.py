@@ -227,5 +227,10 @@ class LinkLimits:
     """
     burst_packets: float = 1000.0
     """Packets that the cloud takes at once from a device that has paused."""
+    bytes_per_s: float = 1 << 20
+    """Bytes of packets that the cloud takes from one device per second. The tokens that a Resume
+    asks for count too, at four bytes each."""
+    burst_bytes: float = 8 << 20
+    """Bytes that the cloud takes at once from a device that has paused; at least `MAX_PACKET`."""
     repeat_s: float = 60.0
     """Time between two log lines about the same trouble with the same device."""

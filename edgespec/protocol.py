@@ -50,6 +50,8 @@ MAX_PACKET = 1 << 20
 """Bytes of a packet; the socket drops larger ones. A prompt of 262 000 tokens fits."""
 HEADER_BYTES = 1 << 16
 """Bytes that a header may have; larger ones are dropped with the connection."""
+REQUEST_HEADER_BYTES = 1 << 13
+"""Bytes that a header of a device may have; the cloud does not decode larger ones."""
 MAX_FRAMES = 64
 """Frames above which a packet ends its connection. Valid packets have one or two."""
 MAX_DRAFT = 64
@@ -164,8 +166,9 @@ class Open(Message, frozen=True, tag="open"):
     sampling: Sampling
     end_ids: Annotated[list[Token], msgspec.Meta(max_length=MAX_END_IDS)]
     terms: Terms
-    tokens: Annotated[list[Token], msgspec.Meta(max_length=0)] = []
-    """Empty in the header; `pack` and `unpack` use the buffer for it."""
+    tokens: Annotated[Sequence[Token], msgspec.Meta(max_length=0)] = []
+    """Empty in the header; `pack` and `unpack` use the buffer for it. `unpack` gives a view of the
+    buffer, so that a refused session costs no list."""
 
 
 class Admitted(Message, frozen=True, tag="admitted"):
@@ -322,14 +325,16 @@ def _check_version(header: bytes) -> None:
     raise ProtocolError(version_difference(device, cloud), code="version")
 
 
-def unpack(packet: Sequence[bytes]) -> AnyMessage:
-    """The message of a packet.
+def unpack(packet: Sequence[bytes], header_bytes: int = MAX_PACKET) -> AnyMessage:
+    """The message of a packet. `header_bytes`: longest header that is decoded.
 
     Raises `ProtocolError` for anything that `pack` cannot produce. Its code is "version" for a
     Hello or Welcome of another version that does not decode, else "malformed".
     """
     if not packet:
         raise ProtocolError("an empty packet", code="malformed")
+    if len(packet[0]) > header_bytes:
+        raise ProtocolError(f"a header of {len(packet[0])} bytes", code="malformed")
     try:
         message = _decoder.decode(packet[0])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -347,4 +352,4 @@ def unpack(packet: Sequence[bytes]) -> AnyMessage:
     tokens = np.frombuffer(packet[1], "<u4")
     if int(tokens.max()) >= 1 << 31:
         raise ProtocolError("a token id of 2**31 or more", code="malformed")
-    return msgspec.structs.replace(message, tokens=tokens.tolist())
+    return msgspec.structs.replace(message, tokens=tokens.astype("u4", copy=False).data)

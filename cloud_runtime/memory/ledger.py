@@ -75,9 +75,10 @@ class MemoryCounts:
     """Tokens that were computed again after evictions."""
 
 
-def needed_positions(session: CloudSession, max_draft_tokens: int) -> int:
-    """Return the positions that a session needs until its next committed token."""
-    return session.length + max(0, min(max_draft_tokens, session.state.remaining - 1))
+def needed_positions(length: int, remaining: int, max_draft_tokens: int) -> int:
+    """Return the positions that a session of `length` committed tokens, with `remaining` to come,
+    needs until its next committed token."""
+    return length + max(0, min(max_draft_tokens, remaining - 1))
 
 
 class Memory:
@@ -122,13 +123,10 @@ class Memory:
         """Number of ready sessions that wait for memory or for a shared prefix."""
         return len(self._requests)
 
-    def fits(self, sessions: Sequence[CloudSession], max_draft_tokens: int, now: float) -> bool:
-        """Return True if these sessions, which have no slot yet, could all have one at once."""
-        size = sum(
-            self._engine.slot_bytes(needed_positions(session, max_draft_tokens))
-            for session in sessions
-        )
-        return self._entries.victims(size, len(sessions), now) is not None
+    def fits(self, positions: Sequence[int], now: float) -> bool:
+        """Return True if further slots of these many positions could all be opened at once."""
+        size = sum(map(self._engine.slot_bytes, positions))
+        return self._entries.victims(size, len(positions), now) is not None
 
     def lend(
         self, sessions: Iterable[CloudSession], max_draft_tokens: int, now: float
@@ -142,7 +140,8 @@ class Memory:
         for session in sessions:
             if not session.ready:
                 continue
-            size = self._engine.slot_bytes(needed_positions(session, max_draft_tokens))
+            positions = needed_positions(session.length, session.state.remaining, max_draft_tokens)
+            size = self._engine.slot_bytes(positions)
             if self._has(session, size, now):
                 served.append(session)
             else:

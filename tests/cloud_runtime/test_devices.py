@@ -1,6 +1,6 @@
 """Packet budgets, and which devices are forgotten."""
 
-from cloud_runtime.devices import Devices, PacketBudget
+from cloud_runtime.devices import Budget, Devices
 from edgespec.policies import LinkLimits
 from edgespec.protocol import VERSION, Hello
 
@@ -8,7 +8,7 @@ HELLO = Hello(VERSION, "t", "k", "robot", "cpu-int8", "a board")
 
 
 def test_a_budget_refills_up_to_its_burst():
-    budget = PacketBudget(10.0, 3.0, 0.0)
+    budget = Budget(10.0, 3.0, 0.0)
     assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
     assert [budget.take(0.1), budget.take(0.1)] == [True, False]
     assert [budget.take(99.0) for _ in range(4)] == [True, True, True, False]
