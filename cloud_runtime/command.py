@@ -23,6 +23,7 @@ from edgespec.trace import Trace
 from edgespec.transport import RouterHub, is_loopback
 from engines.backends import open_draft, open_target
 from engines.drafters.model import ModelDrafter
+from engines.machine.arithmetic import fingerprint
 from engines.staged import StagedEngine
 
 if TYPE_CHECKING:
@@ -131,13 +132,15 @@ def _service(bundle: Bundle, models: _Models) -> Service:
     manifest, engine, settings = bundle.manifest, models.engine, models.settings
     exits = tuple(manifest.target.exits) if settings.hints else ()
     speeds = measure(engine, models.drafter, hints=bool(exits), policy=settings.scheduler)
-    identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits)
+    arithmetic = fingerprint(settings.backend, manifest.target.precisions)
+    identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits, arithmetic)
     service = Service(identity, engine, settings, speeds)
     if service.memory.context < engine.context:
         log.warning(
             "--kv-memory holds at most %d tokens of a session, prompt included; the target "
             "could have %d", service.memory.context, engine.context,
         )  # fmt: skip
+    log.info("arithmetic: %s", arithmetic)
     log.info(
         "a step takes %.1f ms and %.1f more for each draft token%s",
         1e3 * speeds.costs.step(1),

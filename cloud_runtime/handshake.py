@@ -8,7 +8,9 @@ from cloud_runtime.costs import Speeds
 from cloud_runtime.devices import ConnectedDevice, Devices
 from cloud_runtime.events import Events
 from edgespec.config import CloudSettings
+from edgespec.plain_text import plain
 from edgespec.protocol import (
+    LONGEST_NAME,
     VERSION,
     Error,
     ErrorCode,
@@ -29,6 +31,8 @@ class Identity:
     """Fingerprint of the tokenizer."""
     exits: tuple[int, ...]
     """Layers that are followed by an exit head."""
+    arithmetic: str = ""
+    """Fingerprint of the target's arithmetic, for the Welcome; empty: unknown."""
 
 
 class Handshake:
@@ -96,4 +100,5 @@ class Handshake:
             token_ms=1e3 * (costs.step(3) - costs.step(2)),  # an engine may pad one token to two
             draft_ms=1e3 * cloud_draft.step(1) if cloud_draft is not None else 0.0,
             hint_ms=1e3 * self._speeds.hints_s,
+            arithmetic=plain(self._identity.arithmetic, LONGEST_NAME),
         )

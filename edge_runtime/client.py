@@ -98,6 +98,14 @@ class _Asking(Generic[C]):
         return self.start(Request(tuple(prompt), max_tokens, sampling, stops))
 
     @property
+    def arithmetic(self) -> str:
+        """Back end, processor and precision of the cloud's target; empty if the cloud does not say.
+
+        Clouds with the same bundle and the same arithmetic compute the same bits.
+        """
+        return self._connected().loop.arithmetic
+
+    @property
     def mode(self) -> str:
         """Current mode, as `--explain` shows it."""
         return self._connected().loop.modes.name

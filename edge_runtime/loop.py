@@ -69,6 +69,8 @@ class EdgeLoop:
         clock: Clock = time.monotonic,
     ) -> None:
         self.welcome = welcome
+        self.arithmetic = welcome.arithmetic
+        """Fingerprint of the arithmetic of the cloud that welcomed this device last."""
         self.modes = Modes(
             settings, welcome, drafts=drafter.name != NO_DRAFTER, batch=drafter.batch
         )
@@ -357,10 +359,22 @@ class EdgeLoop:
                 self.modes.measurements.add_trip(self._clock() - sent)
                 self.modes.mean_batch_rows = message.mean_batch_rows
             return
+        if isinstance(message, Welcome):
+            self._welcomed(message)
+            return
         session = getattr(message, "session", 0)
         for answer in self.running:
             if session in (0, answer.session_id) and not answer.over:
                 self._handle_for(answer, message)
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        """Reports a cloud whose arithmetic differs from that of the cloud before."""
+        before, self.arithmetic = self.arithmetic, welcome.arithmetic
+        if before and self.arithmetic and before != self.arithmetic:
+            self._report(
+                f"this cloud computes with {self.arithmetic}, the one before with {before}; "
+                "where two tokens are almost equally likely, answers may differ"
+            )
 
     def _handle_for(self, answer: Answer, message: AnyMessage) -> None:
         if isinstance(message, Hint):

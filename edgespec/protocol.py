@@ -133,6 +133,9 @@ class Welcome(Message, frozen=True, tag="welcome"):
     """Time of a step of the cloud draft; 0 if the cloud has no draft."""
     hint_ms: Milliseconds
     """Time that exit heads add to a target step."""
+    arithmetic: Name = ""
+    """Fingerprint of the target's arithmetic, such as "onnxruntime 1.31.1, x86_64 avx2, fp32".
+    Clouds with the same one compute the same bits. Empty: unknown."""
 
 
 class Terms(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

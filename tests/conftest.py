@@ -14,7 +14,7 @@ from cloud_runtime.costs import Speeds, StepCosts
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
 from edge_runtime.handshake import DeviceIdentity
-from edge_runtime.loop import EdgeLoop
+from edge_runtime.loop import UNOBSERVED, EdgeLoop
 from edgespec.config import CloudSettings, EdgeSettings, Request
 from edgespec.loopback import LoopbackHub
 from edgespec.manifest import Bundle
@@ -57,6 +57,7 @@ class House:
     settings: CloudSettings = field(default_factory=CloudSettings)
     cloud_draft: object = None
     """A `ModelDrafter`."""
+    arithmetic: str = ""
     tick: float = 1e-3
     """Seconds from one look at its clock to the next."""
 
@@ -67,7 +68,7 @@ class House:
     def start(self):
         """A cloud without memory of sessions, on the same hub."""
         ticks = itertools.count()
-        identity = Identity("target", "tokenizer", (1, 2))
+        identity = Identity("target", "tokenizer", (1, 2), self.arithmetic)
         speeds = Speeds(cloud_draft=StepCosts((5e-3, 0.0, 0.0, 0.0)) if self.cloud_draft else None)
         self.service = Service(identity, self.engine, self.settings, speeds)
         self.cloud = CloudLoop(
@@ -89,10 +90,11 @@ class House:
     def hostile(self):
         return Hostile(self.engine.vocabulary)
 
-    def device(self, drafter, **settings):
+    def device(self, drafter, observer=UNOBSERVED, **settings):
         link = self.hub.connect()
         edge = EdgeSettings(**settings)
-        return EdgeLoop.connect(link, drafter, DeviceIdentity(HELLO, self.end_ids), edge)
+        identity = DeviceIdentity(HELLO, self.end_ids)
+        return EdgeLoop.connect(link, drafter, identity, edge, observer)
 
     def answer(self, drafter, request: Request, *, text=None, **options):
         loop = self.device(drafter, **options)

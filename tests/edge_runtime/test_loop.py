@@ -134,3 +134,28 @@ def test_a_silent_link_is_reported_once_and_measured(house):
     assert written == home.alone(REQUESTS[0])
     assert [sentence for sentence in told if sentence.startswith("waiting for the cloud")] == told
     assert len(told) == 1 and len(answer.stats.stalls) == 1
+
+
+def test_a_cloud_of_other_arithmetic_is_reported_once(house):
+    reports = []
+    home = house(ToyEngine())
+    home.arithmetic = "onnxruntime 1, x86_64 avx2, fp32"
+    home.start()
+    loop = home.device(NoDrafter(), observer=Observer(report=reports.append))
+    answer = loop.start(Request((3, 1, 4), 30))
+    loop.open(answer)
+    while answer.stats.tokens < 5:
+        loop.turn()
+    home.arithmetic = "onnxruntime 2, x86_64 avx2, fp32"
+    home.start()
+    for _ in range(2):
+        while not answer.over:
+            loop.turn()
+        loop.close(answer)
+        answer = loop.start(Request((3, 1, 4), 5))
+        loop.open(answer)
+    assert [report for report in reports if "computes" in report] == [
+        "this cloud computes with onnxruntime 2, x86_64 avx2, fp32, the one before with "
+        "onnxruntime 1, x86_64 avx2, fp32; where two tokens are almost equally likely, answers may "
+        "differ"
+    ]

@@ -37,7 +37,19 @@ SECRET = bytes(16)
 
 MESSAGES = [
     Hello(2, "target", "tokenizer", "robot-7 cpu-int8"),
-    Welcome(2, "target", "tokenizer", 8192, 32, [10, 20], 22.5, 1.5, 4.0, 0.7),
+    Welcome(
+        2,
+        "target",
+        "tokenizer",
+        8192,
+        32,
+        [10, 20],
+        22.5,
+        1.5,
+        4.0,
+        0.7,
+        "onnxruntime 1.31.1, x86_64 avx2, fp32",
+    ),
     Open(
         2**60,
         SECRET,
