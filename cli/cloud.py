@@ -61,6 +61,13 @@ DEFAULT = CloudSettings()
     help="Most sessions open at once, including those that wait for memory.",
 )
 @click.option(
+    "--sessions-per-device",
+    type=click.IntRange(min=0),
+    default=DEFAULT.sessions_per_device,
+    show_default="a quarter of --max-sessions",
+    help="Most unfinished sessions of one device; a further one is asked to try again.",
+)
+@click.option(
     "--kv-memory",
     type=Size(),
     default=DEFAULT.kv_memory,
@@ -115,7 +122,7 @@ DEFAULT = CloudSettings()
     type=SECONDS,
     default=DEFAULT.idle_timeout,
     show_default=True,
-    help="Close a session after this many seconds without a message from its device.",
+    help="Close a session after this many seconds without a message from its device about it.",
 )
 @click.option(
     "--drain-timeout",

@@ -112,6 +112,9 @@ class SessionTable:
             return Error("busy", sentence, message.session, True, self._policy.retry_ms)
         if self.active >= self._settings.max_sessions:
             return self._busy(message, waiting_time(1, self.active, self._durations.mean_s))
+        if (held := self._held_by(device)) >= self._settings.device_places:
+            sentence = f"this device has {held} unfinished sessions, its share of the cloud"
+            return self._busy(message, waiting_time(1, held, self._durations.mean_s), sentence)
         wait_s = self._wait_s(message, now)
         if wait_s > self._policy.longest_wait_s:
             return self._busy(message, wait_s)
@@ -149,11 +152,19 @@ class SessionTable:
             return 0.0
         return waiting_time(len(waiting) + 1, self.active, self._durations.mean_s)
 
-    def _busy(self, message: Open, wait_s: float) -> Error:
-        wait_ms = max(self._policy.retry_ms, 1e3 * wait_s)
-        sentence = (
-            f"all places are taken by {self.active} sessions; try again in {wait_ms / 1e3:.0f} s"
+    def _held_by(self, device: ConnectedDevice) -> int:
+        """Unfinished sessions of a device's key; without keys, of its connection."""
+        return sum(
+            session.owner.key == device.key
+            if device.key
+            else session.connection.peer == device.peer
+            for session in self.unfinished
         )
+
+    def _busy(self, message: Open, wait_s: float, reason: str = "") -> Error:
+        wait_ms = max(self._policy.retry_ms, 1e3 * wait_s)
+        reason = reason or f"all places are taken by {self.active} sessions"
+        sentence = f"{reason}; try again in {wait_ms / 1e3:.0f} s"
         return Error("busy", sentence, message.session, True, wait_ms)
 
     def receive(
@@ -223,14 +234,10 @@ class SessionTable:
         return Verdict(session.id, 0, base, 0, 0, 0, tokens[base:], session.state.finish)
 
     def expire(self, now: float) -> list[int]:
-        """Closes sessions of silent devices; returns their ids. Drops finished sessions above the
-        bound."""
+        """Closes sessions that their devices have abandoned; returns their ids. Drops finished
+        sessions above the bound."""
         timeout_s = self._settings.idle_timeout
-        silent = [
-            session
-            for session in self
-            if now - session.connection.heard_at > timeout_s and not session.progress.running
-        ]
+        silent = [session for session in self if session.abandoned(now, timeout_s)]
         finished = [session for session in self if session.state.finish]
         surplus = max(0, len(finished) - self._policy.finished_sessions)
         for session in [*silent, *finished[:surplus]]:

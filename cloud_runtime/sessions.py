@@ -37,11 +37,16 @@ class Connection:
     peer: bytes
     heard_at: float
     """Time of the device's last message about this session, or of its last ping."""
+    acted_at: float = field(init=False)
+    """Time of the device's last message about this session."""
     away: bool = False
     """True if messages do not reach the device. The session rests until the device sends one."""
 
+    def __post_init__(self) -> None:
+        self.acted_at = self.heard_at
+
     def heard(self, peer: bytes, now: float) -> None:
-        self.peer, self.heard_at = peer, now
+        self.peer, self.heard_at, self.acted_at = peer, now, now
 
 
 class Owner(NamedTuple):
@@ -186,6 +191,17 @@ class CloudSession:
     def idle(self) -> bool:
         """True if its slot will not run for a while."""
         return self.turn.idle or self.connection.away
+
+    def abandoned(self, now: float, timeout_s: float) -> bool:
+        """True if its device was silent, or left the session waiting for it, for `timeout_s`.
+
+        Pings alone do not keep a session that waits for its device.
+        """
+        if self.progress.running:
+            return False
+        moved_at = max(self.connection.acted_at, self.progress.ended_at)
+        stalled = not self.ready and now - moved_at > timeout_s
+        return stalled or now - self.connection.heard_at > timeout_s
 
     @property
     def has_deadline(self) -> bool:

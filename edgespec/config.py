@@ -30,6 +30,8 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+SMALL_SHARE_SESSIONS = 4
+"""Sessions that one device may have in a small cloud, if a place is left for others."""
 Backend = Literal["onnxruntime", "tensorrt", "torch", "torch-fast"]
 
 
@@ -44,6 +46,9 @@ class CloudSettings:
     """Admit every device that knows the cloud's public key; beyond loopback this or `clients`."""
     max_sessions: int = 256
     """Most sessions open at once; a further device is asked to try again later."""
+    sessions_per_device: int = 0
+    """Most unfinished sessions of one key, or of one connection without keys; 0: a quarter of
+    `max_sessions`, or up to 4 if that leaves a place for others."""
     kv_memory: int = 0
     """Bytes of all KV caches, that of the cloud draft included; 0: a quarter of the memory that is
     free at the start, or half of a GPU's."""
@@ -62,8 +67,10 @@ class CloudSettings:
     draft: str = ""
     """Profile of the bundle's draft that runs in the cloud too; empty: none."""
     idle_timeout: float = 60.0
-    """Seconds without a message from its device after which a session is closed. A device that
-    returns opens the session again from its own tokens, so closing costs time only."""
+    """Seconds without a message from its device after which a session is closed. A session that
+    waits for its device is closed after the same time without a message about it, whatever pings
+    arrive. A device that returns opens the session again from its own tokens, so closing costs time
+    only."""
     drain_timeout: float = 30.0
     """Seconds to finish answers in flight after SIGTERM."""
     threads: int = 0
@@ -78,6 +85,12 @@ class CloudSettings:
     scheduler: SchedulerPolicy = SchedulerPolicy()
     eviction: EvictionPolicy = EvictionPolicy()
     limits: LinkLimits = LinkLimits()
+
+    @property
+    def device_places(self) -> int:
+        """Most unfinished sessions of one device, without a quota of its own."""
+        few = min(SMALL_SHARE_SESSIONS, self.max_sessions - 1)
+        return self.sessions_per_device or max(1, few, self.max_sessions // 4)
 
 
 Mode = Literal["auto", "edge", "cloud-draft", "cloud"]

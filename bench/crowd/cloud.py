@@ -25,6 +25,8 @@ from edgespec.manifest import Bundle
 PARTS = ("offenders", "overhead", "churn", "model")
 SPARE_SESSIONS_COUNT = 64
 """Sessions that the cloud admits beyond those of the polite devices."""
+IDLE_TIMEOUT_S = 3600
+"""Timeout of the cloud, above any run: the idle sessions wait for devices that only send pings."""
 STATUS_TIMEOUT_S = 10.0
 """Time in which a cloud must answer a request for its metrics."""
 
@@ -93,6 +95,7 @@ class Crowd:
             "--max-sessions",
             str(2 * max(settings.connected, settings.polite) + SPARE_SESSIONS_COUNT),
         ]
+        options += ["--idle-timeout", str(IDLE_TIMEOUT_S)]
         if self.bundle.manifest.default_draft:
             options += ["--draft", self.bundle.manifest.default_draft]
         profile = self.profile

@@ -6,15 +6,19 @@ from dataclasses import replace
 import pytest
 
 from cloud_runtime.service import Identity, Service
+from cloud_runtime.steps import Batch
 from edgespec.config import CloudSettings
 from edgespec.policies import LinkLimits
 from edgespec.protocol import (
     MAX_PACKET,
     VERSION,
     Admitted,
+    Close,
+    Draft,
     Error,
     Hello,
     Open,
+    Ping,
     Resume,
     Terms,
     Verdict,
@@ -89,3 +93,52 @@ def test_the_tokens_that_a_resume_asks_for_are_charged():
     replies = [cloud.tell(Resume(1, SECRET, 0)) for _ in range(5)]
     assert [type(reply) for reply in replies] == [Verdict] + [type(None)] * 4
     assert isinstance(cloud.tell(Resume(1, SECRET, 499)), Verdict), "few tokens cost little"
+
+
+WAITING = Terms(decoding=False)
+
+
+@pytest.mark.parametrize("key", [b"", b"1" * 40], ids=["connection", "key"])
+def test_one_device_has_its_share_of_the_places_only(key):
+    cloud = Cloud(max_sessions=24)
+    replies = [cloud.tell(opening(n), b"a", key) for n in range(1, 9)]
+    assert [type(reply) for reply in replies] == [Admitted] * 6 + [Error] * 2
+    refusal = replies[-1]
+    assert (refusal.code, refusal.retryable, refusal.session) == ("busy", True, 8)
+    assert refusal.retry_ms >= 1000 and "this device has 6 unfinished sessions" in refusal.message
+    second = cloud.tell(opening(9), b"second", key)
+    assert isinstance(second, Error if key else Admitted), "a key is one device on any connection"
+    assert isinstance(cloud.tell(opening(10), b"other", key[:0] or b"2" * 40), Admitted)
+    cloud.tell(Close(1, SECRET), b"a", key)
+    assert isinstance(cloud.tell(opening(11), b"a", key), Admitted)
+
+
+@pytest.mark.parametrize(
+    ("most", "chosen", "places"),
+    [(256, 0, 64), (256, 256, 256), (8, 0, 4), (4, 0, 3), (2, 0, 1), (1, 0, 1)],
+)
+def test_the_share_of_a_device(most, chosen, places):
+    assert CloudSettings(max_sessions=most, sessions_per_device=chosen).device_places == places
+
+
+def test_pings_keep_no_session_that_waits_for_its_device():
+    cloud = Cloud(idle_timeout=10.0)
+    cloud.tell(opening(1, terms=WAITING))
+    cloud.tell(opening(2, terms=WAITING))
+    cloud.tell(opening(3))
+    closed = []
+    for second in range(16):
+        cloud.now = float(second)
+        batch = cloud.service.stepping.next(cloud.now)
+        if isinstance(batch, Batch) and second < 2:
+            for done in cloud.engine.run(batch.rows):
+                if done.final:
+                    cloud.service.stepping.commit(batch, done.choices, cloud.now)
+        elif isinstance(batch, Batch):  # the target has no time
+            for session in batch.sessions:
+                session.progress.running = False
+        cloud.tell(Ping(second))
+        if second == 5:
+            cloud.tell(Draft(2, 1, 0, 4, [7]))
+        closed += cloud.service.sessions.expire(cloud.now)
+    assert closed == [1], "2 has a draft to verify, and 3 waits for the target"

@@ -413,7 +413,7 @@ class Desk:
 
 
 def test_yes_later_or_no():
-    desk = Desk(kv_memory=SLOT, max_sessions=12)
+    desk = Desk(kv_memory=SLOT, max_sessions=12, sessions_per_device=12)
     refused = desk.open(99, most=300)
     assert (refused.code, refused.retryable) == ("invalid", False)
     assert "need 0.0 MB of KV cache, and the cloud has 0.0 MB in all" in refused.message
@@ -429,7 +429,7 @@ def test_yes_later_or_no():
 
 
 def test_all_sessions_open_is_later_too():
-    desk = Desk(max_sessions=2)
+    desk = Desk(max_sessions=2, sessions_per_device=2)
     assert desk.open(1) == Admitted(1) and desk.open(2) == Admitted(2)
     later = desk.open(3)
     assert (later.code, later.retry_ms) == ("busy", 2500.0)
