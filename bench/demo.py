@@ -1,4 +1,5 @@
-"""`edgespec demo`: two processes write three answers together; the target alone confirms them."""
+"""`edgespec demo`: device and cloud as two processes write three answers; the target alone checks
+them."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ PROMPTS = (
 
 
 def demo(max_tokens: int) -> None:
-    """Raises `EdgespecError` if any answer differs from the target's own."""
+    """Runs the demo. Raises `EdgespecError` if any answer differs from the target's own."""
     console = Console(highlight=False)
     bundle = builtin_bundle()
     device, server = cores()
@@ -59,7 +60,7 @@ def demo(max_tokens: int) -> None:
 
 
 def _confirmed(bundle: Bundle, max_tokens: int, runs: list[list[AnswerStats]]) -> bool:
-    """Whether every answer is, token for token, what the target writes without any of this."""
+    """Return True if every answer has the tokens that the target alone writes."""
     codec = Codec(bundle)
     engine = load_target(bundle, OrtSettings(threads=len(set(cores()))))
     identical = True
@@ -67,8 +68,8 @@ def _confirmed(bundle: Bundle, max_tokens: int, runs: list[list[AnswerStats]]) -
         for number, prompt in enumerate(PROMPTS):
             ids = codec.encode(codec.render([{"role": "user", "content": prompt}]), chat=True)
             ends = bundle.manifest.text.end_ids
-            text = write_alone(engine, ids, max_tokens, Sampling(), ends)
-            identical &= all(run[number].token_ids == text for run in runs)
+            tokens = write_alone(engine, ids, max_tokens, Sampling(), ends)
+            identical &= all(run[number].token_ids == tokens for run in runs)
             advance(1)
     return identical
 
@@ -82,8 +83,8 @@ def _table(drafted: list[AnswerStats], plain: list[AnswerStats], identical: bool
     accepted = sum(run.accepted for run in drafted)
     table.add_row("accepted tokens a round", f"{accepted / rounds:.2f}", "")
     for name, field in (("bytes up a token", "bytes_up"), ("bytes down a token", "bytes_down")):
-        with_it, without = (sum(getattr(run, field) for run in runs) for runs in (drafted, plain))
-        table.add_row(name, f"{with_it / tokens:.1f}", f"{without / tokens:.1f}")
+        drafting, without = (sum(getattr(run, field) for run in runs) for runs in (drafted, plain))
+        table.add_row(name, f"{drafting / tokens:.1f}", f"{without / tokens:.1f}")
     verdict = "[green]yes[/]" if identical else "[red]no[/]"
     table.add_row("identical to the target alone", verdict, verdict)
     return table

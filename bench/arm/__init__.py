@@ -1,1 +1,1 @@
-"""The device as aarch64, on a machine that is not: emulated, packaged and compared."""
+"""An emulated aarch64 device on an x86-64 machine: its packages, and its answers compared."""

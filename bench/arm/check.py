@@ -1,9 +1,9 @@
-"""`edgespec bench arm`: a device that is aarch64 answers with an x86-64 cloud, identically.
+"""`edgespec bench arm`: answers of an emulated aarch64 device and an x86-64 cloud.
 
-The device is the lean package under the arm64 Python, drafting with the graph for older ONNX
-Runtimes; target and cloud are this machine's. They take turns (`--pre-draft none`): beside a device
-that emulation slows down tenfold, a cloud that goes on by itself would leave it nothing to draft.
-Times mean nothing here and none is reported.
+The device is the lean package under the arm64 Python and drafts with the graph for older ONNX
+Runtimes. Target and cloud run on this machine. Device and cloud take turns (`--pre-draft none`):
+emulation slows the device down tenfold, and a cloud that decodes on its own would leave it nothing
+to draft. Times are meaningless and not reported.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bench.arm.logits import draft_logits
 from bench.arm.packages import install
 from bench.lab.builtin import builtin_bundle
 from bench.lab.processes import answer_of, cloud, edge_words
+from bench.lab.tables import empty_table
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
@@ -35,22 +36,27 @@ from engines.onnxruntime_backend.engine import open_target
 
 PROFILE = "cpu-compat"
 PROMPT = "The days of the week are Monday, Tuesday,"
-"""Without a chat template, whose tokens would take most of the time."""
+"""Prompt without a chat template, whose tokens would take most of the time."""
 
 
-class Result(msgspec.Struct):
+class BoardResult(msgspec.Struct, frozen=True):
+    """Result of one emulated board."""
+
     board: str
     doctor: dict[str, Any]
-    """What `edgespec doctor` finds there."""
+    """JSON of `edgespec doctor` on the board."""
     answer: AnswerStats
     identical: bool
-    """To the target alone, here."""
+    """True if the answer has the tokens that the target alone writes."""
     logit_difference: float
-    """The draft's largest after the prompt, to the same graph in this machine's ONNX Runtime."""
+    """Largest difference of the draft's logits after the prompt between ONNX Runtime on the board
+    and on this machine, with the same graph."""
 
 
 @dataclass(frozen=True)
 class EmulatedDevice:
+    """edgespec on an emulated board."""
+
     machine: Emulator
     packages: Path
     board: Board
@@ -69,7 +75,7 @@ class EmulatedDevice:
         return answer_of(command, env=self.machine.environment(self.packages))
 
     def logits(self, bundle: Bundle, ids: Sequence[int]) -> npt.NDArray[Any]:
-        """[vocabulary], the draft's after a prompt."""
+        """[vocabulary] logits of the draft after a prompt."""
         with tempfile.TemporaryDirectory() as folder:
             file = f"{folder}/logits.npy"
             self._run("bench.arm.logits", str(bundle.folder), PROFILE, file, *map(str, ids))
@@ -82,8 +88,8 @@ class EmulatedDevice:
 
 
 def check(boards: Sequence[str], max_tokens: int, *, as_json: bool) -> None:
-    """Raises `EdgespecError` if an answer differs from the target's own or nothing was drafted,
-    or a board is not recognised."""
+    """Runs the boards and prints the results. Raises `EdgespecError` if an answer differs from the
+    target's own, if no draft token was accepted, or if a board is not recognised."""
     console = Console(stderr=True)
     console.print("Debian's arm64 Python, and the device's package for it ...")
     machine = emulator()
@@ -103,15 +109,15 @@ def check(boards: Sequence[str], max_tokens: int, *, as_json: bool) -> None:
             answer = device.answer(bundle, endpoint, max_tokens)
             difference = float(np.abs(device.logits(bundle, ids) - logits).max())
             same = answer.token_ids == alone
-            results.append(Result(name, device.doctor(), answer, same, difference))
+            results.append(BoardResult(name, device.doctor(), answer, same, difference))
     Console(highlight=False).print(_table(results))
     if as_json:
         print(msgspec.json.encode(results).decode())
     confirm(results)
 
 
-def confirm(results: Sequence[Result]) -> None:
-    """Raises `EdgespecError` naming what is not as it should be."""
+def confirm(results: Sequence[BoardResult]) -> None:
+    """Raises `EdgespecError` for the first result that is not as expected."""
     for result in results:
         if not result.identical:
             raise EdgespecError(f"{result.board}: the answer differs from the target's own")
@@ -122,8 +128,10 @@ def confirm(results: Sequence[Result]) -> None:
             raise EdgespecError(f"{result.board}: the doctor takes the board for {taken}")
 
 
-def _table(results: Sequence[Result]) -> Table:
-    table = Table("", *(result.board for result in results))
+def _table(results: Sequence[BoardResult]) -> Table:
+    table = empty_table("emulated boards")
+    for header in ("", *(result.board for result in results)):
+        table.add_column(header)
 
     def row(name: str, values: Sequence[object]) -> None:
         table.add_row(name, *map(str, values))

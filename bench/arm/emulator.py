@@ -1,12 +1,12 @@
-"""An aarch64 Python on an x86-64 Debian: Debian's own, under qemu's user-mode emulation.
+"""Debian's aarch64 Python on an x86-64 Debian, under qemu's user-mode emulation.
 
-Nothing is installed and no privilege is needed. apt resolves, downloads and verifies (by the signed
-lists) with a state of its own, dpkg unpacks, and qemu translates one process and lets this kernel
-serve its system calls. `-L` lays the unpacked tree over the file system: a path that is in it is
-read there. So a Raspberry Pi's `/proc/cpuinfo` and device tree are two files in it; they decide
-what `edgespec doctor` sees, and `-cpu` which instructions there are.
+Nothing is installed and no privilege is needed. apt resolves, downloads and verifies packages (by
+the signed lists) with a state folder of its own, and dpkg unpacks them. qemu translates one
+process, whose system calls this machine's kernel serves. `-L` lays the unpacked tree over the file
+system: a path that exists in the tree is read there. The tree holds the board's `/proc/cpuinfo` and
+device tree, which `edgespec doctor` reads; `-cpu` selects the instructions.
 
-An emulated process can start x86-64 programs, but none of its own kind.
+An emulated process can start x86-64 programs, but no aarch64 programs.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ _OPTIONS = (
 
 @dataclass(frozen=True)
 class Board:
-    """What qemu and two files have to say for a process to take itself to be on this board."""
+    """Settings of qemu and contents of two files that make a process recognise this board."""
 
     cpu: str
-    """As qemu names it."""
+    """Name of the CPU in qemu."""
     part: str
-    """`CPU part` of `/proc/cpuinfo`."""
+    """Value of `CPU part` in `/proc/cpuinfo`."""
     features: str
-    """Of `/proc/cpuinfo`, in Linux' words. Broadcom left the cryptography out of the Pi 4's."""
+    """Value of `Features` in `/proc/cpuinfo`. The Pi 4's CPU has no cryptographic instructions."""
     model: str
-    """Of the device tree."""
+    """Model in the device tree."""
 
 
 BOARDS: Mapping[str, Board] = MappingProxyType(
@@ -73,7 +73,7 @@ BOARDS: Mapping[str, Board] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Emulator:
-    """`root/` is Debian's arm64 tree, `qemu` the emulator."""
+    """A folder with the emulator, and with Debian's arm64 tree in `root/`."""
 
     folder: Path
 
@@ -82,7 +82,7 @@ class Emulator:
         return self.folder / "root"
 
     def become(self, board: Board) -> None:
-        """From now on processes find this board's four cores in `/proc`."""
+        """Writes the board's files, so that later processes find its four cores in `/proc`."""
         cores = [
             f"processor\t: {core}\nFeatures\t: {board.features}\nCPU implementer\t: 0x41\n"
             f"CPU architecture: 8\nCPU part\t: {board.part}\n"
@@ -94,22 +94,23 @@ class Emulator:
         (self.root / "proc/cpuinfo").write_text("\n".join(cores))
 
     def python(self, board: Board, *arguments: str | Path) -> list[str]:
-        """The command of a Python process."""
+        """Command of an emulated Python process."""
         (python,) = self.root.glob("usr/bin/python3.[0-9]*")
         words = (self.folder / QEMU, "-cpu", board.cpu, "-L", self.root, python, *arguments)
         return [str(word) for word in words]
 
     @staticmethod
     def environment(packages: Path) -> dict[str, str]:
-        """This process's, with these packages and no others: neither the user's nor, as `python -m`
-        has it, those of the current folder."""
+        """Environment of this process, in which Python imports from `packages`, and neither from
+        the user's packages nor from the current folder."""
         there = {name: value for name, value in os.environ.items() if name[:6] != "PYTHON"}
         own = {"PYTHONPATH": str(packages), "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
         return there | own
 
 
 def emulator() -> Emulator:
-    """From the cache, or made. Raises `EdgespecError` where that cannot be done, and why."""
+    """Emulator from the cache, created if it is missing. Raises `EdgespecError` if this machine is
+    not an x86-64 Debian or the packages cannot be fetched."""
     machine = platform.machine()
     if machine != "x86_64":
         raise EdgespecError(f"an emulated arm64 needs an x86-64 machine, and this one is {machine}")
@@ -122,7 +123,7 @@ def emulator() -> Emulator:
 
 
 def _download(state: Path) -> list[Path]:
-    """The `.deb` files that `PACKAGES` come to."""
+    """Downloads the `.deb` files of `PACKAGES` and their dependencies."""
     sources = next((path for path in _SOURCES if path.is_file()), None)
     if sources is None or shutil.which("apt-get") is None:
         raise EdgespecError("an emulated arm64 comes from Debian's packages; run this on Debian 12")
@@ -153,7 +154,10 @@ def _unpack(archives: Sequence[Path], folder: Path) -> None:
 
 
 def run(command: Sequence[str], failed: str, env: Mapping[str, str] | None = None) -> str:
-    """Standard output. Raises `EdgespecError`: `failed`, and what apt, pip or Python says of it."""
+    """Runs a command. Returns its standard output.
+
+    Raises `EdgespecError` with `failed` and the error line of apt, pip or Python.
+    """
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         lines = done.stderr.strip().splitlines()

@@ -1,6 +1,6 @@
-"""What a draft says after a prompt: `python -m bench.arm.logits BUNDLE PROFILE FILE ID...`.
+"""Logits of a draft after a prompt: `python -m bench.arm.logits BUNDLE PROFILE FILE ID...`.
 
-A module of its own, since it runs on the device too, with nothing but the lean install.
+This module also runs on the device, and needs only the lean install.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engines.onnxruntime_backend.engine import device_settings, load_draft
 
 
 def draft_logits(bundle: Bundle, profile: str, ids: Sequence[int]) -> npt.NDArray[Any]:
-    """[vocabulary], on one thread."""
+    """[vocabulary] logits after `ids`, computed on one thread."""
     engine = load_draft(bundle, profile, device_settings(profile, 1))
     (choices,) = final_choices(engine, [Row(engine.open(), 0, list(ids))])
     assert choices is not None

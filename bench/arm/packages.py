@@ -1,4 +1,4 @@
-"""The device's lean install, in the emulated machine."""
+"""Lean install of edgespec on the emulated device."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from edgespec.errors import EdgespecError
 from edgespec.publish import published
 
 ONNX_RUNTIME = "onnxruntime==1.23.2"
-"""1.31.1 ends in a segmentation fault when it is imported under qemu 7.2, with every `-cpu`."""
+"""Version for the emulated device: importing 1.31.1 under qemu 7.2 ends in a segmentation fault
+with every `-cpu`."""
 CHECKOUT = Path(__file__).parents[2]
 
 
 def install(emulator: Emulator) -> Path:
-    """A folder with edgespec as it stands here and what it needs, as pip on the device picks it.
+    """Installs this checkout and its dependencies, as pip on the device selects them.
 
-    What it needs is kept in the cache for as long as its list stays the same. Raises
-    `EdgespecError` where there is no checkout or no package index.
+    Returns the folder of the packages. The cache keeps the dependencies as long as their list is
+    the same. Raises `EdgespecError` if there is no checkout or no package index.
     """
     with own_wheel() as wheel:
         with zipfile.ZipFile(wheel) as archive:
@@ -45,7 +46,7 @@ def install(emulator: Emulator) -> Path:
 
 
 def _pip(emulator: Emulator, folder: Path, *arguments: str) -> None:
-    """This environment's pip, run by the emulated Python, which has none of its own."""
+    """Runs this environment's pip with the emulated Python, which has no pip."""
     found = importlib.util.find_spec("pip")
     if found is None or found.origin is None:
         raise EdgespecError("pip is not installed here; make the environment with python -m venv")
@@ -58,7 +59,7 @@ def _pip(emulator: Emulator, folder: Path, *arguments: str) -> None:
 
 @contextmanager
 def own_wheel() -> Iterator[Path]:
-    """What `pip install .` builds. It holds no machine code, so it may be built here."""
+    """Wheel of this checkout. It contains no machine code, so this machine can build it."""
     if not (CHECKOUT / "pyproject.toml").is_file():
         raise EdgespecError("the device's package is built from a checkout; run this in one")
     with tempfile.TemporaryDirectory() as folder:

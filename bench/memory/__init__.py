@@ -1,1 +1,1 @@
-"""`edgespec bench export` and `bench load`: memory and time."""
+"""`edgespec bench export` and `bench load`: memory and time of exporting and loading."""

@@ -1,4 +1,4 @@
-"""How packed weights are multiplied."""
+"""Kernels of packed weights."""
 
 from __future__ import annotations
 

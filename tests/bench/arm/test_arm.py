@@ -1,4 +1,4 @@
-"""What of `edgespec bench arm` needs neither emulator nor network; `.ci/run` runs the command."""
+"""`edgespec bench arm` without emulator and network; `.ci/run` runs the command itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from bench.arm.check import Result, confirm
+from bench.arm.check import BoardResult, confirm
 from bench.arm.emulator import BOARDS, Emulator, run
 from bench.arm.wheels import Wheel, measured
 from edgespec.errors import EdgespecError
@@ -51,7 +51,7 @@ def test_emulated_python_sees_its_own_packages_alone(tmp_path, monkeypatch):
 )
 def test_what_counts_as_done(identical, drafted, accepted, hardware, said):
     answer = AnswerStats(drafted=drafted, accepted=accepted)
-    results = [Result("rpi4", {"hardware": hardware}, answer, identical, 0.0)]
+    results = [BoardResult("rpi4", {"hardware": hardware}, answer, identical, 0.0)]
     if not said:
         return confirm(results)
     with pytest.raises(EdgespecError, match=said):

@@ -8,7 +8,8 @@ from click.testing import CliRunner
 
 from bench.lab.random_checkpoint import MODELS, layer_shapes, nbytes, shards, write_checkpoint
 from bench.memory import export as export_memory
-from bench.memory.export import ExportBench, Measured, _figures, _to_disk
+from bench.memory.disk import flush
+from bench.memory.export import ExportBench, MeasuredExport, _figures
 from cli.main import main
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
@@ -57,7 +58,7 @@ def test_a_random_checkpoint_is_one(tmp_path, tied):
     assert ("lm_head.weight" in checkpoint.names()) != tied
     rows = checkpoint.tensor("model.layers.9.mlp.down_proj.weight")
     assert rows.dtype == "float16" and 0.01 < rows.std() < 0.02
-    _to_disk(tmp_path / "model", forget=True)
+    flush(tmp_path / "model", forget=True)
 
 
 def test_an_export_is_measured_and_nothing_is_left(tiny, capsys):
@@ -74,12 +75,12 @@ def test_an_export_is_measured_and_nothing_is_left(tiny, capsys):
 def test_the_peak_is_the_commands_own_and_not_its_parents():
     large = np.ones(60_000_000)  # 480 MB in this process
     used = export_memory._edgespec(["--help"])
-    assert large.size and used["code"] == 0
-    assert 5e6 < used["peak"] < 300e6
+    assert large.size and used.code == 0
+    assert 5e6 < used.peak < 300e6
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tiny, monkeypatch):
-    monkeypatch.setattr(export_memory, "_LARGEST", {"fp16": 1e12})
+    monkeypatch.setattr(export_memory, "_LARGEST_BUNDLE_RATIO", {"fp16": 1e12})
     with pytest.raises(EdgespecError, match=r"TMPDIR.*smaller --model"):
         export_memory.run(ExportBench("tiny", precisions=("fp16",)), as_json=False)
     assert not list(tiny.iterdir())
@@ -92,12 +93,15 @@ def test_an_export_that_fails_is_said(tiny):
 
 
 def test_the_limit_is_three_layers_and_300_mb():
-    peaks = {"fp16": Measured(1514.0, 1.0, 1.0, 1.0), "int4": Measured(1515.0, 3.0, 1.0, 1.0)}
+    peaks = {
+        "fp16": MeasuredExport(1514.0, 1.0, 1.0, 1.0),
+        "int4": MeasuredExport(1515.0, 3.0, 1.0, 1.0),
+    }
     settings = ExportBench("7b")
     both = _figures(settings, 1000, [2.0, 4.0], peaks)
-    assert both["limit_mb"] == 1514 and not both["within_limit"]
-    assert both["times_copy"] == {"fp16": 0.5, "int4": 1.5}
-    assert _figures(settings, 1000, [2.0], {"fp16": peaks["fp16"]})["within_limit"]
+    assert both.limit_mb == 1514 and not both.within_limit
+    assert both.times_copy == {"fp16": 0.5, "int4": 1.5}
+    assert _figures(settings, 1000, [2.0], {"fp16": peaks["fp16"]}).within_limit
 
 
 @pytest.mark.parametrize(("precision", "held"), [("fp32", 1), ("fp16", 2)])
