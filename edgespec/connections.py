@@ -7,6 +7,10 @@ connection, what the kernel has received (`tcpi_bytes_received`, Linux 4.1) with
 taken out of the socket, and shuts down a connection whose backlog exceeds its bound. It works with
 CurveZMQ too, since it looks at no content.
 
+In the other direction ZeroMQ bounds the messages that wait for a peer (SNDHWM), not their bytes.
+The guard compares the bytes sent with those that the peer's machine has acknowledged
+(`tcpi_bytes_acked`).
+
 Where the kernel does not count received bytes (other systems than Linux), connections are capped in
 number and time only.
 """
@@ -32,8 +36,8 @@ from edgespec.policies import LinkLimits
 
 log = logging.getLogger("edgespec.cloud")
 
-_BYTES_RECEIVED_OFFSET = 128
-"""Offset of `tcpi_bytes_received`, a u64, in Linux's `struct tcp_info` (bytes)."""
+_BYTES_ACKNOWLEDGED_OFFSET, _BYTES_RECEIVED_OFFSET = 120, 128
+"""Offsets of `tcpi_bytes_acked` and `tcpi_bytes_received`, u64, in Linux's `struct tcp_info`."""
 _HANDSHAKE_BYTES = 2048
 """Largest ZMTP handshake, with CurveZMQ."""
 _HEARTBEAT_BYTES_PER_S = 64
@@ -51,11 +55,26 @@ class _Connection:
     """Bytes of its messages that the cloud has taken out of the socket."""
     greeted: bool = False
     """True once the cloud has taken a valid Hello from it."""
+    sent_bytes: int = 0
+    """Bytes of messages for it that ZeroMQ has accepted, raised to what the peer has taken."""
+    acknowledged_bytes: int = 0
+    """Bytes that the peer's machine had taken at the last look."""
+
+    @property
+    def unread_bytes(self) -> int:
+        """Bytes that ZeroMQ and the kernel hold for the peer, at most."""
+        return self.sent_bytes - self.acknowledged_bytes
+
+    def look(self, file: int) -> None:
+        """Updates the acknowledged bytes. Handshake and heartbeats are among them, so they may
+        exceed the sent ones, which then count as acknowledged."""
+        self.acknowledged_bytes = _counter(file, _BYTES_ACKNOWLEDGED_OFFSET)
+        self.sent_bytes = max(self.sent_bytes, self.acknowledged_bytes)
 
     def backlog_bytes(self, file: int, now: float) -> float:
         """Bytes received and not yet taken, without what handshake and heartbeats may have been."""
         allowed = _HANDSHAKE_BYTES + _HEARTBEAT_BYTES_PER_S * (now - self.accepted_s)
-        return _received_bytes(file) - self.taken_bytes - allowed
+        return _counter(file, _BYTES_RECEIVED_OFFSET) - self.taken_bytes - allowed
 
 
 class ConnectionGuard:
@@ -94,6 +113,29 @@ class ConnectionGuard:
         """The message just taken was a valid Hello: from now on its packets may be large."""
         with self._lock:
             self._register(file).greeted = True
+
+    def takes(self, file: int, size: int) -> bool:
+        """True if a connection may be sent `size` more bytes; False if its peer does not read.
+
+        A connection without unread bytes may be sent a packet of any size.
+        """
+        connection = self._connections.get(file)
+        if connection is None:
+            return True
+        share = self._limits.total_unread_bytes // max(1, len(self._connections))
+        bound = min(self._limits.unread_bytes, share)
+        if connection.unread_bytes + size > bound // 2:
+            with self._lock:
+                connection = self._register(file)
+            connection.look(file)
+        unread = connection.unread_bytes
+        return not unread or unread + size <= bound or not connection.acknowledged_bytes
+
+    def sent(self, file: int, size: int) -> None:
+        """Counts `size` bytes, framing included, that ZeroMQ has accepted for a connection."""
+        connection = self._connections.get(file)
+        if connection is not None:
+            connection.sent_bytes += size
 
     def cut(self, file: int, reason: str) -> None:
         """Ends a connection; `reason` goes to the log."""
@@ -203,8 +245,8 @@ def _address(file: int) -> str:
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "local"
 
 
-def _received_bytes(file: int) -> int:
-    """Bytes that the kernel has received on a connection; 0 where it does not count them."""
+def _counter(file: int, offset: int) -> int:
+    """A byte counter of the kernel's about a TCP connection; 0 where the kernel has none."""
     if not hasattr(socket, "TCP_INFO"):
         return 0
     try:
@@ -212,8 +254,7 @@ def _received_bytes(file: int) -> int:
             info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     except OSError:
         return 0
-    end = _BYTES_RECEIVED_OFFSET + 8
-    return int(struct.unpack_from("Q", info, _BYTES_RECEIVED_OFFSET)[0]) if len(info) >= end else 0
+    return int(struct.unpack_from("Q", info, offset)[0]) if len(info) >= offset + 8 else 0
 
 
 def _file_limit() -> int:

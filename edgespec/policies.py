@@ -217,6 +217,10 @@ class LinkLimits:
     """Bytes of a connection, beyond one packet of the largest size, that may wait to be read."""
     total_backlog_bytes: int = 64 << 20
     """Bytes of all connections that may wait to be read."""
+    unread_bytes: int = 1 << 20
+    """Bytes that the cloud sends to a device beyond those that the device's machine has taken."""
+    total_unread_bytes: int = 256 << 20
+    """The same for all connections, in equal shares."""
     guard_interval_s: float = 0.01
     """Interval at which connections are compared with these bounds."""
     known_devices: int = 4096

@@ -39,7 +39,7 @@ _FRAME_BYTES, _CURVE_FRAME_BYTES = 9, 42
 """Most bytes that ZMTP adds to a frame, plain and with CurveZMQ (nonce, MAC, command name)."""
 
 Fate = Literal["gone", "unread"]
-"""Why a packet was not sent: the connection is closed, or its queue is full."""
+"""Why a packet was not sent: the connection is closed, or too much waits for it already."""
 
 
 class Link(Protocol):
@@ -222,8 +222,13 @@ class RouterHub(Hub):
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def send(self, peer: bytes, message: Message) -> Fate | None:
+        packet, file = pack(message), self._files.get(peer)
+        size = sum(len(frame) + self._frame_bytes for frame in packet)
+        guard = self._guard if file is not None else None
+        if guard is not None and file is not None and not guard.takes(file, size):
+            return "unread"
         try:
-            self._socket.send_multipart([peer, *pack(message)], zmq.NOBLOCK, copy=True)
+            self._socket.send_multipart([peer, *packet], zmq.NOBLOCK, copy=True)
         except zmq.Again:
             return "unread"
         except zmq.ZMQError as error:
@@ -231,9 +236,10 @@ class RouterHub(Hub):
                 raise
             self._forget(peer)
             return "gone"
-        file = self._files.get(peer)
-        if isinstance(message, Welcome) and self._guard is not None and file is not None:
-            self._guard.greeted(file)
+        if guard is not None and file is not None:
+            guard.sent(file, size)
+            if isinstance(message, Welcome):
+                guard.greeted(file)
         return None
 
     def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:

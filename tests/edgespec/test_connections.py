@@ -8,9 +8,10 @@ import threading
 import time
 
 import pytest
+import zmq
 
 from edgespec.policies import LinkLimits
-from edgespec.protocol import MAX_PACKET, VERSION, Close, Hello, Welcome, unpack
+from edgespec.protocol import MAX_PACKET, VERSION, Close, Hello, Verdict, Welcome, pack, unpack
 from edgespec.transport import DealerLink, RouterHub
 
 SECRET = bytes(16)
@@ -186,3 +187,70 @@ def test_a_device_may_send_for_as_long_as_it_likes(cloud):
         assert answers(link), "all that was sent before has been read"
     assert one.cuts == 0
     link.close()
+
+
+def introduce(hub, raws):
+    """The peers of raw connections, after a Hello of each."""
+    header = pack(HELLO)[0]
+    for raw in raws:
+        raw.sendall(bytes([0, len(header)]) + header)
+    peers, end = set(), time.monotonic() + 10
+    while len(peers) < len(raws) and time.monotonic() < end:
+        peers |= {peer for peer, _ in hub.receive(0.1)}
+    assert len(peers) == len(raws)
+    return peers
+
+
+@pytest.fixture
+def hub():
+    hub = RouterHub("tcp://127.0.0.1:*", packet_bytes=PACKET_BYTES)
+    yield hub
+    hub._socket.setsockopt(zmq.LINGER, 0)
+    hub.close()
+
+
+VERDICT = Verdict(1, 0, 0, 0, 0, 0, [70_000] * 40_000)
+"""A packet of 200 KB, as a Resume from the beginning asks for."""
+
+
+def connect(hub):
+    one = Cloud.__new__(Cloud)
+    one.address = ("127.0.0.1", int(hub.endpoint.rpartition(":")[2]))
+    return one.connect()
+
+
+def test_each_of_many_deaf_peers_holds_a_megabyte(hub):
+    raws = [connect(hub) for _ in range(40)]
+    peers = introduce(hub, raws)
+    before = resident_mb()
+    for peer in peers:
+        fates = [hub.send(peer, VERDICT) for _ in range(40)]
+        assert fates[0] is None and fates[-1] == "unread"
+    held = resident_mb() - before
+    for raw in raws:
+        raw.close()
+    assert held < 1.3 * len(peers)
+
+
+def test_a_peer_that_reads_again_is_served_again(hub):
+    raw = connect(hub)
+    (peer,) = introduce(hub, [raw])
+    sent = 0
+    for _ in range(100):  # 20 MB in all
+        while hub.send(peer, VERDICT) == "unread":
+            sent -= len(raw.recv(1 << 20))
+        sent += len(pack(VERDICT)[0])
+    assert sent < 5_000_000
+    raw.close()
+
+
+def test_connections_share_what_may_be_unread():
+    limits = LinkLimits(total_unread_bytes=2_000_000)
+    hub = RouterHub("tcp://127.0.0.1:*", packet_bytes=PACKET_BYTES, limits=limits)
+    raws = [connect(hub) for _ in range(8)]
+    taken = sum(hub.send(peer, VERDICT) is None for peer in introduce(hub, raws) for _ in range(20))
+    assert 8 <= taken <= 8 * 2
+    hub._socket.setsockopt(zmq.LINGER, 0)
+    hub.close()
+    for raw in raws:
+        raw.close()
