@@ -35,9 +35,9 @@ from tokenizers import Tokenizer
 
 from calibration.decoder import AnswerCache, Decoder, autocast
 from calibration.prompts import Prompt, Prompts
+from edgespec.chat_template import render_chat
 from edgespec.checkpoint import TokenizerSource
 from edgespec.errors import EdgespecError, UsageError
-from edgespec.text import render_chat
 
 TOP_TOKENS = 24
 """Likeliest tokens that are stored for each position."""

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from edgespec.chat_template import render_chat
 from edgespec.errors import BundleError, UsageError
 from edgespec.manifest import Bundle
 
@@ -31,10 +26,11 @@ class Codec:
         if TOKENIZER not in bundle.manifest.files:
             raise BundleError(f"{bundle.folder} has no tokenizer; export the bundle again")
         self._text = bundle.manifest.text
+        self._template_file = bundle.path(CHAT_TEMPLATE)
         self.tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
         self._template: str | None = None
         if CHAT_TEMPLATE in bundle.manifest.files:  # a file without a checksum is not read
-            self._template = bundle.path(CHAT_TEMPLATE).read_text(encoding="utf-8")
+            self._template = self._template_file.read_text(encoding="utf-8")
 
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Token ids of a prompt. Special tokens are added to plain text; a rendered chat has them.
@@ -53,40 +49,17 @@ class Codec:
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The chat of `messages` (role, content) as text that ends where the answer begins.
 
-        Raises `UsageError` if the bundle has no chat template.
+        Raises `UsageError` if the bundle has no chat template, and `BundleError` if it fails.
         """
         if self._template is None:
             raise UsageError("the bundle has no chat template; run without --chat")
-        return render_chat(self._template, messages, bos=self._text.bos, eos=self._text.eos)
-
-
-def render_chat(template: str, messages: Sequence[Mapping[str, str]], *, bos: str, eos: str) -> str:
-    """The Jinja template applied to `messages`; it ends where the assistant's answer begins.
-
-    Raises `BundleError` if the template fails.
-    """
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(
-        value, ensure_ascii=False, indent=options.get("indent")
-    )
-    environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    values: dict[str, Any] = {
-        "messages": list(messages),
-        "add_generation_prompt": True,
-        "bos_token": bos,
-        "eos_token": eos,
-    }
-    try:
-        return environment.from_string(template).render(values)
-    except jinja2.TemplateError as error:
-        raise BundleError(f"the chat template failed: {error}") from error
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+        return render_chat(
+            self._template,
+            messages,
+            bos=self._text.bos,
+            eos=self._text.eos,
+            name=str(self._template_file),
+        )
 
 
 class TextStream:
