@@ -137,6 +137,12 @@ DEFAULT = CloudSettings()
     metavar="HOST:PORT",
     help="Serve health, metrics and the data of 'edgespec top' here, unencrypted.",
 )
+@click.option(
+    "--status-host",
+    multiple=True,
+    metavar="NAME",
+    help="Another host name by which the status port may be addressed; may be repeated.",
+)
 @energy_options
 @click.option(
     "--log-format",

@@ -53,7 +53,7 @@ def _status(target: str, settings: CloudSettings) -> Iterator[Status | None]:
     from cloud_runtime.status.server import Status, StatusServer  # needs the extra `cloud`
 
     status = Status(target)
-    server = StatusServer(settings.status, status)
+    server = StatusServer(settings.status, status, settings.status_host)
     log.info("status on %s", server.url)
     try:
         yield status

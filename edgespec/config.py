@@ -79,6 +79,8 @@ class CloudSettings:
     """File for the trace of this process."""
     status: str = ""
     """HOST:PORT of `/metrics`, `/health` and what `edgespec top` shows; empty: none."""
+    status_host: tuple[str, ...] = ()
+    """Further host names by which clients may address the status port."""
     energy: Path | None = None
     """Root of the file tree with the sensors of energy and heat, `/` except for recordings; None:
     not measured."""

@@ -7,15 +7,18 @@ an immutable value made at most twice a second.
     /health         200 while the loop turns, else 503 and the reason
     /health/ready   200 while new sessions are accepted, else 503 and the reason
     /fleet          JSON, the content of `edgespec top` (`edgespec/fleet.py`)
+
+A request for a host name that is not allowed gets 403.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -36,6 +39,10 @@ STUCK_S = 30.0
 """Time without a turn of the loop after which `/health` reports 503."""
 CLIENT_TIMEOUT_S = 5.0
 """Time that a client may take to send its request or read the reply."""
+
+
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+FOREIGN = "this host name is not allowed here; start the cloud with --status-host NAME to allow it"
 
 
 class Snapshot(NamedTuple):
@@ -108,6 +115,39 @@ def _words(code: int, sentence: str) -> Reply:
     return Reply(code, "text/plain; charset=utf-8", sentence.encode() + b"\n")
 
 
+class AllowedHosts:
+    """The hosts by which clients may address the port.
+
+    A web page whose name an attacker points at this machine (DNS rebinding) makes the browser send
+    that name, so other names are refused.
+    """
+
+    def __init__(self, bound: str, names: Iterable[str] = ()) -> None:
+        """`bound`: the host of the listening address. A wildcard admits every IP address."""
+        self._names = {*LOOPBACK_HOSTS, bound.lower(), *(name.lower() for name in names)}
+        self._any_address = _is_wildcard(bound)
+
+    def admits(self, header: str) -> bool:
+        """True if a `Host` header, HOST or HOST:PORT, names an allowed host."""
+        try:
+            host = (urlsplit(f"//{header}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        return host in self._names or (self._any_address and _is_address(host))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_wildcard(host: str) -> bool:
+    return _is_address(host) and ipaddress.ip_address(host).is_unspecified
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -121,11 +161,15 @@ class _Server(ThreadingHTTPServer):
 class StatusServer:
     """The HTTP server of the status port. It also replies while the cloud loads its model."""
 
-    def __init__(self, address: str, status: Status) -> None:
-        """`address`: HOST:PORT. Raises `UsageError` for another form, `LinkError` if the port
-        cannot be opened."""
+    def __init__(self, address: str, status: Status, names: Iterable[str] = ()) -> None:
+        """`address`: HOST:PORT. `names`: further host names by which clients may address it.
+
+        Raises `UsageError` for another form, `LinkError` if the port cannot be opened.
+        """
         host, port = _parse(address)
-        handler = type("Handler", (_Handler,), {"status": status})
+        handler = type(
+            "Handler", (_Handler,), {"status": status, "hosts": AllowedHosts(host, names)}
+        )
         try:
             self._server = _Server((host, port), handler)
         except OSError as error:
@@ -145,12 +189,17 @@ class StatusServer:
 
 class _Handler(BaseHTTPRequestHandler):
     status: Status
+    hosts: AllowedHosts
     timeout = CLIENT_TIMEOUT_S
     server_version = "edgespec"
     sys_version = ""
 
     def do_GET(self) -> None:
-        reply = self.status.reply(urlsplit(self.path).path, self.headers.get("Accept", ""))
+        foreign = [host for host in self.headers.get_all("Host", []) if not self.hosts.admits(host)]
+        if foreign:
+            reply = _words(403, FOREIGN)
+        else:
+            reply = self.status.reply(urlsplit(self.path).path, self.headers.get("Accept", ""))
         self.send_response(reply.code)
         self.send_header("Content-Type", reply.kind)
         self.send_header("Content-Length", str(len(reply.body)))

@@ -8,7 +8,13 @@ import msgspec
 import pytest
 
 from cloud_runtime.service import Identity, Service
-from cloud_runtime.status.server import SNAPSHOT_INTERVAL_S, STUCK_S, Status, StatusServer
+from cloud_runtime.status.server import (
+    SNAPSHOT_INTERVAL_S,
+    STUCK_S,
+    AllowedHosts,
+    Status,
+    StatusServer,
+)
 from edgespec.config import CloudSettings
 from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import Fleet
@@ -149,3 +155,40 @@ def test_over_http(status, service):
 def test_what_is_no_address_is_refused(address, status):
     with pytest.raises(UsageError, match="HOST:PORT"):
         StatusServer(address, status)
+
+
+@pytest.mark.parametrize(
+    ("bound", "header", "admitted"),
+    [
+        ("127.0.0.1", "127.0.0.1:5556", True),
+        ("127.0.0.1", "LocalHost", True),
+        ("127.0.0.1", "[::1]:5556", True),
+        ("127.0.0.1", "status.example:5556", True),
+        ("10.0.0.5", "10.0.0.5:5556", True),
+        ("10.0.0.5", "10.0.0.6:5556", False),
+        ("127.0.0.1", "evil.example:5556", False),
+        ("127.0.0.1", "127.0.0.1.evil.example", False),
+        ("127.0.0.1", "127.0.0.1@evil.example", False),
+        ("127.0.0.1", "", False),
+        ("127.0.0.1", "[", False),
+        ("0.0.0.0", "192.168.1.7:5556", True),
+        ("::", "[fd00::7]", True),
+        ("0.0.0.0", "evil.example", False),
+    ],
+)
+def test_the_hosts_that_may_be_addressed(bound, header, admitted):
+    assert AllowedHosts(bound, ["Status.example"]).admits(header) is admitted
+
+
+@pytest.mark.parametrize("path", ["/fleet", "/metrics", "/health", "/health/ready"])
+def test_a_foreign_host_gets_403_and_one_sentence(status, path):
+    server = StatusServer("127.0.0.1:0", status)
+    try:
+        request = urllib.request.Request(server.url + path, headers={"Host": "evil.example"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request)
+        assert caught.value.code == 403
+        assert b"--status-host NAME" in caught.value.read()
+        caught.value.close()
+    finally:
+        server.close()
