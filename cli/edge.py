@@ -1,4 +1,4 @@
-"""Command of the device's side: `edge-run`."""
+"""Commands of the device's side: `edge-run` and `verify`."""
 
 from __future__ import annotations
 
@@ -27,23 +27,32 @@ from edgespec.config import EdgeSettings, Mode, PreDraft, Tactics
 DEFAULT = EdgeSettings()
 TERMINATED = 143
 """Exit code after SIGTERM."""
-
-
-@click.command("edge-run")
-@bundle_argument()
-@connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
-@click.option(
+_SERVER_KEY = click.option(
     "--server-key",
     type=PATH,
     metavar="FILE",
     help="File with the cloud's public key, required if the cloud is another machine.",
 )
-@click.option(
+_KEY = click.option(
     "--key",
     type=PATH,
     metavar="FILE",
     help="File with this device's secret key, for a cloud that admits known devices only.",
 )
+_DRAFTER = click.option(
+    "--drafter",
+    default=DEFAULT.drafter,
+    metavar="PROFILE|ngram|none",
+    show_default="the bundle's first draft",
+    help="Draft of the bundle, prompt lookup (ngram), or no drafting on the device (none).",
+)
+
+
+@click.command("edge-run")
+@bundle_argument()
+@connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
+@_SERVER_KEY
+@_KEY
 @click.option("-p", "--prompt", show_default="standard input", help="Text to answer.")
 @click.option("--chat", is_flag=True, help="Apply the chat template; on a terminal, converse.")
 @click.option("--system", default="", help="System message of the chat.")
@@ -71,13 +80,7 @@ TERMINATED = 143
 )
 @seed_option("Seed of sampling; the same seed gives the same answer.")
 @click.option("--stop", "stops", multiple=True, help="End at this text; may be repeated.")
-@click.option(
-    "--drafter",
-    default=DEFAULT.drafter,
-    metavar="PROFILE|ngram|none",
-    show_default="the bundle's first draft",
-    help="Draft of the bundle, prompt lookup (ngram), or no drafting on the device (none).",
-)
+@_DRAFTER
 @click.option(
     "-m",
     "--mode",
@@ -186,3 +189,56 @@ def edge_run(bundle: Path, **options: Any) -> None:
     # SIGTERM ends the process in order, so that the session is closed at the cloud.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     edge_run(Bundle.open(bundle), settings, text)
+
+
+@click.command()
+@bundle_argument()
+@connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
+@_SERVER_KEY
+@_KEY
+@click.option(
+    "--prompts",
+    type=PATH,
+    metavar="FILE",
+    show_default="a few built-in ones",
+    help='Prompts as JSON lines, each {"prompt": "…"}.',
+)
+@click.option("--chat", is_flag=True, help="Apply the chat template to each prompt.")
+@max_tokens_option(64)
+@seed_option("Seed of the sampled answers.")
+@_DRAFTER
+@threads_option("Threads of the draft.", automatic="the profile's")
+@click.option(
+    "--local",
+    is_flag=True,
+    help="Compare with the bundle's target on this machine, not with the cloud's alone.",
+)
+@json_option("Print one JSON line instead of the report.")
+def verify(bundle: Path, **options: Any) -> None:
+    """Prove that every mode gives the target's own answers, token by token.
+
+    Each prompt is answered greedily and sampled, in every mode. The exit code is 1 if any answer
+    differs from that of the target alone.
+    """
+    from edge_runtime.proof_report import as_json, show
+    from edge_runtime.verify import VerifySettings, verify
+    from edgespec.manifest import Bundle
+
+    settings = VerifySettings(
+        options["prompts"], options["chat"], options["max_tokens"], options["seed"],
+        options["local"],
+    )  # fmt: skip
+    edge = EdgeSettings(
+        connect=options["connect"],
+        server_key=options["server_key"],
+        key=options["key"],
+        drafter=options["drafter"],
+        threads=options["threads"],
+    )
+    proof = verify(Bundle.open(bundle), edge, settings)
+    if options["as_json"]:
+        click.echo(as_json(proof))
+    else:
+        show(proof)
+    if not proof.identical:
+        sys.exit(1)

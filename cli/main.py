@@ -45,6 +45,7 @@ COMMANDS = {
     "keygen": "cli.cloud:keygen",
     "quantise": "cli.calibration:quantise",
     "top": "cli.cloud:top",
+    "verify": "cli.edge:verify",
 }
 
 

@@ -27,6 +27,7 @@ from edge_runtime.loop import UNOBSERVED, Observer
 from edgespec.config import LOOPBACK, EdgeSettings, Mode, Request
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
+from edgespec.protocol import Welcome
 from edgespec.sampling import Sampling
 from edgespec.text import Codec
 
@@ -96,6 +97,11 @@ class _Asking(Generic[C]):
             raise UsageError(f"max_tokens is {max_tokens}; it must be at least 1")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         return self.start(Request(tuple(prompt), max_tokens, sampling, stops))
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the cloud said of itself when this client connected: context, step times, draft."""
+        return self._connected().loop.welcome
 
     @property
     def arithmetic(self) -> str:

@@ -129,6 +129,22 @@ def rank(
     return Ranked(token, odds, tuple((other, share) for other, share in ranked if share > 0))
 
 
+def gap(logits: Logits, sampling: Sampling, position: int, one: int, other: int) -> float:
+    """Score of token `one` minus that of token `other` (scores as in `Ranked`), in logits.
+
+    `logits` is [vocabulary]. Infinite if top-k or top-p keeps only one of the two.
+    """
+    pair = np.array([one, other])
+    if sampling.greedy:
+        scores: Logits = logits[pair].astype(np.float64)
+        return float(scores[0] - scores[1])
+    kept = np.isin(pair, keep(logits, sampling))
+    if kept[0] != kept[1]:
+        return float(np.inf if kept[0] else -np.inf)
+    scores = sampling.temperature * _perturbed(logits, pair, sampling, position)
+    return float(scores[0] - scores[1])
+
+
 def _perturbed(
     logits: Logits, ids: npt.NDArray[np.int64], sampling: Sampling, position: int
 ) -> Logits:
