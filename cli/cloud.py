@@ -76,6 +76,11 @@ DEFAULT = CloudSettings()
     help="Memory for all KV caches, as in 512M or 4G; the draft's cache is part of it.",
 )
 @click.option(
+    "--share-prefixes",
+    is_flag=True,
+    help="Compute a common prompt prefix once for devices with different keys too.",
+)
+@click.option(
     "--max-batch-rows",
     type=click.IntRange(min=0),
     default=DEFAULT.max_batch_rows,

@@ -125,6 +125,7 @@ class SessionTable:
         session = CloudSession(
             id=message.session,
             owner=Owner(device.key, message.secret),
+            domain=b"" if self._settings.share_prefixes else device.key,
             state=Session(list(message.tokens), message.prompt_length, message.max_tokens, end_ids),
             sampling=message.sampling,
             terms=message.terms,

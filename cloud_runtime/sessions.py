@@ -151,6 +151,8 @@ class CloudSession:
     policy: SchedulerPolicy = field(default=SchedulerPolicy(), repr=False)
     turn: Turn = field(default_factory=Turn)
     owner: Owner = field(default_factory=lambda: Owner(b"", b""))
+    domain: bytes = b""
+    """Key of the device whose sessions may share prefixes with it; empty: the domain of all."""
 
     def __post_init__(self) -> None:
         self.cache = SessionCache(self.state.tokens)

@@ -52,6 +52,9 @@ class CloudSettings:
     kv_memory: int = 0
     """Bytes of all KV caches, that of the cloud draft included; 0: a quarter of the memory that is
     free at the start, or half of a GPU's."""
+    share_prefixes: bool = False
+    """Share prompt prefixes between devices with different keys. The time of a prefill then tells
+    whether another device's prompt begins the same way."""
     max_batch_rows: int = 0
     """Most sessions in one step of the target; 0: the scheduler chooses."""
     max_batch_tokens: int = 256

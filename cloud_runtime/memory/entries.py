@@ -35,7 +35,8 @@ class CacheEntries:
         self._limit = limit
         self._policy = policy
         self._entries: dict[int, CacheEntry] = {}
-        self._prefixes: Prefixes[CacheEntry] = Prefixes(policy.least_shared_tokens)
+        self._prefixes: dict[bytes, Prefixes[CacheEntry]] = {}
+        """By domain. Entries of one domain are never compared with tokens of another."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -55,12 +56,19 @@ class CacheEntries:
 
     def add(self, entry: CacheEntry) -> None:
         self._entries[entry.slot] = entry
-        self._prefixes.add(entry.tokens, entry)
+        prefixes = self._prefixes.get(entry.domain)
+        if prefixes is None:
+            prefixes = Prefixes(self._policy.least_shared_tokens)
+            self._prefixes[entry.domain] = prefixes
+        prefixes.add(entry.tokens, entry)
 
     def remove(self, entry: CacheEntry) -> None:
         """Remove an entry; its slot stays open."""
         del self._entries[entry.slot]
-        self._prefixes.remove(entry.tokens, entry)
+        prefixes = self._prefixes[entry.domain]
+        prefixes.remove(entry.tokens, entry)
+        if not len(prefixes):
+            del self._prefixes[entry.domain]
 
     def close(self, entry: CacheEntry) -> None:
         """Remove an entry and close its slot."""
@@ -74,7 +82,11 @@ class CacheEntries:
         the same tokens.
         """
         sequence = packed(tokens)
-        kept = [other for other in self._entries.values() if other.session is None]
+        kept = [
+            other
+            for other in self._entries.values()
+            if other.session is None and other.domain == entry.domain
+        ]
         short = len(tokens) < self._policy.least_shared_tokens
         if short or any(other.tokens.startswith(sequence) for other in kept):
             self.close(entry)
@@ -100,7 +112,9 @@ class CacheEntries:
         least = self._policy.least_shared_tokens
         cached = upcoming = None
         cached_tokens, upcoming_tokens = least - 1, 0
-        for shared, entry in self._prefixes.like(packed(session.state.tokens[:-1])):
+        prefixes = self._prefixes.get(session.domain)
+        sequence = packed(session.state.tokens[:-1])
+        for shared, entry in prefixes.like(sequence) if prefixes is not None else ():
             if shared <= cached_tokens:
                 break
             if min(shared, entry.cached) > cached_tokens:

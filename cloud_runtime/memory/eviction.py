@@ -39,6 +39,8 @@ class CacheEntry:
     """Time at which the session got the slot, or at which a kept entry was last used."""
     decoding_since: float | None = None
     """Time of the first token that the session committed in this slot."""
+    domain: bytes = b""
+    """Key of the device whose sessions may share the entry; empty: sessions without a domain."""
     references: int = 0
     """Sessions that wait until its prefill reaches the prefix that they share."""
 

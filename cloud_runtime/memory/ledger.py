@@ -6,7 +6,9 @@ committed tokens: it is prefilled again when it gets another slot.
 
 The slot of an ended session is kept with its contents until the memory is needed. A session whose
 tokens share a prefix with another entry, running or kept, starts from a copy of that prefix. If the
-other session is still being prefilled, it waits; an entry that is waited for keeps its slot.
+other session is still being prefilled, it waits; an entry that is waited for keeps its slot. Where
+devices have keys, only sessions of one key share prefixes, so that the time of a prefill does not
+tell one device whether another's prompt is cached.
 
 The ledger opens, copies and closes the engine's slots. It never runs the engine.
 """
@@ -219,7 +221,8 @@ class Memory:
         if lent is None:
             return False
         session, (slot, size, cached) = request.session, lent
-        self._entries.add(CacheEntry(slot, size, packed(session.state.tokens), session, now))
+        tokens = packed(session.state.tokens)
+        self._entries.add(CacheEntry(slot, size, tokens, session, now, domain=session.domain))
         self.counts.prefix_queries += session.length
         self.counts.prefix_hits += cached
         self.counts.read_again += max(0, session.cache.lost_tokens - cached)

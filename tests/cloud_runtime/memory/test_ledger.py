@@ -343,7 +343,7 @@ def test_kept_texts_that_say_nothing_new_are_dropped():
         bank.run(one)
         bank.leave(one)
     assert sorted(one.cached for one in bank.memory._entries._entries.values()) == [12, 25]
-    assert len(bank.memory._entries._prefixes) == 2
+    assert sum(map(len, bank.memory._entries._prefixes.values())) == 2
 
 
 def test_with_room_for_one_the_kept_text_itself_gives_its_beginning():
@@ -394,15 +394,14 @@ class Desk:
         self.now = 0.0
         self.tell(Hello(VERSION, "t", "k", "x"))
 
-    def tell(self, message, peer=b"a"):
-        return [reply for _, reply in self.service.receive(peer, pack(message), self.now)]
+    def tell(self, message, peer=b"a", key=b""):
+        return [reply for _, reply in self.service.receive(peer, pack(message), self.now, key)]
 
-    def open(self, session, prompt=(1, 2, 3), most=4):
+    def open(self, session, prompt=(1, 2, 3), most=4, key=b""):
         terms = Terms(drafting=False)
         tokens = list(prompt)
-        (reply,) = self.tell(
-            Open(session, SECRET, len(tokens), most, Sampling(), [], terms, tokens)
-        )
+        message = Open(session, SECRET, len(tokens), most, Sampling(), [], terms, tokens)
+        (reply,) = self.tell(message, key=key)
         return reply
 
     def turn(self):
@@ -488,3 +487,31 @@ def _sizes(root):
 
 def test_the_tokens_of_a_text_are_packed_as_they_are_kept():
     assert packed([1, 2]) == packed([1]) + packed([2])
+
+
+@pytest.mark.parametrize(
+    ("keys", "share", "hits"),
+    [
+        ((b"", b""), False, 19),
+        ((b"1" * 40, b"1" * 40), False, 19),
+        ((b"1" * 40, b"2" * 40), False, 0),
+        ((b"1" * 40, b"2" * 40), True, 19),
+    ],
+    ids=["no keys", "one key", "two keys", "two keys that share"],
+)
+@pytest.mark.parametrize("ended", [True, False], ids=["kept", "running"])
+def test_a_key_does_not_see_what_another_has_cached(keys, share, hits, ended):
+    desk = Desk(share_prefixes=share)
+    prompt = range(20)
+    desk.open(1, prompt, most=40, key=keys[0])
+    desk.turn()
+    if ended:
+        desk.tell(Close(1, SECRET), key=keys[0])
+    desk.open(2, prompt, most=40, key=keys[1])
+    desk.turn()
+    assert desk.service.memory.counts.prefix_hits == hits
+    assert desk.service.memory.counts.prefix_queries == 40
+    desk.tell(Close(2, SECRET), key=keys[1])
+    desk.tell(Close(1, SECRET), key=keys[0])
+    assert desk.service.memory.session_bytes == 0
+    assert len(desk.service.memory._entries._prefixes) == 1 + (keys[0] != keys[1] and not share)
