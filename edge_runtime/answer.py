@@ -89,6 +89,8 @@ class AnswerTiming:
     """0: no verdict has come yet."""
     unsent_since: float | None = None
     """When the oldest drafted token that was not sent was drafted."""
+    unheard: float = 0.0
+    """Time since the last message of this session."""
     silence: float = 0.0
     """Time since the last message of this session while there was nothing to draft."""
     idle: bool = True
@@ -348,6 +350,15 @@ class Answer:
         self._resuming = True
         self.stats.resumed += 1
         return Resume(self.session_id, self._secret, len(self.state.tokens))
+
+    def reconnected(self) -> Resume | None:
+        """The message to send over a new connection. What was sent over the old one may be lost, so
+        drafted tokens are sent again. None if the answer is over or waits to be opened."""
+        if self.over or self.deferral.waiting:
+            return None
+        if self._tactics.streaming and not self.terms.lockstep:
+            self.tree.resend()
+        return self.resume(silence=True)
 
     def stands(self, verdict: Verdict) -> None:
         """Handles a verdict that adds nothing: a reply to `resume`, or to an `open` of a session

@@ -59,9 +59,14 @@ def greet(
     `waiting` is called once if no reply has come after `settings.limits.stall_s` seconds. Raises
     `LinkError` if the cloud refuses, or does not reply within `settings.connect_timeout` seconds.
     """
-    end = clock() + settings.connect_timeout
+    began = clock()
+    end = began + settings.connect_timeout
     link.send(hello)
+    greeted = max(1, link.state.connections)
     while (left := end - clock()) > 0:
+        if link.state.connections > greeted:
+            greeted = link.state.connections
+            link.send(hello)
         for message in link.receive(min(left, settings.limits.stall_s) if waiting else left):
             if isinstance(message, Welcome):
                 _check_version(message.version)
@@ -72,7 +77,8 @@ def greet(
                     code=message.code,
                     retryable=message.retryable,
                 )
-        if waiting:
+        check_admitted(link, settings)
+        if waiting and clock() - began >= settings.limits.stall_s:
             waiting()
             waiting = None
     raise LinkError(
@@ -95,6 +101,21 @@ def refusal(error: Error) -> str:
     """
     old = _OLD_REFUSAL.match(error.message) if error.code == "version" else None
     return version_difference(VERSION, int(old[1])) if old else error.message
+
+
+def check_admitted(link: Link, settings: EdgeSettings) -> None:
+    """Raises `LinkError` if the cloud refused the last handshake of this link."""
+    if not link.state.refused:
+        return
+    remedy = (
+        f"copy {settings.key.with_suffix('.key').name} into the folder that its --clients names"
+        if settings.key
+        else "make a key with 'edgespec keygen --device NAME', and pass --key"
+    )
+    raise LinkError(
+        f"the cloud at {settings.connect} refused this device's key, since it admits listed "
+        f"devices only; {remedy}"
+    )
 
 
 def round_trip(link: Link, settings: EdgeSettings, clock: Clock = time.monotonic) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.answer import Answer, AnswerContext, Piece
-from edge_runtime.handshake import Clock, DeviceIdentity, Tell, greet, round_trip
+from edge_runtime.handshake import Clock, DeviceIdentity, Tell, check_admitted, greet, round_trip
 from edge_runtime.modes import Modes
 from edge_runtime.policy import Choice, best_together
 from edge_runtime.tree import DraftedPath
@@ -91,6 +91,8 @@ class EdgeLoop:
         """Open answers by session id."""
         self._pings: dict[int, float] = {}
         """When the last Ping was sent, by its number."""
+        self._connections = link.state.connections
+        """Connections of the link when the last Hello was sent."""
         self._pinged = self._listened = clock()
         self._silence = 0.0
         """Seconds that the link has been silent."""
@@ -158,6 +160,8 @@ class EdgeLoop:
         self._answers[answer.session_id] = answer
         self._drafter.retain(self._answers)
         self._explain(f"{self.modes.name}: {self.modes.reason}")
+        if self._link.state.connections != self._connections:
+            self._introduce()
         self._ping()  # before the prompt keeps the cloud busy
         self._link.send(answer.open())
 
@@ -188,6 +192,7 @@ class EdgeLoop:
         waited = min(max(now - before, 0.0), self._settings.patience)  # the clock may jump
         if not busy:
             self._count_wait(before, now, waited)
+        self._follow_link()
         self._count_silence(messages, waited)
         self._ask_again(messages, now, timeout)
         ping_s = min(self._settings.patience, self._settings.limits.ping_interval_s)
@@ -282,8 +287,12 @@ class EdgeLoop:
         ends = [patience]
         for answer in self._answers.values():
             deferral = answer.deferral
-            left = deferral.left(now) if deferral.waiting else patience - answer.timing.silence
-            ends.append(left)
+            timing = answer.timing
+            if deferral.waiting:
+                ends.append(deferral.left(now))
+            else:
+                ends.append(patience - timing.silence)
+                ends.append(self._settings.give_up - timing.unheard)
         if self._observer.report and not self._told:
             ends.append(self._settings.limits.stall_s - self._silence)
         return max(0.0, min(ends))
@@ -294,9 +303,9 @@ class EdgeLoop:
             self._note("wait", answer, before, now)
 
     def _count_silence(self, messages: Sequence[AnyMessage], waited: float) -> None:
-        """Measures how long the link has been silent, and ends all answers where that is too
-        long. Answers that wait for their next try do not count."""
-        waiting = [a for a in self._answers.values() if not a.deferral.waiting and not a.over]
+        """Measures how long the link has been silent while answers wait for it, and reports it.
+        Answers that wait for their next try do not count."""
+        waiting = any(not a.deferral.waiting and not a.over for a in self._answers.values())
         if messages:
             if self._silence + waited >= self._settings.limits.stall_s:
                 for answer in self._answers.values():
@@ -306,20 +315,16 @@ class EdgeLoop:
         if not waiting:
             return
         self._silence += waited
-        if self._silence >= self._settings.give_up:
-            for answer in waiting:
-                answer.error = LinkError(
-                    f"{self._settings.connect} has been silent for {self._silence:.0f} s; "
-                    f"the answer stands at {len(answer.state.answer)} tokens",
-                    retryable=True,
-                )
-        elif self._silence >= self._settings.limits.stall_s and not self._told:
+        if self._silence >= self._settings.limits.stall_s and not self._told:
             self._told = True
             self._report(f"waiting for the cloud at {self._settings.connect} …")
 
     def _ask_again(self, messages: Sequence[AnyMessage], now: float, timeout: float) -> None:
         """Sends a Resume for each answer that has nothing to draft and has had no message for
-        `settings.patience` seconds."""
+        `settings.patience` seconds, and ends those that have had none for `settings.give_up`.
+
+        Pongs are no message of an answer.
+        """
         elapsed = timeout
         if messages or not timeout:
             elapsed = min(max(now - self._listened, 0.0), self._settings.patience)
@@ -327,6 +332,11 @@ class EdgeLoop:
         heard = {getattr(message, "session", 0) for message in messages}
         for answer in self._answers.values():
             timing = answer.timing
+            timing.unheard += elapsed
+            if answer.session_id in heard or answer.deferral.waiting:
+                timing.unheard = 0.0
+            elif timing.unheard >= self._settings.give_up and not answer.over:
+                answer.error = self._unheard(answer)
             if answer.session_id in heard or not timing.idle or answer.deferral.waiting:
                 timing.silence = 0.0
                 continue
@@ -335,6 +345,33 @@ class EdgeLoop:
                 timing.silence = 0.0
                 if resume := answer.resume(silence=True):
                     self._link.send(resume)
+
+    def _unheard(self, answer: Answer) -> LinkError:
+        where, seconds = self._settings.connect, answer.timing.unheard
+        silent = (
+            "has been silent"
+            if not self._link.state.connected or self._silence >= seconds / 2
+            else "replies to pings but has said nothing of this answer"
+        )
+        stands = f"the answer stands at {len(answer.state.answer)} tokens"
+        return LinkError(f"{where} {silent} for {seconds:.0f} s; {stands}", retryable=True)
+
+    def _follow_link(self) -> None:
+        """Resumes all answers over a new connection, and ends them if the cloud refuses one."""
+        if self._link.state.connections != self._connections:
+            self._introduce()
+            for answer in self._answers.values():
+                if (resume := answer.reconnected()) is not None:
+                    self._link.send(resume)
+        try:
+            check_admitted(self._link, self._settings)
+        except LinkError as error:
+            for answer in self._answers.values():
+                answer.error = answer.error or error
+
+    def _introduce(self) -> None:
+        self._connections = self._link.state.connections
+        self._link.send(self._hello)
 
     def _ping(self) -> None:
         number = secrets.randbits(62)
@@ -347,7 +384,7 @@ class EdgeLoop:
         the device introduces itself again."""
         answer.deferral.tried()
         answer.stats.resumed += 1
-        self._link.send(self._hello)
+        self._introduce()
         self._link.send(answer.open())
 
     # Messages

@@ -79,6 +79,13 @@ class Tree:
         self.main = self._root()
         self.paths = [self.main]
 
+    def resend(self) -> None:
+        """Makes a new round of the main path, none of which the cloud has. Drops the branches."""
+        root = self._root()
+        self.main.round, self.main.parent = root.round, 0
+        self.main.base = self.main.sent = root.base
+        self.paths = [self.main]
+
     def _root(self) -> DraftedPath:
         self._rounds += 1
         return DraftedPath(self._rounds, 0, len(self._committed))

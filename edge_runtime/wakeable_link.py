@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import socket
 
 import zmq
@@ -27,8 +26,6 @@ class WakeableLink(DealerLink):
         except BaseException:
             self._close_pair()
             raise
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._woken, zmq.POLLIN)
 
     def wake(self) -> None:
@@ -37,11 +34,10 @@ class WakeableLink(DealerLink):
             self._waking.send(b"\0")
 
     def receive(self, timeout: float) -> list[AnyMessage]:
-        if timeout > 0:
-            self._poller.poll(math.ceil(timeout * 1000))
+        messages = super().receive(timeout)
         with contextlib.suppress(BlockingIOError):
             self._woken.recv(4096)
-        return super().receive(0.0)
+        return messages
 
     def close(self) -> None:
         super().close()

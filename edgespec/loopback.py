@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from edgespec.link_state import established
 from edgespec.protocol import AnyMessage, Message, Packet, pack, unpack
 from edgespec.transport import Hub
 
@@ -47,6 +48,7 @@ class LoopbackLink:
         self._peer = peer
         self.inbox: deque[Packet] = deque()
         self.bytes_up = self.bytes_down = 0
+        self.state = established()
 
     def send(self, message: Message) -> None:
         packet = pack(message)

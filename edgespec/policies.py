@@ -205,8 +205,14 @@ class LinkLimits:
     retry_spread: float = 0.5
     """Random part of that time, either way, so that the devices of a cloud that went down do not
     all return at once."""
-    longest_reconnect_s: float = 2.0
-    """Longest pause of a device between two attempts to connect."""
+    shortest_reconnect_s: float = 0.02
+    """Pause of a device between losing a connection and the first attempt to connect again. It
+    doubles with each attempt."""
+    longest_reconnect_s: float = 0.06
+    """Longest pause of a device between two attempts to connect, up to `shortest_reconnect_s` of
+    jitter apart. A failed attempt costs one packet each way."""
+    connect_attempt_s: float = 2.0
+    """Time after which an attempt to connect that gets no reply is made anew."""
     connections: int = 4096
     """Connections of a cloud; fewer where its file descriptors do not suffice."""
     hello_timeout_s: float = 10.0

@@ -20,6 +20,7 @@ import zmq
 from edgespec.connections import ConnectionGuard
 from edgespec.errors import LinkError, UsageError
 from edgespec.keys import ClientFolder, read_pair, read_public
+from edgespec.link_state import LinkMonitor, LinkState
 from edgespec.policies import LinkLimits
 from edgespec.protocol import (
     MAX_FRAMES,
@@ -48,10 +49,17 @@ class Link(Protocol):
     bytes_up: int
     bytes_down: int
 
+    @property
+    def state(self) -> LinkState:
+        """State of the connection, as of the last `receive`."""
+
     def send(self, message: Message) -> None: ...
 
     def receive(self, timeout: float) -> list[AnyMessage]:
-        """Messages that have arrived, after waiting at most `timeout` seconds for the first."""
+        """Messages that have arrived, after waiting at most `timeout` seconds for the first.
+
+        A change of `state` ends the wait too.
+        """
 
 
 class Hub(Protocol):
@@ -94,7 +102,10 @@ def is_loopback(endpoint: str) -> bool:
 
 
 class DealerLink:
-    """Connection to a cloud. ZeroMQ reconnects by itself; the loop asks again for lost messages."""
+    """Connection to a cloud. ZeroMQ reconnects by itself; the loop then asks for lost messages.
+
+    Packets sent while it is cut are dropped; those sent before the first connection wait for it.
+    """
 
     def __init__(
         self,
@@ -124,7 +135,10 @@ class DealerLink:
         self._context = context or zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._limits = limits
+        self._monitor = LinkMonitor(self._socket)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, _ms(limits.shortest_reconnect_s))
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, _ms(limits.longest_reconnect_s))
+        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, _ms(limits.connect_attempt_s))
         self._socket.setsockopt(zmq.SNDHWM, limits.device_queue_packets)
         _bound(self._socket, limits)
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
@@ -135,11 +149,21 @@ class DealerLink:
                 self._socket.curve_serverkey = cloud_key
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
-            self.close()
+            DealerLink.close(self)
             raise LinkError(f"cannot connect to {endpoint}: {error.strerror}") from error
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor.socket, zmq.POLLIN)
+
+    @property
+    def state(self) -> LinkState:
+        return self._monitor.state
 
     def send(self, message: Message) -> None:
         """Never waits: a packet that finds no connection or a full queue is lost, like others."""
+        state = self.state
+        if state.connections and not state.connected:
+            return
         packet = pack(message)
         with contextlib.suppress(zmq.Again):
             self._socket.send_multipart(packet, zmq.NOBLOCK, copy=True)
@@ -147,8 +171,11 @@ class DealerLink:
 
     def receive(self, timeout: float) -> list[AnyMessage]:
         messages: list[AnyMessage] = []
-        if not _readable(self._socket, timeout):
-            return messages
+        end, connected_before = time.monotonic() + timeout, self.state.connections
+        self._poller.poll(_ms(timeout))
+        self._monitor.update()
+        if self.state.connections and not connected_before:  # what was sent has waited for it
+            self._poller.poll(_ms(end - time.monotonic()))
         with contextlib.suppress(zmq.Again):
             for _ in range(self._limits.poll_total_packets):
                 packet = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -157,6 +184,7 @@ class DealerLink:
         return messages
 
     def close(self) -> None:
+        self._monitor.close()
         self._socket.close()
         if not self._shared:
             self._context.term()

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from edgespec.link_state import LinkState
 from edgespec.protocol import AnyMessage, Message
 from edgespec.transport import Link
 
@@ -50,6 +51,10 @@ class DistantLink:
         self.bytes_up = self.bytes_down = 0
         self.late: list[tuple[float, float]] = []
         """When each sleep ended, by `clock`, and by how many seconds too late."""
+
+    @property
+    def state(self) -> LinkState:
+        return self._link.state
 
     def send(self, message: Message) -> None:
         self._last_up = max(self._last_up, self._arrival())

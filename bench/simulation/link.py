@@ -4,6 +4,7 @@ sides time to handle."""
 from __future__ import annotations
 
 from bench.simulation.virtual_time import Process, World
+from edgespec.link_state import established
 from edgespec.protocol import AnyMessage, Message, Packet, pack, unpack
 from edgespec.transport import Hub
 
@@ -62,6 +63,7 @@ class SimulatedLink:
     ) -> None:
         self.one_way_s = rtt_ms / 2e3
         self.bytes_up = self.bytes_down = 0
+        self.state = established()
         self._hub, self._peer, self._process = hub, peer, process
         self._message_ms = message_ms
         self._arrived: list[AnyMessage] = []

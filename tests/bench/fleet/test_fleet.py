@@ -32,6 +32,7 @@ from bench.fleet.tables import capacity_table, fleet_notes, fleet_table
 from bench.lab.recording import RecordedToken, Recording, synthetic
 from cli.main import main
 from edgespec.errors import EdgespecError, UsageError
+from edgespec.link_state import established
 from edgespec.protocol import Ping, Pong
 from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
@@ -184,6 +185,7 @@ class Wire:
 
     def __init__(self):
         self.now = 100.0
+        self.state = established()
         self.bytes_up = self.bytes_down = 0
         self.sent, self.coming = [], []
 
