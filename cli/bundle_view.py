@@ -16,13 +16,15 @@ from edgespec.progress import progress
 from edgespec.text import CHAT_TEMPLATE
 
 
-def inspect(folder: Path, *, verify: bool, as_json: bool) -> None:
+def inspect(folder: Path, *, verify: bool, as_json: bool, verify_key: Path | None = None) -> None:
     """Prints the bundle at `folder` to standard output.
 
-    `verify` first compares every file with its checksum. Raises `BundleError` for an incomplete or
-    damaged bundle.
+    `verify` first compares every file with its checksum; `verify_key` first checks the signature,
+    and then the same. Raises `BundleError` for an incomplete or damaged bundle, or another
+    signature.
     """
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, verify_key)
+    verify = verify or verify_key is not None
     manifest = bundle.manifest
     if verify:
         _verify(bundle)
@@ -46,6 +48,8 @@ def inspect(folder: Path, *, verify: bool, as_json: bool) -> None:
         console.print(_engines(manifest))
     if verify:
         console.print(f"\nall {len(_here(bundle))} files agree with their checksums")
+    if verify_key is not None:
+        console.print(f"signed by the owner of {verify_key}")
     if not bundle.path("target").exists():
         console.print("the target's files are not here: enough for a device, not for a cloud")
 

@@ -13,6 +13,7 @@ from cli.options import (
     SECONDS,
     Size,
     bundle_argument,
+    bundle_key_option,
     connect_option,
     energy_options,
     energy_root,
@@ -21,6 +22,7 @@ from cli.options import (
     trace_option,
 )
 from edgespec.config import STATUS_URL, Backend, CloudSettings
+from edgespec.errors import UsageError
 from edgespec.logs import Format, Level, configure
 
 DEFAULT = CloudSettings()
@@ -53,6 +55,7 @@ DEFAULT = CloudSettings()
     is_flag=True,
     help="Admit every device that knows the cloud's public key.",
 )
+@bundle_key_option
 @click.option(
     "--max-sessions",
     type=POSITIVE,
@@ -163,14 +166,16 @@ DEFAULT = CloudSettings()
     show_default=True,
     help="Least important level of log lines that are written.",
 )
-def cloud_run(bundle: Path, log_format: Format, log_level: Level, **options: Any) -> None:
+def cloud_run(
+    bundle: Path, bundle_key: Path | None, log_format: Format, log_level: Level, **options: Any
+) -> None:
     """Serve the target of BUNDLE to devices."""
     from cloud_runtime.command import cloud_run
     from edgespec.manifest import Bundle
 
     configure(log_format, log_level)
     settings = CloudSettings(energy=energy_root(options), **options)
-    cloud_run(Bundle.open(bundle), settings)
+    cloud_run(Bundle.open(bundle, bundle_key), settings)
 
 
 @click.command()
@@ -199,14 +204,21 @@ def top(connect: str, once: bool, as_json: bool, interval: float) -> None:
 @click.command()
 @click.argument("folder", type=PATH)
 @click.option("--device", metavar="NAME", help="Make a device's pair instead of the cloud's.")
-def keygen(folder: Path, device: str | None) -> None:
+@click.option("--signing", is_flag=True, help="Make a pair for signing bundles instead.")
+def keygen(folder: Path, device: str | None, signing: bool) -> None:
     """Make a key pair in FOLDER for links between machines.
 
     Without --device it is the cloud's: cloud.key_secret stays there, and cloud.key is copied to the
     devices. With --device NAME it is a device's: NAME.key_secret stays on the device, and NAME.key
-    is copied into the folder that the cloud is given with --clients.
+    is copied into the folder that the cloud is given with --clients. With --signing it is for
+    bundles: bundle.signing_secret is for 'edgespec export --sign', and bundle.signing_key is copied
+    to all who check bundles.
     """
     from edgespec.keys import make_keys
+    from edgespec.signing import make_signing_keys
 
-    public, secret = make_keys(folder, device or "cloud")
+    if signing and device:
+        raise UsageError("--signing and --device make different pairs; pass one of them")
+    make = make_signing_keys if signing else make_keys
+    public, secret = make(folder, device or ("bundle" if signing else "cloud"))
     click.echo(f"secret: {secret}\npublic: {public}")

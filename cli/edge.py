@@ -13,6 +13,7 @@ from cli.options import (
     PATH,
     SECONDS,
     bundle_argument,
+    bundle_key_option,
     connect_option,
     energy_options,
     energy_root,
@@ -53,6 +54,7 @@ _DRAFTER = click.option(
 @connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
 @_SERVER_KEY
 @_KEY
+@bundle_key_option
 @click.option("-p", "--prompt", show_default="standard input", help="Text to answer.")
 @click.option("--chat", is_flag=True, help="Apply the chat template; on a terminal, converse.")
 @click.option("--system", default="", help="System message of the chat.")
@@ -188,7 +190,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
     )
     # SIGTERM ends the process in order, so that the session is closed at the cloud.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    edge_run(Bundle.open(bundle), settings, text)
+    edge_run(Bundle.open(bundle, options["bundle_key"]), settings, text)
 
 
 @click.command()
@@ -196,6 +198,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
 @connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
 @_SERVER_KEY
 @_KEY
+@bundle_key_option
 @click.option(
     "--prompts",
     type=PATH,
@@ -235,7 +238,7 @@ def verify(bundle: Path, **options: Any) -> None:
         drafter=options["drafter"],
         threads=options["threads"],
     )
-    proof = verify(Bundle.open(bundle), edge, settings)
+    proof = verify(Bundle.open(bundle, options["bundle_key"]), edge, settings)
     if options["as_json"]:
         click.echo(as_json(proof))
     else:

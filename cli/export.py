@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from cli.options import (
     json_option,
     need_modules,
     out_option,
+    sign_option,
 )
 from edgespec.errors import UsageError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET, Bundle, HalfFloat
@@ -80,8 +82,9 @@ DEFAULT_PROFILE = "cpu-int8"
     help="Longest text to provide for, in tokens, prompt included.",
 )
 @click.option("--check", is_flag=True, help="Compare with transformers on real prompts.")
+@sign_option
 @force_option("Replace an existing bundle.")
-def export(model: str, out: Path, check: bool, **options: Any) -> None:
+def export(model: str, out: Path, check: bool, secret: Path | None, **options: Any) -> None:
     """Write MODEL as a bundle: ONNX graphs for the device and the cloud.
 
     MODEL is a Hugging Face folder or hub id (safetensors), or a GGUF file.
@@ -90,6 +93,7 @@ def export(model: str, out: Path, check: bool, **options: Any) -> None:
     from export.bundle import ExportSettings, export
     from export.summary import sentences
 
+    signed = _signer(secret)
     draft, profiles = options["draft"], options["profiles"] or (DEFAULT_PROFILE,)
     if options["profiles"] and draft is None:
         raise UsageError("--profile says how to export a draft; pass --draft too")
@@ -130,6 +134,27 @@ def export(model: str, out: Path, check: bool, **options: Any) -> None:
             f"--check does it here, and 'edgespec calibrate {model} --bundle {out}' on more text",
             err=True,
         )
+    signed(out)
+
+
+def _signer(secret: Path | None) -> Callable[[Path], None]:
+    """A function that signs a folder with the key of the file, which is read now.
+
+    Without a file the function does nothing.
+    """
+    key = None
+    if secret is not None:
+        from edgespec.signing import read_secret
+
+        key = read_secret(secret)
+
+    def signed(folder: Path) -> None:
+        if key is not None:
+            from edgespec.signing import sign
+
+            sign(folder, key)
+
+    return signed
 
 
 @click.command()
@@ -163,23 +188,32 @@ def export(model: str, out: Path, check: bool, **options: Any) -> None:
     show_default=True,
     help="Type of activations; use bf16 if fp16 overflows.",
 )
+@sign_option
 @force_option("Also build engines that are up to date.")
 def build(bundle: Path, profile: str, graphs: str | None, draft: str, capacities: tuple[int, ...],
-          floats: str, force: bool) -> None:  # fmt: skip
+          floats: str, secret: Path | None, force: bool) -> None:  # fmt: skip
     """Build TensorRT engines from the graphs of BUNDLE, on the machine that will run them."""
     from export.tensorrt.build import build as run
     from export.tensorrt.plan import BuildSettings
 
     settings = BuildSettings(profile, graphs, draft, capacities, floats, force)  # type: ignore[arg-type]
+    signed = _signer(secret)
     run(Bundle.open(bundle), settings, lambda sentence: click.echo(sentence, err=True))
+    signed(bundle)
 
 
 @click.command()
 @bundle_argument()
 @click.option("--verify", is_flag=True, help="Compare every file with its checksum.")
+@click.option(
+    "--verify-key",
+    type=PATH,
+    metavar="FILE",
+    help="Also check that the owner of this public key signed the bundle; implies --verify.",
+)
 @json_option("Print the manifest as one JSON line.")
-def inspect(bundle: Path, verify: bool, as_json: bool) -> None:
+def inspect(bundle: Path, verify: bool, verify_key: Path | None, as_json: bool) -> None:
     """Show the content of BUNDLE."""
     from cli.bundle_view import inspect
 
-    inspect(bundle, verify=verify, as_json=as_json)
+    inspect(bundle, verify=verify, verify_key=verify_key, as_json=as_json)

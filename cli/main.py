@@ -29,6 +29,7 @@ EXTRAS = {
     "transformers": "check",
     "matplotlib": "plots",
     "prometheus_client": "cloud",
+    "cryptography": "signing",
 }
 """The extra that installs a module which a lean install lacks."""
 COMMANDS = {
@@ -67,11 +68,12 @@ class _Main(LazyGroup):
             where = f" ({error.filename})" if error.filename else ""
             _fail(f"{error.strerror or error}{where}")
         except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            module = (error.name or "").partition(".")[0]
+            extra = EXTRAS.get(module)
             if extra is None:
                 raise
             _fail(
-                f"this command needs {error.name}, which edgespec's extra {extra!r} brings; "
+                f"this command needs {module}, which edgespec's extra {extra!r} brings; "
                 f"in a checkout: pip install -e '.[{extra}]'"
             )
 

@@ -142,6 +142,21 @@ def force_option(help: str) -> Decorator[Any]:
     return click.option("-f", "--force", is_flag=True, help=help)
 
 
+bundle_key_option = click.option(
+    "--bundle-key",
+    type=PATH,
+    metavar="FILE",
+    help="Refuse a bundle that was not signed by the owner of this public key.",
+)
+sign_option = click.option(
+    "--sign",
+    "secret",
+    type=PATH,
+    metavar="FILE",
+    help="Sign the bundle with this secret key, made by 'edgespec keygen --signing'.",
+)
+
+
 def plot_option(*, folder: bool = False) -> Decorator[Any]:
     return click.option(
         "--plot",

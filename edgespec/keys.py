@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +16,13 @@ from pathlib import Path
 import zmq.auth
 
 from edgespec.errors import UsageError
+from edgespec.key_files import publish_pair, warn_if_readable
 
 log = logging.getLogger("edgespec.cloud")
 
 PUBLIC, SECRET = ".key", ".key_secret"
 _KEY_CHARS_COUNT = 40
 """Length of a key in Z85."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
@@ -32,26 +30,12 @@ def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
 
     Raises `UsageError` for a name that is no file name, and where there is such a key already.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{name!r} is no name for a key; use letters, digits, '.', '-' and '_', at most 64"
-        )
-    paths = folder / f"{name}{PUBLIC}", folder / f"{name}{SECRET}"
-    for path in paths:
-        if path.exists():
-            raise UsageError(
-                f"{folder} holds a key already for {name!r}; choose another folder or name"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".keygen-") as place:  # mode 0700
-        made = [Path(file) for file in zmq.auth.create_certificates(place, name)]
-        made[1].chmod(0o600)
-        for file in made:
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-        for file, path in zip(reversed(made), reversed(paths), strict=True):
-            file.rename(path)
-    return paths
+
+    def write(place: Path) -> tuple[Path, Path]:
+        public, secret = zmq.auth.create_certificates(place, name)
+        return Path(public), Path(secret)
+
+    return publish_pair(folder, name, (PUBLIC, SECRET), write)
 
 
 def read_public(path: Path) -> bytes:
@@ -71,8 +55,7 @@ def read_pair(path: Path) -> tuple[bytes, bytes]:
     public, secret = _read(path)
     if not secret:
         raise UsageError(f"{path} holds no secret key; pass the {SECRET} file")
-    if path.stat().st_mode & 0o077:
-        log.warning("%s can be read by other users of this machine; run: chmod 600 %s", path, path)
+    warn_if_readable(path)
     return public, secret
 
 

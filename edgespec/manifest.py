@@ -1,6 +1,7 @@
 """The bundle: the folder that `export` writes and both runtimes read.
 
     manifest.json                 what is here, how it was made, and a SHA-256 for every file
+    manifest.json.sig             its signature, if the bundle was signed
     tokenizer/tokenizer.json      and chat_template.jinja where the model has one
     draft/<profile>/model.onnx    ids in, choices out
     target/segment-NN.onnx        embedding and layers [0, a), then [a, b), …
@@ -24,6 +25,7 @@ import msgspec
 from edgespec.architecture import Architecture
 from edgespec.bundle_paths import check_paths
 from edgespec.errors import BundleError, UsageError
+from edgespec.signing import verify
 
 SCHEMA = 3
 MANIFEST = "manifest.json"
@@ -220,11 +222,11 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: Path) -> Bundle:
-        """Reads the manifest.
+    def open(cls, folder: Path, verify_key: Path | None = None) -> Bundle:
+        """Reads the manifest. With `verify_key`, its signature must be by that key's owner.
 
-        Raises `BundleError` if it is missing, damaged, of another schema or names files outside the
-        bundle.
+        Raises `BundleError` if it is missing, damaged, of another schema, not signed by the key or
+        names files outside the bundle.
         """
         path = folder / MANIFEST
         if not folder.exists():
@@ -232,13 +234,16 @@ class Bundle:
         if not path.is_file():
             raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}")
         try:
-            schema = msgspec.json.decode(path.read_bytes(), type=_SchemaOnly).schema
+            content = path.read_bytes()
+            if verify_key is not None:
+                verify(folder, content, verify_key)
+            schema = msgspec.json.decode(content, type=_SchemaOnly).schema
             if schema != SCHEMA:
                 raise BundleError(
                     f"{path} has schema {schema} and this edgespec reads {SCHEMA}; "
                     "export the bundle again"
                 )
-            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+            manifest = msgspec.json.decode(content, type=Manifest)
         except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
             raise BundleError(
                 f"{path} cannot be read ({error}); export the bundle again"

@@ -21,6 +21,7 @@ from edgespec.errors import BundleError, UsageError
 from edgespec.manifest import MANIFEST, Bundle, File, Manifest, hash_file
 from edgespec.progress import progress
 from edgespec.publish import hidden, published
+from edgespec.signing import SIGNATURE
 
 
 def published_bundle(out: Path, force: bool) -> AbstractContextManager[Path]:
@@ -62,7 +63,7 @@ def republish(bundle: Bundle, new: Path, change: Callable[[Manifest], Manifest])
     `change` makes the new manifest from the present one, which may be newer than `bundle.manifest`,
     and raises if the new files do not fit it. Unchanged files are linked, so weights cost neither
     time nor space, and processes that read the old bundle continue. A user's own files in the
-    bundle are kept.
+    bundle are kept. A signature is not, since it is of the present manifest.
 
     Raises `BundleError` if the present bundle cannot be read or the new one not be written.
     """
@@ -70,7 +71,7 @@ def republish(bundle: Bundle, new: Path, change: Callable[[Manifest], Manifest])
     with _exclusive(place):
         before = Bundle.open(place).manifest
         after = change(before)
-        gone = {MANIFEST} | (before.files.keys() - after.files.keys())
+        gone = {MANIFEST, SIGNATURE} | (before.files.keys() - after.files.keys())
         with published_bundle(place, force=True) as folder:
             for source in (new, place):
                 _link_all(source, folder, gone)
