@@ -23,7 +23,7 @@ from cli.options import (
     threads_option,
     trace_option,
 )
-from edgespec.config import EdgeSettings, Mode, PreDraft, Tactics
+from edgespec.config import EdgeSettings, Mode, Offline, PreDraft, Tactics
 
 DEFAULT = EdgeSettings()
 TERMINATED = 143
@@ -141,6 +141,20 @@ _DRAFTER = click.option(
     help="Seconds to wait during an answer while the cloud is silent, full or restarting.",
 )
 @click.option(
+    "--offline",
+    type=click.Choice(get_args(Offline)),
+    default=DEFAULT.offline,
+    show_default=True,
+    help="While the cloud is lost: wait (refuse), or go on with the draft, unverified (draft).",
+)
+@click.option(
+    "--offline-after",
+    type=SECONDS,
+    default=DEFAULT.offline_after,
+    show_default=True,
+    help="Seconds without the cloud after which --offline draft begins.",
+)
+@click.option(
     "--target-rate",
     type=click.FloatRange(0.0, 1e6, max_open=True),
     default=DEFAULT.target_rate,
@@ -185,6 +199,8 @@ def edge_run(bundle: Path, **options: Any) -> None:
         threads=options["threads"],
         connect_timeout=options["connect_timeout"],
         give_up=options["give_up"],
+        offline=options["offline"],
+        offline_after=options["offline_after"],
         target_rate=options["target_rate"],
         energy=energy_root(options),
     )

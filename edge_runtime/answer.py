@@ -34,16 +34,17 @@ from edgespec.protocol import (
     Welcome,
 )
 from edgespec.sampling import agreeing
-from edgespec.session import Session
+from edgespec.session import Finish, Session
 from edgespec.telemetry import AnswerStats, HintCount
 from edgespec.text import TextStream
 
-Origin = Literal["device", "cloud-draft", "target"]
-"""Source of a committed token: the device's draft, the cloud's draft, or the target itself."""
+Origin = Literal["device", "cloud-draft", "target", "unverified"]
+"""Source of a token: the device's draft, the cloud's draft, or the target itself; `unverified`: the
+device's draft while the cloud is lost, not committed."""
 
 
 class Piece(NamedTuple):
-    """One committed token."""
+    """One token of the answer."""
 
     token: int
     text: str
@@ -51,6 +52,9 @@ class Piece(NamedTuple):
     origin: Origin
     at: float
     """Time at which the token was committed, by the loop's clock, in seconds."""
+    correction: int | None = None
+    """Characters of the answer that stand before this piece; the text after them, which was
+    unverified, is withdrawn. None: nothing is withdrawn."""
 
 
 class News(NamedTuple):
@@ -154,6 +158,13 @@ class Answer:
         self._hints: dict[int, list[int]] = {}
         self._outstanding: Draft | None = None
         """The last draft sent since the last verdict."""
+        self.unverified: list[int] = []
+        """Tokens after the committed ones that were handed out while the cloud was lost."""
+        self.offline_finish: Finish = ""
+        """Why the answer ended without the cloud; empty: it did not."""
+        self._unverified_text: TextStream | None = None
+        self._final_chars = 0
+        """Characters of the committed text."""
         self._resuming = False
         """True while the reply to a Resume is awaited."""
 
@@ -164,7 +175,7 @@ class Answer:
     @property
     def over(self) -> bool:
         """True if no further token will be committed."""
-        return self.done or self.error is not None
+        return self.done or self.error is not None or bool(self.offline_finish)
 
     def open(self) -> Open:
         """The message that starts the session, or starts it again from the committed tokens."""
@@ -281,7 +292,17 @@ class Answer:
         pieces = []
         for place, token in enumerate(news.tokens):
             self.state.commit([token])
-            pieces.append(Piece(token, self._final_text(token), news.origin(place), now))
+            stands = self._final_chars
+            text = self._final_text(token)
+            self._final_chars += len(text)
+            correction = None
+            if self.unverified:
+                if self.unverified.pop(0) == token:
+                    text = ""  # it was handed out before
+                else:
+                    self.unverified.clear()
+                    correction = stands
+            pieces.append(Piece(token, text, news.origin(place), now, correction))
             if self.done:
                 break
         if not self.stats.tokens:
@@ -289,6 +310,21 @@ class Answer:
         self.stats.tokens += len(pieces)
         self.unread += pieces
         return pieces
+
+    def add_unverified(self, token: int, now: float) -> None:
+        """Hands out a token of the device's draft that no target has verified."""
+        if not self.unverified and self._text is not None:
+            self._unverified_text = self._text.fork(self.request.prompt, self.state.answer)
+        self.unverified.append(token)
+        stream = self._unverified_text
+        text = stream.push(token) if stream else ""
+        self.unread.append(Piece(token, text, "unverified", now))
+        if stream and stream.stopped:
+            self.offline_finish = "stop"
+        elif token in self.state.end_ids:
+            self.offline_finish = "end"
+        elif len(self.unverified) >= self.state.remaining:
+            self.offline_finish = "length"
 
     def _final_text(self, token: int) -> str:
         """The text that a committed token makes final. A stop string in it ends the answer."""
@@ -303,7 +339,8 @@ class Answer:
 
     def flush_text(self) -> str:
         """Text that was held back because it might begin a stop string. Call it at the end."""
-        return self._text.flush() if self._text else ""
+        stream = self._unverified_text if self.unverified else self._text
+        return stream.flush() if stream else ""
 
     def settle(self) -> Hit | None:
         """Cuts the tree after tokens were committed; returns what is left. None: not drafting."""

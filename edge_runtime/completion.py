@@ -42,6 +42,8 @@ class _Reading:
             self._parts.append(item.tail)
             self._finalizer.detach()
             return None
+        if item.correction is not None:
+            self._parts = [self.partial_text[: item.correction]]
         self._parts.append(item.text)
         return item
 

@@ -12,7 +12,7 @@ from edge_runtime.drafters import open_drafter
 from edge_runtime.handshake import DeviceIdentity
 from edge_runtime.loop import UNOBSERVED, EdgeLoop, Observer
 from edge_runtime.wakeable_link import WakeableLink
-from edgespec.config import NO_DRAFTER, EdgeSettings, Request
+from edgespec.config import NGRAM, NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.text import Codec, TextStream
@@ -43,6 +43,11 @@ class Connection:
             settings = replace(settings, mode="cloud")
         self.codec = codec or Codec(bundle)
         drafter = _open_drafter(bundle, settings)
+        if settings.offline == "draft" and drafter.name in (NGRAM, NO_DRAFTER):
+            raise UsageError(
+                "--offline draft needs a draft model on this device; pass --drafter PROFILE, and "
+                "no --mode that leaves drafting to the cloud"
+            )
         identity = DeviceIdentity.of(bundle, socket.gethostname(), drafter.name, brief())
         link = WakeableLink(settings)
         try:

@@ -173,8 +173,10 @@ class EdgeLoop:
         stats.seconds = self._clock() - timing.began
         stats.bytes_up += self._link.bytes_up - timing.bytes_up
         stats.bytes_down += self._link.bytes_down - timing.bytes_down
-        stats.finish = answer.state.finish
-        stats.token_ids = answer.state.answer
+        stats.unverified = len(answer.unverified)
+        stats.tokens += stats.unverified
+        stats.finish = answer.state.finish or answer.offline_finish
+        stats.token_ids = [*answer.state.answer, *answer.unverified]
         stats.mode = self.modes.name
         self._explain(f"{self.modes.name}: at the end; {self.modes.figures}")
 
@@ -211,11 +213,14 @@ class EdgeLoop:
     def _draft(self) -> bool:
         """Makes one draft step and sends what is due. True if there may be another step."""
         began = self._clock()
+        offline = [answer for answer in self._answers.values() if self._is_offline(answer)]
+        if offline:
+            self._write_offline(offline)
         timings = self.modes.measurements.timings
         offers = {
             answer: answer.choices(timings)
             for answer in self._answers.values()
-            if not answer.deferral.waiting
+            if not answer.deferral.waiting and answer not in offline
         }
         step = best_together(
             ((answer, choice) for answer, choices in offers.items() for choice in choices),
@@ -227,7 +232,28 @@ class EdgeLoop:
         for answer, choices in offers.items():
             answer.timing.idle = not choices
             self._send_due(answer, began)
-        return bool(step)
+        return bool(step or offline)
+
+    def _is_offline(self, answer: Answer) -> bool:
+        """True if the answer goes on without the cloud now."""
+        settings = self._settings
+        lost = answer.timing.unheard >= settings.offline_after and not answer.over
+        return lost and settings.offline == "draft"
+
+    def _write_offline(self, answers: Sequence[Answer]) -> None:
+        """One token of the draft model for each answer, handed out as unverified."""
+        requests = []
+        for answer in answers:
+            if not answer.unverified:
+                self._report("the cloud is lost; the text goes on unverified, by the draft alone")
+            answer.timing.idle = True
+            tokens = [*answer.state.tokens, *answer.unverified]
+            requests.append(DraftRequest(answer.session_id, tokens, answer.request.sampling))
+        for answer, guess in zip(answers, self._drafter.guess(requests), strict=True):
+            if guess is None:
+                answer.error = self._unheard(answer)
+            else:
+                answer.add_unverified(guess.token, self._clock())
 
     def _step(self, step: Sequence[tuple[Answer, Choice]], began: float) -> None:
         paths = [(answer, answer.path_of(choice)) for answer, choice in step]
@@ -293,6 +319,8 @@ class EdgeLoop:
             else:
                 ends.append(patience - timing.silence)
                 ends.append(self._settings.give_up - timing.unheard)
+                if self._settings.offline == "draft":
+                    ends.append(self._settings.offline_after - timing.unheard)
         if self._observer.report and not self._told:
             ends.append(self._settings.limits.stall_s - self._silence)
         return max(0.0, min(ends))
@@ -335,6 +363,8 @@ class EdgeLoop:
             timing.unheard += elapsed
             if answer.session_id in heard or answer.deferral.waiting:
                 timing.unheard = 0.0
+            elif self._is_offline(answer):
+                pass
             elif timing.unheard >= self._settings.give_up and not answer.over:
                 answer.error = self._unheard(answer)
             if answer.session_id in heard or not timing.idle or answer.deferral.waiting:

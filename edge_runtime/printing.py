@@ -23,6 +23,8 @@ from engines.machine.energy.sensors import Sensors
 
 ACCEPTED, WRITTEN = "green", "yellow"
 """Colours of tokens that the device drafted, and of all others."""
+UNVERIFIED = "magenta"
+"""Colour of tokens that no target has verified."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class AnswerPrinter:
             with meter or nullcontext():
                 completion = begin()
                 for piece in completion:
+                    if piece.correction is not None:
+                        _note(f"the target corrects the text after character {piece.correction}")
+                        shown = piece.correction
                     self._show(piece.text, piece.origin)
                     shown += len(piece.text)
         finally:
@@ -93,7 +98,7 @@ class AnswerPrinter:
             sys.stdout.write(visible(text, sys.stdout))
             sys.stdout.flush()
         else:
-            colour = ACCEPTED if origin == "device" else WRITTEN
+            colour = {"device": ACCEPTED, "unverified": UNVERIFIED}.get(origin, WRITTEN)
             self._console.print(
                 Text(visible(text, sys.stdout), style=colour), end="", soft_wrap=True
             )

@@ -100,6 +100,7 @@ class CloudSettings:
 
 Mode = Literal["auto", "edge", "cloud-draft", "cloud"]
 PreDraft = Literal["tree", "exits", "none"]
+Offline = Literal["refuse", "draft"]
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,11 @@ class EdgeSettings:
     """Seconds of silence after which the device asks for the state of the answer."""
     give_up: float = 60.0
     """Seconds of silence after which the device stops with an error."""
+    offline: Offline = "refuse"
+    """`draft`: while the cloud is lost, answers go on with the device's draft model, and the pieces
+    are labelled `unverified`. `refuse`: they wait, and end after `give_up`."""
+    offline_after: float = 2.0
+    """Seconds without a message about an answer after which it goes on without the cloud."""
     trace: Path | None = None
     """File for the trace of this process."""
     energy: Path | None = None

@@ -65,6 +65,8 @@ class AnswerStats(msgspec.Struct, kw_only=True):
     bytes_down: int = 0
     resumed: int = 0
     """Requests for lost verdicts, and sessions opened again."""
+    unverified: int = 0
+    """Tokens at the end of the answer that only the device's draft model has written."""
     finish: str = ""
     hits: dict[str, int] = msgspec.field(default_factory=dict)
     """Verdicts by what they left of the drafted tree: `full`, the main path; `branch`; `hint`, a
@@ -115,6 +117,10 @@ class AnswerStats(msgspec.Struct, kw_only=True):
             f"{self.tokens} tokens in {self.seconds:.2f} s: the first after "
             f"{self.first_token_seconds * 1e3:.0f} ms{rate}; {ENDINGS[self.finish]}"
         ]
+        if self.unverified:
+            lines.append(
+                f"the last {self.unverified} tokens are the draft's own; no target verified them"
+            )
         if self.rounds:
             lines.append(
                 f"{self.rounds} replies of the target, {self.tokens / self.rounds:.2f} tokens each"

@@ -78,6 +78,13 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
+    def fork(self, prompt: Sequence[int], tokens: Sequence[int]) -> TextStream:
+        """Another stream with the same stop strings that has taken `tokens` after `prompt`."""
+        other = TextStream(self._codec, prompt, self._stops)
+        for token in tokens:
+            other.push(token)
+        return other
+
     def push(self, token: int) -> str:
         """Adds a token, and returns the new final text. Sets `stopped` at a stop string."""
         new = self._decoder.step(self._codec.tokenizer, token)

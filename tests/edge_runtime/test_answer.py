@@ -256,3 +256,45 @@ def test_hints_open_paths_and_are_counted():
 def test_the_end():
     answer = begin()
     assert answer.close() == Close(9, answer.open().secret)
+
+
+class Letters:
+    """A text stream with a letter for each token."""
+
+    stopped = False
+
+    def push(self, token):
+        return chr(token)
+
+    def fork(self, prompt, tokens):
+        return Letters()
+
+    def flush(self):
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("target", "texts", "correction"),
+    [("bcd", ["", "", "d"], None), ("bxy", ["", "x", "y"], 2)],
+    ids=["confirmed", "corrected"],
+)
+def test_unverified_text_is_confirmed_or_withdrawn_from_the_first_difference(
+    target, texts, correction
+):
+    answer = begin()
+    answer._text = Letters()
+    hear(answer, verdict(3, ord("a")))
+    for token in b"bc":
+        answer.add_unverified(token, 0.0)
+    assert [piece.origin for piece in answer.unread] == ["target", "unverified", "unverified"]
+    before = len(answer.unread)
+    hear(answer, verdict(4, *target.encode()))
+    pieces = list(answer.unread)[before:]
+    assert [piece.text for piece in pieces] == texts
+    assert [piece.correction for piece in pieces if piece.correction] == [correction] * bool(
+        correction
+    )
+    shown = ""
+    for piece in answer.unread:
+        shown = shown[: piece.correction] + piece.text
+    assert shown == "a" + target and not answer.unverified
