@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edgespec.manifest import Precisions
 from engines.machine import installed
-from engines.machine.system_files import ROOT, read_processor
+from engines.machine.system_files import ROOT, read_board, read_processor
 
 _KERNELS = ("amx_int8", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "i8mm", "asimddp", "asimd")
 """CPU features that select the kernels of a back end, the first that is there first."""
@@ -25,7 +25,8 @@ def fingerprint(backend: str, precisions: Precisions, root: Path = ROOT) -> str:
     """
     software, on_gpu = _software(backend)
     gpus = installed.gpus() if on_gpu else ()
-    processor = gpus[0].name if gpus else _cpu(root)
+    board = read_board(root) if backend == "tensorrt" else ""  # a Jetson lists no GPU
+    processor = gpus[0].name if gpus else board or _cpu(root)
     return f"{software}, {processor}, {_precision(precisions)}"
 
 

@@ -31,5 +31,13 @@ def test_onnx_runtime_on_a_cpu(cpu):
 def test_a_gpu_where_the_back_end_uses_one(cpu, monkeypatch):
     monkeypatch.setattr(installed, "tensorrt", lambda: {"tensorrt_rtx": "1.7.1"})
     assert fingerprint("tensorrt", FP32, cpu) == "tensorrt_rtx 1.7.1, NVIDIA X, fp32"
+    monkeypatch.setattr(installed, "gpus", lambda: ())
+    (cpu / "proc/device-tree").mkdir()
+    (cpu / "proc/device-tree/model").write_text("NVIDIA Jetson Y\0")
+    assert fingerprint("tensorrt", FP32, cpu) == "tensorrt_rtx 1.7.1, NVIDIA Jetson Y, fp32"
+    assert fingerprint("onnxruntime", FP32, cpu).endswith("x86_64 avx512_vnni, fp32")
+
+
+def test_onnx_runtime_on_a_gpu(cpu, monkeypatch):
     monkeypatch.setattr(installed, "onnxruntime", lambda: ("1.31", ("CUDAExecutionProvider",)))
     assert fingerprint("onnxruntime", FP32, cpu) == "onnxruntime 1.31, NVIDIA X, fp32"
