@@ -87,7 +87,7 @@ DEFAULT = CloudSettings()
     "--max-batch-rows",
     type=click.IntRange(min=0),
     default=DEFAULT.max_batch_rows,
-    show_default="chosen by the scheduler",
+    show_default="no bound",
     help="Most sessions in one step of the target.",
 )
 @click.option(

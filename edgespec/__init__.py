@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from edge_runtime.completion import AsyncCompletion as AsyncCompletion
     from edge_runtime.completion import Completion as Completion
     from edgespec.config import EdgeSettings as EdgeSettings
+    from edgespec.errors import BundleError as BundleError
     from edgespec.errors import EdgespecError as EdgespecError
+    from edgespec.errors import EngineError as EngineError
     from edgespec.errors import LinkError as LinkError
     from edgespec.errors import UsageError as UsageError
     from edgespec.telemetry import AnswerStats as AnswerStats
@@ -33,10 +35,12 @@ _HOMES = {
     "AnswerStats": "edgespec.telemetry",
     "AsyncClient": "edge_runtime.client",
     "AsyncCompletion": "edge_runtime.completion",
+    "BundleError": "edgespec.errors",
     "Client": "edge_runtime.client",
     "Completion": "edge_runtime.completion",
     "EdgeSettings": "edgespec.config",
     "EdgespecError": "edgespec.errors",
+    "EngineError": "edgespec.errors",
     "LinkError": "edgespec.errors",
     "Piece": "edge_runtime.answer",
     "UsageError": "edgespec.errors",

@@ -56,7 +56,7 @@ class CloudSettings:
     """Share prompt prefixes between devices with different keys. The time of a prefill then tells
     whether another device's prompt begins the same way."""
     max_batch_rows: int = 0
-    """Most sessions in one step of the target; 0: the scheduler chooses."""
+    """Most sessions in one step of the target; 0: no bound."""
     max_batch_tokens: int = 256
     """Most prompt tokens in one step; a single row may exceed it."""
     prefill_chunk: int = 64

@@ -2,8 +2,8 @@
 
 A packet is one ZeroMQ multipart message: a msgpack header, which is an array whose first element
 names the message, and for `Open` one raw buffer of little-endian uint32 token ids. Packets carry
-token ids, never text. Every packet of a session names the session, its round and the base position
-(the position of its first token), so that stale and repeated packets are recognised.
+token ids, never text. Draft, Hint and Verdict name session, round and base position (the position
+of their first token), so that stale and repeated packets are recognised.
 
     device                     cloud
     Hello            ->                     versions and fingerprints are compared
@@ -49,7 +49,7 @@ _GREETING = re.compile(rb"(?:[\x90-\x9f]|\xdc..)(\xa5hello|\xa7welcome)([\x00-\x
 MAX_PACKET = 1 << 20
 """Bytes of a packet; the socket drops larger ones. A prompt of 262 000 tokens fits."""
 HEADER_BYTES = 1 << 16
-"""Bytes that a header may have; larger ones are dropped with the connection."""
+"""Bytes that `largest_packet` allows for a header."""
 REQUEST_HEADER_BYTES = 1 << 13
 """Bytes that a header of a device may have; the cloud does not decode larger ones."""
 MAX_FRAMES = 64

@@ -22,7 +22,8 @@ DURATION_BOUNDS_S = (
 SIZE_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
 REASONS = {"end": "stop", "stop": "stop", "length": "length"}
 """vLLM's names of the reasons for which an answer finished. Other sessions end as `closed` by the
-device (a stop string, or the user interrupted), `silent`, `error` or `drained`."""
+device (a stop string, or the user interrupted), `silent`, `error`, `drained`, or `revoked` with
+their device's key."""
 
 Activity = Literal["run", "receive", "decide", "answer", "wait"]
 """Activities of the cloud's loop: run a model; receive packets, decode them and reply; choose the
