@@ -54,6 +54,11 @@ class BackgroundLoop:
         self._thread = threading.Thread(target=self._run, name="edgespec-client", daemon=True)
         self._thread.start()
 
+    @property
+    def running(self) -> bool:
+        """True while answers can be started."""
+        return not (self._ended or self._stopping)
+
     def submit(self, answer: Answer, deliver: Deliver) -> None:
         """Starts an answer. Raises `UsageError` if the loop is closed, or why it failed."""
         with self._lock:

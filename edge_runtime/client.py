@@ -138,6 +138,11 @@ class Client(_Asking[Completion]):
     def _connected(self) -> Connection:
         return self._connection
 
+    @property
+    def running(self) -> bool:
+        """False once the client is closed or has failed; it starts no answers then."""
+        return self._connection.background.running
+
     def _read(self, answer: Answer) -> Completion:
         return Completion(self._connection.background, answer)
 

@@ -156,7 +156,7 @@ class EdgeLoop:
         timing.bytes_up, timing.bytes_down = self._link.bytes_up, self._link.bytes_down
         answer.terms = self.modes.terms
         if not self._answers:
-            self._silence, self._listened = 0.0, timing.began
+            self._silence, self._told, self._listened = 0.0, False, timing.began
         self._answers[answer.session_id] = answer
         self._drafter.retain(self._answers)
         self._explain(f"{self.modes.name}: {self.modes.reason}")
@@ -465,7 +465,7 @@ class EdgeLoop:
     def _refused(self, answer: Answer, error: Error) -> None:
         if answer.deferred(error):
             wait_s = answer.deferral.put_off(error, self._clock())
-            self._report(f"{error.message}; asking again in {wait_s:.1f} s")
+            self._report(f"waiting for the cloud: {error.message}; asking again in {wait_s:.1f} s")
         elif answer.deferral.waiting and error.code == "session":
             pass  # a reply to what was sent before
         elif (opening := answer.on_error(error)) is not None:

@@ -63,6 +63,8 @@ class AnswerPrinter:
         """`sensors` measure the energy of each answer."""
         self.text = ""
         """Text of the last answer, as far as it was committed."""
+        self._stats: AnswerStats | None = None
+        """Figures of the last answer."""
         self._settings = settings
         self._sensors = sensors
         coloured = settings.show_drafts
@@ -86,12 +88,24 @@ class AnswerPrinter:
                     self._show(piece.text, piece.origin)
                     shown += len(piece.text)
         finally:
+            if completion:
+                completion.cancel()  # after Ctrl-C; its figures are complete then
             if completion and completion.stats.tokens:
                 self.text = completion.partial_text
                 sys.stdout.write(visible(self.text[shown:], sys.stdout) + "\n")
                 sys.stdout.flush()
                 completion.stats.energy = meter.energy(completion.stats.tokens) if meter else None
-                self._report(completion.stats)
+                self._stats = completion.stats
+                if self._settings.json or not self._settings.quiet:
+                    self.report_last()
+
+    def report_last(self) -> None:
+        """Prints the figures of the last answer, or that there is none, to standard error."""
+        if self._stats is None:
+            print("there is no answer yet", file=sys.stderr)
+        else:
+            shown = self._stats.as_json() if self._settings.json else self._stats.as_text()
+            print(shown, file=sys.stderr)
 
     def _show(self, text: str, origin: Origin) -> None:
         if self._console is None:
@@ -102,12 +116,6 @@ class AnswerPrinter:
             self._console.print(
                 Text(visible(text, sys.stdout), style=colour), end="", soft_wrap=True
             )
-
-    def _report(self, stats: AnswerStats) -> None:
-        if self._settings.json:
-            print(stats.as_json(), file=sys.stderr)
-        elif not self._settings.quiet:
-            print(stats.as_text(), file=sys.stderr)
 
 
 def observer(settings: TextSettings, trace: Trace | None = None) -> Observer:

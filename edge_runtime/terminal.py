@@ -26,17 +26,22 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     if text.system and not text.chat:
         raise UsageError("--system is a message of a chat; pass --chat too")
     codec = Codec(bundle)
-    # A bad prompt is refused before the draft model is loaded.
-    prompt = None if text.conversation else _tokens(codec, text)
+    # A bad prompt, or a bundle that cannot chat, is refused before the draft model is loaded.
+    if text.conversation:
+        prompt = None
+        chat_tokens(codec, [{"role": "user", "content": "Hello"}], text.system)
+    else:
+        prompt = _tokens(codec, text)
     printer = AnswerPrinter(text, find(settings.energy) if settings.energy else None)
     with ExitStack() as stack:
         trace = Trace(settings.trace, "device") if settings.trace else None
         if trace:
             stack.enter_context(closing(trace))
-        client = stack.enter_context(Client(bundle, settings, observer(text, trace), codec))
+        open_client = partial(Client, bundle, settings, observer(text, trace), codec)
         if prompt is None:
-            converse(client, text, printer)
+            converse(open_client, text, printer)
         else:
+            client = stack.enter_context(open_client())
             printer.print(partial(client.start, text.request(prompt)))
 
 

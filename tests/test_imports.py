@@ -22,11 +22,13 @@ BELOW = {
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "onnx", "onnx_ir", "gguf", "safetensors", "ml_dtypes",
-    "prometheus_client", "cryptography",
+    "prometheus_client", "cryptography", "prompt_toolkit",
 )  # fmt: skip
 TORCH = {"torch", "onnx_ir", "ml_dtypes"}
 """What `engines/torch_backend` may import besides; the device's packages do not import it."""
 LEAN = {"numpy", "onnxruntime", "tokenizers", "zmq", "msgspec", "click", "rich", "jinja2"}
+OPTIONAL = {"line_reader.py": {"prompt_toolkit"}, "signing.py": {"cryptography"}}
+"""What a module imports only if it is installed, or asked for."""
 
 
 class _WithoutTypeChecking(ast.NodeTransformer):
@@ -88,9 +90,7 @@ def top_level(path):
 def test_the_device_side_imports_only_what_the_lean_install_has(package):
     for path in modules(package):
         outside = set(imported(path)) - set(BELOW) - set(sys.stdlib_module_names)
-        allowed = LEAN | TORCH if is_torch(path) else LEAN
-        if path == ROOT / "edgespec" / "signing.py":
-            allowed = LEAN | {"cryptography"}  # only if a signature is asked for
+        allowed = LEAN | TORCH if is_torch(path) else LEAN | OPTIONAL.get(path.name, set())
         assert outside <= allowed, f"{path} imports {outside - allowed}"
 
 
