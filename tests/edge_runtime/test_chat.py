@@ -17,6 +17,7 @@ import termios
 import time
 from contextlib import closing
 
+import msgspec
 import pytest
 
 import edgespec
@@ -35,6 +36,7 @@ from edgespec.manifest import Bundle
 from edgespec.text import Codec
 from edgespec.transport import DealerLink
 from engines.drafters.ngram import NgramDrafter
+from export.publish import described, write_manifest
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 PLAIN = "import sys; sys.modules['prompt_toolkit'] = None; from cli.main import main; main()"
@@ -54,7 +56,10 @@ def bundle(tiny_bundle, tmp_path_factory):
     """The tiny bundle with a chat template."""
     folder = tmp_path_factory.mktemp("chat") / "bundle"
     shutil.copytree(tiny_bundle.folder, folder)
-    (folder / "tokenizer/chat_template.jinja").write_text(TEMPLATE)
+    template = folder / "tokenizer/chat_template.jinja"
+    template.write_text(TEMPLATE)
+    files = tiny_bundle.manifest.files | {"tokenizer/chat_template.jinja": described(template)}
+    write_manifest(folder, msgspec.structs.replace(tiny_bundle.manifest, files=files))
     return Bundle.open(folder)
 
 
