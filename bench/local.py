@@ -57,7 +57,7 @@ class StepTimes(msgspec.Struct, frozen=True):
 
     draft_step_ms: float
     target_step_ms: dict[str, float]
-    """By rows and tokens of each row, as in `4x2`."""
+    """Times by rows and tokens of each row, as in `4x2`."""
 
     def target_ms(self, rows: int, tokens: int) -> float:
         return self.target_step_ms[f"{rows}x{tokens}"]

@@ -89,7 +89,7 @@ def _removal_order(settings: ShapesSettings, depth: int) -> list[int]:
 
 def _train(settings: ShapesSettings, folder: Path, layers: tuple[int, ...]) -> None:
     schedule = Schedule(hours=MAX_TRAINING_HOURS, steps=settings.steps, rate=settings.rate)
-    wanted = DistillSettings(
+    distillation = DistillSettings(
         folder,
         layers=layers,
         corpus=settings.corpus,
@@ -97,7 +97,7 @@ def _train(settings: ShapesSettings, folder: Path, layers: tuple[int, ...]) -> N
         schedule=schedule,
         device="cpu",
     )
-    for _ in distill(open_checkpoint(str(weights_file())), wanted):
+    for _ in distill(open_checkpoint(str(weights_file())), distillation):
         pass
 
 

@@ -46,7 +46,7 @@ def expected_speed(
 
     `rounds[k]` holds the accepted tokens of each round with drafts of `LENGTHS[k]` tokens, and
     `verify_ms[n]` the target's time for n + 1 tokens. The device drafts on a core of its own while
-    the cloud verifies. If a whole draft is accepted, the next one has been drafted meanwhile, and
+    the cloud verifies. If all tokens of a draft are accepted, the next draft exists already, and
     the target waits only for the time by which drafting exceeds verifying. Otherwise the next draft
     begins after the verdict. Network distance, hints and branches are left out.
     """

@@ -10,27 +10,17 @@ compared with whether the head's likeliest token is the target's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
-import numpy as np
 from rich.console import Console
 
 from bench.acceptance.figures import AcceptanceFigures, AnswerFigures, Judged, summary
-from bench.acceptance.lockstep_rounds import LENGTHS, accepted, ngram_accepted, ngram_matches
+from bench.acceptance.judging import LoadedPair, judge, load_pair
 from bench.acceptance.step_times import lookup_step, medians
 from bench.acceptance.tables import print_tables
-from bench.acceptance.teacher_forcing import (
-    BATCH_ROWS,
-    Flags,
-    Guesses,
-    TargetAnswer,
-    teacher_force,
-    write_answers,
-)
 from bench.lab.builtin import builtin_bundle
 from bench.lab.plots import check_plot_file
 from bench.lab.prompts import CategoryPrompt, first_of_each, read_prompts
@@ -41,9 +31,7 @@ from edgespec.manifest import Bundle
 from edgespec.progress import progress
 from edgespec.sampling import Sampling
 from edgespec.text import CHAT_TEMPLATE, Codec
-from engines.base import Engine
 from engines.machine.doctor import describe
-from engines.onnxruntime_backend.engine import OrtSettings, device_settings, load_draft, load_target
 from engines.step_times import RepeatedStep
 
 SAMPLED_TEMPERATURE, SAMPLED_TOP_P = 0.7, 0.9
@@ -76,15 +64,6 @@ class AcceptanceSettings:
             ]
         top_p = SAMPLED_TOP_P if self.temperature else 1.0
         return [Sampling(self.temperature, top_p, seed=seed)]
-
-
-@dataclass(frozen=True)
-class _Pair:
-    bundle: Bundle
-    drafter: str
-    target: Engine
-    draft: Engine | None
-    """None for prompt lookup."""
 
 
 def run(bundle: Path | None, settings: AcceptanceSettings, *, as_json: bool) -> None:
@@ -121,7 +100,7 @@ def measure(
     training = settings.training
     shared = _check_training(prompts, training, codec) if training else msgspec.UNSET
     ids = encode(bundle, codec, prompts, settings.max_tokens)
-    pair = _load(bundle, drafter, settings.threads)
+    pair = load_pair(bundle, drafter, settings.threads)
     first, *others = _answer_figures(pair, [p.category for p in prompts], ids, settings)
     draft = RepeatedStep(pair.draft) if pair.draft else lookup_step()
     times = medians({"draft": draft, "target": RepeatedStep(pair.target)})
@@ -180,17 +159,8 @@ def encode(
     return encoded
 
 
-def _load(bundle: Bundle, drafter: str, threads: int) -> _Pair:
-    draft = None
-    if drafter != NGRAM:
-        bundle.draft(drafter)
-        draft = load_draft(bundle, drafter, device_settings(drafter, threads, slots=2))
-    target = load_target(bundle, OrtSettings(threads, slots=BATCH_ROWS + 1))
-    return _Pair(bundle, drafter, target, draft)
-
-
 def _answer_figures(
-    pair: _Pair,
+    pair: LoadedPair,
     categories: Sequence[str],
     prompts: Sequence[Sequence[int]],
     settings: AcceptanceSettings,
@@ -198,65 +168,18 @@ def _answer_figures(
     """Figures for each set of sampling parameters."""
     samplings = settings.samplings(0)
     judged: list[dict[int, Judged]] = [{} for _ in samplings]
-    for answer, result in _judge(pair, categories, prompts, settings):
-        judged[answer.sampling_number][answer.prompt_number] = result
+    with progress("answers", len(prompts) * len(samplings), unit="answers") as advance:
+        for answer, result in judge(
+            pair,
+            categories,
+            prompts,
+            settings.samplings,
+            settings.max_tokens,
+            exits=settings.exits,
+        ):
+            judged[answer.sampling_number][answer.prompt_number] = result
+            advance(1)
     return [
         summary(sampling, [results[number] for number in range(len(prompts))])
         for sampling, results in zip(samplings, judged, strict=True)
     ]
-
-
-def _judge(
-    pair: _Pair,
-    categories: Sequence[str],
-    prompts: Sequence[Sequence[int]],
-    settings: AcceptanceSettings,
-) -> Iterator[tuple[TargetAnswer, Judged]]:
-    """Yields every answer when the target completes it. `prompts` are token ids."""
-    target = pair.bundle.manifest.target
-    hints = settings.exits and bool(target.exits)
-    calibrations = {s.end: s.calibration for s in target.segments if s.exit and s.calibration}
-    ends = pair.bundle.manifest.text.end_ids
-    predict = _predictor(pair)
-    written = write_answers(pair.target, prompts, settings.samplings, settings.max_tokens, ends)
-    total = len(prompts) * len(settings.samplings(0))
-    with progress("answers", total, unit="answers") as advance:
-        for answer, slot in written:
-            draft = predict(answer)
-            exits = (
-                teacher_force(pair.target, slot, answer, calibrations, hints=True) if hints else {}
-            )
-            category = categories[answer.prompt_number]
-            yield answer, Judged(category, draft.right, draft.rounds, draft.guesses, exits)
-            advance(1)
-
-
-class _DraftPrediction(NamedTuple):
-    """Predictions of a draft for one answer; the fields are those of `Judged`."""
-
-    right: Flags
-    rounds: list[list[int]]
-    guesses: Guesses | None
-
-
-def _predictor(pair: _Pair) -> Callable[[TargetAnswer], _DraftPrediction]:
-    if pair.draft is None:
-        return _look_up
-    engine = pair.draft
-    slot, info = engine.open(), pair.bundle.draft(pair.drafter)
-    calibrations = {info.architecture.layers: info.calibration} if info.calibration else {}
-
-    def predict(answer: TargetAnswer) -> _DraftPrediction:
-        engine.truncate(slot, 0)
-        (guesses,) = teacher_force(engine, slot, answer, calibrations).values()
-        right = guesses.right.tolist()
-        rounds = [accepted(right, length) for length in LENGTHS]
-        return _DraftPrediction(guesses.right, rounds, guesses)
-
-    return predict
-
-
-def _look_up(answer: TargetAnswer) -> _DraftPrediction:
-    right = np.array(ngram_matches(answer.prompt, answer.tokens), bool)
-    rounds = [ngram_accepted(answer.prompt, answer.tokens, length) for length in LENGTHS]
-    return _DraftPrediction(right, rounds, None)

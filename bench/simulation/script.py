@@ -28,8 +28,8 @@ class Script:
         self._recording = recording
         self._seed = seed
         self._chance = random.Random(seed)
-        self._positions = [said for answer in recording.answers for said in answer]
-        self._ids = [[_id(said.token) for said in answer] for answer in recording.answers]
+        self._positions = [recorded for answer in recording.answers for recorded in answer]
+        self._ids = [[_id(recorded.token) for recorded in answer] for answer in recording.answers]
 
     def prompt(self, number: int) -> list[int]:
         """Ids of recorded prompt `number`; the first id identifies it."""
@@ -84,7 +84,9 @@ def _id(token: int) -> int:
     return token + FIRST_ID
 
 
-def wrong_guess(said: RecordedToken | Guess) -> Guess:
+def wrong_guess(recorded: RecordedToken | Guess) -> Guess:
     """Guess with the same confidences whose tokens are never right."""
-    others = tuple((WRONG + n, confidence) for n, (_, confidence) in enumerate(said.runners_up, 1))
-    return Guess(WRONG, said.confidence, others)
+    others = tuple(
+        (WRONG + n, confidence) for n, (_, confidence) in enumerate(recorded.runners_up, 1)
+    )
+    return Guess(WRONG, recorded.confidence, others)

@@ -39,7 +39,7 @@ def test_emulated_python_sees_its_own_packages_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("identical", "drafted", "accepted", "hardware", "said"),
+    ("identical", "drafted", "accepted", "hardware", "message_part"),
     [
         (True, 8, 3, "rpi4", ""),
         (True, 8, 3, None, "rpi4: the doctor takes the board for no known hardware"),
@@ -49,17 +49,17 @@ def test_emulated_python_sees_its_own_packages_alone(tmp_path, monkeypatch):
         (True, 0, 0, "rpi4", "rpi4: the device drafted nothing"),
     ],
 )
-def test_what_counts_as_done(identical, drafted, accepted, hardware, said):
+def test_what_counts_as_done(identical, drafted, accepted, hardware, message_part):
     answer = AnswerStats(drafted=drafted, accepted=accepted)
     results = [BoardResult("rpi4", {"hardware": hardware}, answer, identical, 0.0)]
-    if not said:
+    if not message_part:
         return confirm(results)
-    with pytest.raises(EdgespecError, match=said):
+    with pytest.raises(EdgespecError, match=message_part):
         confirm(results)
 
 
 @pytest.mark.parametrize(
-    ("said", "sentence"),
+    ("output", "sentence"),
     [
         ("W: slow\\nE: no route\\nE: no lists", "nothing came: E: no route"),
         ("WARNING: retrying\\nERROR: no such wheel", "nothing came: ERROR: no such wheel"),
@@ -67,8 +67,8 @@ def test_what_counts_as_done(identical, drafted, accepted, hardware, said):
         ("", "nothing came: exit code 3"),
     ],
 )
-def test_a_failed_program_is_one_sentence(said, sentence):
-    code = f"import sys; sys.stderr.write('{said}'); sys.exit(3)"
+def test_a_failed_program_is_one_sentence(output, sentence):
+    code = f"import sys; sys.stderr.write('{output}'); sys.exit(3)"
     with pytest.raises(EdgespecError) as caught:
         run([sys.executable, "-c", code], "nothing came")
     assert str(caught.value) == sentence

@@ -58,7 +58,7 @@ def test_fleets_of_given_sizes(profile_file):
     text, (one,) = report(profile_file(), "--devices", "2,4", "--target-rate", "5,1000", *QUICK)
     assert set(one["rates"]) == {"5", "1000"}
     methods = one["rates"]["5"]
-    assert list(methods) == ["cloud", "lockstep one at a time", "edgespec"]  # no draft beside
+    assert list(methods) == ["cloud", "lockstep one at a time", "edgespec"]  # no cloud draft
     assert [f["devices"] for f in methods["edgespec"]["fleets"]] == [2, 4]
     assert all(f["served"] == 1.0 for f in methods["cloud"]["fleets"])
     assert all(f["served"] == 0.0 for f in one["rates"]["1000"]["cloud"]["fleets"])
@@ -88,7 +88,7 @@ def test_the_plot_is_written(profile_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message_part"),
     [
         (("--target-rate", "a"), "--target-rate is a list"),
         (("--target-rate", "0"), "--target-rate is a list"),
@@ -102,7 +102,7 @@ def test_the_plot_is_written(profile_file, tmp_path):
         (("--link", "a"), "exclude each other"),
     ],
 )
-def test_what_cannot_be_simulated_is_said_in_a_sentence(arguments, said):
+def test_what_cannot_be_simulated_is_reported_in_a_sentence(arguments, message_part):
     result = plan(*arguments)
     assert isinstance(result.exception, UsageError)
-    assert said in str(result.exception) and "\n" not in str(result.exception)
+    assert message_part in str(result.exception) and "\n" not in str(result.exception)

@@ -1,4 +1,4 @@
-"""`edgespec bench plan`: profiles, the sketch, tables, and simulated beside measured."""
+"""`edgespec bench plan`: profiles, the sketch, tables, and comparison with measured speeds."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_builtin_profiles_say_where_they_are_from():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message_part"),
     [
         ({"drafts_ms": 1}, "unknown field `drafts_ms`"),
         ({"target_ms": "20"}, "target_ms: expected `float`, got `str`"),
@@ -98,11 +98,11 @@ def test_the_builtin_profiles_say_where_they_are_from():
         ({"agreement": None, "recording": "gone.json"}, "gone.json cannot be read"),
     ],
 )
-def test_a_profile_that_is_none_names_file_and_key(profile_file, changes, said):
+def test_a_profile_that_is_none_names_file_and_key(profile_file, changes, message_part):
     with pytest.raises(UsageError) as caught:
         read_profile(profile_file(**changes))
     message = str(caught.value)
-    assert said in message and "\n" not in message
+    assert message_part in message and "\n" not in message
     assert "mine.json" in message or "gone.json" in message
 
 
@@ -119,8 +119,8 @@ def test_a_missing_profile_is_one_sentence(tmp_path):
 
 def test_a_recording_lies_beside_its_profile(profile_file, tmp_path):
     recording = synthetic(0.5, answers=2, tokens=9)
-    (tmp_path / "said.json").write_bytes(msgspec.json.encode(recording))
-    path = profile_file(agreement=None, recording="said.json")
+    (tmp_path / "recording.json").write_bytes(msgspec.json.encode(recording))
+    path = profile_file(agreement=None, recording="recording.json")
     assert read_profile(path)[1] == recording
 
 
@@ -136,9 +136,9 @@ def test_a_recording_lies_beside_its_profile(profile_file, tmp_path):
     ],
 )
 def test_a_recording_that_cannot_be_replayed(tmp_path, text):
-    path = tmp_path / "said.json"
+    path = tmp_path / "recording.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match=r"said\.json is no recording \("):
+    with pytest.raises(UsageError, match=r"recording\.json is no recording \("):
         read_recording(path)
 
 
@@ -193,8 +193,8 @@ def link_file(tmp_path, profile_file):
             if method != "sketch"
         ]
         file = tmp_path / "link.txt"
-        said = {"pair": "x with y", "cells": cells, "other": 1} | changes
-        file.write_text(f"a table\n{json.dumps(said)}\n")
+        printed = {"pair": "x with y", "cells": cells, "other": 1} | changes
+        file.write_text(f"a table\n{json.dumps(printed)}\n")
         return file, path
 
     return write
@@ -218,17 +218,17 @@ def test_measured_otherwise_than_simulated(link_file):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message_part"),
     [
         ({"cells": []}, "cells"),
         ({"cells": [{"rtt_ms": 0, "method": "magic", "tokens_per_s": 1}]}, "'magic'"),
         ({"times": {"target_ms": 0}}, "target_ms"),
     ],
 )
-def test_a_link_file_that_cannot_be_used(link_file, changes, said):
+def test_a_link_file_that_cannot_be_used(link_file, changes, message_part):
     file, path = link_file(**changes)
     result = plan(path, "--link", file, "--prompts", 1)
-    assert isinstance(result.exception, UsageError) and said in str(result.exception)
+    assert isinstance(result.exception, UsageError) and message_part in str(result.exception)
 
 
 def test_another_pair_needs_its_profile(link_file):

@@ -94,9 +94,9 @@ def test_a_fleet_of_one_is_what_simulate_says(name):
     times = replace(TIMES, rtt_ms=one.rtt_ms)
     (alone_,) = simulate(recording, times, one.settings, drafts=one.drafts)
     first = fleet(one, recording=recording).devices[0].answers[0]
-    said = (alone_.seconds, alone_.first_token_seconds, alone_.rounds, alone_.drafted)
+    figures_alone = (alone_.seconds, alone_.first_token_seconds, alone_.rounds, alone_.drafted)
     stats = first.stats
-    assert said == pytest.approx(
+    assert figures_alone == pytest.approx(
         (stats.seconds, stats.first_token_seconds, stats.rounds, stats.drafted)
     )
 

@@ -1,4 +1,4 @@
-"""The simulation against arithmetic: what rounds must take if loops and link cost what they say."""
+"""Simulated rounds compared with their times by arithmetic."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def test_what_an_exit_head_says_does_not_change():
     recording = synthetic(0.5, answers=2)
     script = Script(recording)
     text = script.prompt(1)
-    said = [[script.hint(text, place, 1, 0.4) for place in range(64)] for _ in range(2)]
-    right = [script.target(text, place) == hint for place, hint in enumerate(said[0])]
-    assert said[0] == said[1] and 0.2 < sum(right) / 64 < 0.6
+    hints = [[script.hint(text, place, 1, 0.4) for place in range(64)] for _ in range(2)]
+    right = [script.target(text, place) == hint for place, hint in enumerate(hints[0])]
+    assert hints[0] == hints[1] and 0.2 < sum(right) / 64 < 0.6
 
 
 @pytest.mark.parametrize("rtt", RTTS_MS)
@@ -122,12 +122,12 @@ def test_an_error_of_the_target_reaches_the_caller(monkeypatch):
 
 
 def test_a_synthetic_draft_is_right_and_sure_as_often_as_asked():
-    said = [s for answer in synthetic(0.7, answers=100).answers for s in answer]
-    misses = [s for s in said if s.guess != s.token]
-    assert len(misses) / len(said) == pytest.approx(0.3, abs=0.03)
-    assert sum(s.confidence for s in said) / len(said) == pytest.approx(0.7, abs=0.03)
+    positions = [s for answer in synthetic(0.7, answers=100).answers for s in answer]
+    misses = [s for s in positions if s.guess != s.token]
+    assert len(misses) / len(positions) == pytest.approx(0.3, abs=0.03)
+    assert sum(s.confidence for s in positions) / len(positions) == pytest.approx(0.7, abs=0.03)
     assert sum(s.other == s.token for s in misses) / len(misses) == pytest.approx(0.36, abs=0.05)
-    surer = [s for s in said if s.confidence > 0.9]
-    right = sum(s.guess == s.token for s in surer) / len(surer)
-    assert right == pytest.approx(sum(s.confidence for s in surer) / len(surer), abs=0.03)
-    assert isinstance(said[0], RecordedToken) and synthetic(0.7) == synthetic(0.7)
+    confident = [s for s in positions if s.confidence > 0.9]
+    right = sum(s.guess == s.token for s in confident) / len(confident)
+    assert right == pytest.approx(sum(s.confidence for s in confident) / len(confident), abs=0.03)
+    assert isinstance(positions[0], RecordedToken) and synthetic(0.7) == synthetic(0.7)
