@@ -79,6 +79,12 @@ DEFAULT = CloudSettings()
     help="Memory for all KV caches, as in 512M or 4G; the draft's cache is part of it.",
 )
 @click.option(
+    "--device-quota",
+    type=PATH,
+    metavar="FILE",
+    help="JSON file with each device's sessions, bytes and ids a second, and tokens a day.",
+)
+@click.option(
     "--share-prefixes",
     is_flag=True,
     help="Compute a common prompt prefix once for devices with different keys too.",

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_runtime.memory.limits import default_limit, share_of
+from cloud_runtime.quotas import Quotas, read_quotas
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
 from cloud_runtime.status.energy import metered
@@ -71,6 +72,7 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
             f"{settings.bind} can be reached from other machines; name the devices that may "
             "connect with --clients FOLDER, or admit all that know the public key with --any-client"
         )
+    quotas = read_quotas(settings.device_quota) if settings.device_quota else {}
     hub = RouterHub(
         settings.bind,
         settings.key,
@@ -82,7 +84,7 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         log.info("loading %s from %s", manifest.target.origin.name, bundle.folder)
         models = _load(bundle, settings)
         engine, settings = models.engine, models.settings
-        service = _service(bundle, models)
+        service = _service(bundle, models, Quotas(quotas, hub.name_of))
         loop = CloudLoop(
             hub, service, engine, settings, drafter=models.drafter, trace=trace, status=status
         )
@@ -127,14 +129,14 @@ def _load(bundle: Bundle, settings: CloudSettings) -> _Models:
     return _Models(engine, drafter, settings)
 
 
-def _service(bundle: Bundle, models: _Models) -> Service:
+def _service(bundle: Bundle, models: _Models, quotas: Quotas) -> Service:
     """Measures step times and puts the service together."""
     manifest, engine, settings = bundle.manifest, models.engine, models.settings
     exits = tuple(manifest.target.exits) if settings.hints else ()
     speeds = measure(engine, models.drafter, hints=bool(exits), policy=settings.scheduler)
     arithmetic = fingerprint(settings.backend, manifest.target.precisions)
     identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits, arithmetic)
-    service = Service(identity, engine, settings, speeds)
+    service = Service(identity, engine, settings, speeds, quotas)
     if service.memory.context < engine.context:
         log.warning(
             "--kv-memory holds at most %d tokens of a session, prompt included; the target "

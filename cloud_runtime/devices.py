@@ -29,12 +29,25 @@ class Budget:
 
     def take(self, now: float, amount: float = 1.0) -> bool:
         """Takes `amount`; returns False, and takes nothing, if less is left."""
-        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate_per_s)
-        self._at = now
+        self._refill(now)
         if self._left < amount:
             return False
         self._left -= amount
         return True
+
+    def spend(self, now: float, amount: float) -> None:
+        """Takes `amount`, also if less is left."""
+        self._refill(now)
+        self._left -= amount
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until something is left; 0: something is."""
+        self._refill(now)
+        return max(0.0, (1.0 - self._left) / self._rate_per_s)
+
+    def _refill(self, now: float) -> None:
+        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate_per_s)
+        self._at = now
 
 
 @dataclass

@@ -14,6 +14,7 @@ from cloud_runtime.events import Events
 from cloud_runtime.handshake import Handshake, Identity
 from cloud_runtime.memory.ledger import Memory
 from cloud_runtime.memory.limits import default_limit
+from cloud_runtime.quotas import Quotas
 from cloud_runtime.session_table import Outgoing, SessionTable
 from cloud_runtime.status.tally import Tally
 from cloud_runtime.stepping import Stepping
@@ -53,6 +54,7 @@ class Service:
         engine: Engine,
         settings: CloudSettings,
         speeds: Speeds | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         """`engine` lends slots and is asked for its sizes; it is never run here."""
         self.speeds = speeds or Speeds(policy=settings.scheduler)
@@ -61,10 +63,11 @@ class Service:
         """Called with each decoded message and its time."""
         self.devices = Devices(settings.limits)
         self.memory = Memory(engine, settings.kv_memory or default_limit(), settings.eviction)
+        self._quotas = quotas or Quotas()
         self._events = Events(self.tally, settings.limits)
         self._handshake = Handshake(identity, settings, self.speeds, self.devices, self._events)
         self.sessions = SessionTable(
-            engine, self.memory, settings, self.devices, self._events, self.tally
+            engine, self.memory, settings, self.devices, self._events, self.tally, self._quotas
         )
         self.stepping = Stepping(
             engine, self.memory, settings, self.speeds, self.sessions, self.tally
@@ -83,7 +86,8 @@ class Service:
         """
         device = self.devices.heard(peer, now)
         device.key = key
-        if not device.take_packet(sum(map(len, packet)), now):
+        size, usage = sum(map(len, packet)), self._quotas.of(device, now)
+        if not (device.take_packet(size, now) and usage.take_bytes(size, now)):
             self._events.trouble(device, "flood", now)
             return []
         try:

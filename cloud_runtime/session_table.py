@@ -11,6 +11,7 @@ from cloud_runtime.devices import ConnectedDevice, Devices
 from cloud_runtime.events import Events
 from cloud_runtime.memory.ledger import Memory, needed_positions
 from cloud_runtime.memory.prefixes import TOKEN_BYTES
+from cloud_runtime.quotas import Quotas
 from cloud_runtime.sessions import CloudSession, Connection, Owner
 from cloud_runtime.status.tally import Tally
 from edgespec.config import CloudSettings
@@ -34,6 +35,7 @@ class SessionTable:
         devices: Devices,
         events: Events,
         tally: Tally,
+        quotas: Quotas,
     ) -> None:
         """`engine` is asked for its sizes and moves idle slots; it is never run here."""
         self._engine = engine
@@ -43,6 +45,7 @@ class SessionTable:
         self._devices = devices
         self._events = events
         self._tally = tally
+        self._quotas = quotas
         self._sessions: dict[int, CloudSession] = {}
         self._closed_in_flight: list[CloudSession] = []
         """Closed sessions that keep their slots until their batch has run."""
@@ -112,7 +115,12 @@ class SessionTable:
             return Error("busy", sentence, message.session, True, self._policy.retry_ms)
         if self.active >= self._settings.max_sessions:
             return self._busy(message, waiting_time(1, self.active, self._durations.mean_s))
-        if (held := self._held_by(device)) >= self._settings.device_places:
+        usage = self._quotas.of(device, now)
+        if (tokens_wait_s := usage.tokens_wait_s(now)) > 0:
+            sentence = f"this device has used its {usage.quota.tokens_per_day} tokens a day"
+            return self._busy(message, tokens_wait_s, sentence)
+        places = usage.quota.sessions or self._settings.device_places
+        if (held := self._held_by(device)) >= places:
             sentence = f"this device has {held} unfinished sessions, its share of the cloud"
             return self._busy(message, waiting_time(1, held, self._durations.mean_s), sentence)
         wait_s = self._wait_s(message, now)
@@ -223,6 +231,9 @@ class SessionTable:
         if draft.confidences and len(draft.confidences) != len(draft.tokens):
             sentence = f"{len(draft.confidences)} probabilities for {len(draft.tokens)} ids"
             return _invalid(draft, sentence)
+        usage = self._quotas.of_owner(session.owner.key, session.connection.peer, now)
+        if not usage.take_drafted_ids(len(draft.tokens), now):
+            draft = msgspec.structs.replace(draft, tokens=[], confidences=b"")
         session.add_draft(draft, now)
         return None
 
@@ -258,6 +269,8 @@ class SessionTable:
     def ended(self, session: CloudSession, reason: str, now: float) -> None:
         """Records the end of an answer."""
         self._durations.ended(now - session.opened_at)
+        usage = self._quotas.of_owner(session.owner.key, session.connection.peer, now)
+        usage.spend_tokens(session.state.prompt_length + session.record.tokens, now)
         device = self._devices.get(session.connection.peer)
         self._events.ended(session, device, reason, now)
 

@@ -52,6 +52,8 @@ class CloudSettings:
     kv_memory: int = 0
     """Bytes of all KV caches, that of the cloud draft included; 0: a quarter of the memory that is
     free at the start, or half of a GPU's."""
+    device_quota: Path | None = None
+    """JSON file with the quotas of devices (`cloud_runtime.quotas`)."""
     share_prefixes: bool = False
     """Share prompt prefixes between devices with different keys. The time of a prefill then tells
     whether another device's prompt begins the same way."""

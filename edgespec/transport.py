@@ -325,6 +325,10 @@ class RouterHub(Hub):
         """The CURVE key (Z85) of a peer's connection; empty where links are not encrypted."""
         return self._owners.get(peer, b"")
 
+    def name_of(self, key: bytes) -> str:
+        """The name that the cloud's list of devices has for a key; empty without a list."""
+        return self._clients.name(key) if self._clients else ""
+
     def take_revoked(self) -> set[bytes]:
         """Keys that were removed from the list since the last call; their connections are cut."""
         revoked = self._clients.take_revoked() if self._clients else set()

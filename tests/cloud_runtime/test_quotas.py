@@ -1,0 +1,108 @@
+"""Quotas by device: sessions, bytes, drafted ids and tokens a day."""
+
+import pytest
+
+from cloud_runtime.quotas import Quota, Quotas, read_quotas
+from cloud_runtime.service import Identity, Service
+from edgespec.config import CloudSettings
+from edgespec.errors import UsageError
+from edgespec.protocol import (
+    VERSION,
+    Admitted,
+    Close,
+    Draft,
+    Error,
+    Hello,
+    Open,
+    Ping,
+    Pong,
+    Terms,
+    pack,
+)
+from edgespec.sampling import Sampling
+from engines.toy import ToyEngine
+
+SECRET = bytes(16)
+ROBOT, OTHER = b"1" * 40, b"2" * 40
+
+
+class Cloud:
+    def __init__(self, **quotas):
+        quotas = Quotas(quotas, {ROBOT: "robot"}.get)
+        settings = CloudSettings(kv_memory=1 << 20)
+        self.engine, self.now = ToyEngine(), 0.0
+        self.service = Service(Identity("t", "k", ()), self.engine, settings, quotas=quotas)
+
+    def tell(self, message, key=ROBOT, connection=b""):
+        replies = []
+        for each in (Hello(VERSION, "t", "k", "x"), message):
+            replies = self.service.receive(key[:1] + connection, pack(each), self.now, key)
+        return replies[0][1] if replies else None
+
+    def open(self, session, key=ROBOT, connection=b""):
+        message = Open(session, SECRET, 3, 5, Sampling(), [], Terms(drafting=False), [1, 2, 3])
+        return self.tell(message, key, connection)
+
+    def turn(self):
+        batch = self.service.stepping.next(self.now)
+        *_, last = self.engine.run(batch.rows)
+        self.service.stepping.commit(batch, last.choices, self.now)
+        return batch
+
+
+def test_sessions_of_a_named_device_and_of_the_others():
+    cloud = Cloud(robot=Quota(sessions=2), default=Quota(sessions=1))
+    assert [type(cloud.open(n)) for n in (1, 2, 3)] == [Admitted, Admitted, Error]
+    assert [type(cloud.open(n, OTHER)) for n in (4, 5)] == [Admitted, Error]
+
+
+def test_tokens_a_day_refuse_new_sessions_until_some_have_refilled():
+    cloud = Cloud(robot=Quota(tokens_per_day=10))
+    for session in (1, 2):  # 8 tokens each
+        assert isinstance(cloud.open(session), Admitted)
+        while cloud.service.sessions.unfinished:
+            cloud.turn()
+        cloud.tell(Close(session, SECRET))
+    refusal = cloud.open(3, connection=b"another")
+    assert (refusal.code, refusal.retryable) == ("busy", True)
+    assert "has used its 10 tokens a day; try again in" in refusal.message
+    assert refusal.retry_ms == pytest.approx(7 * 8_640_000.0)
+    assert isinstance(cloud.open(4, OTHER), Admitted)
+    cloud.now = refusal.retry_ms / 1e3
+    assert isinstance(cloud.open(3), Admitted)
+
+
+def test_ids_beyond_the_quota_are_not_verified_and_the_target_goes_on():
+    cloud = Cloud(robot=Quota(drafted_ids_per_s=1))
+    message = Open(1, SECRET, 3, 400, Sampling(), [], Terms(decoding=False), [1, 2, 3])
+    cloud.tell(message)
+    cloud.turn()
+    (session,) = cloud.service.sessions
+    widths = []
+    for number in range(1, 5):
+        cloud.tell(Draft(1, number, 0, session.length, [7] * 30))
+        widths.append(len(cloud.turn().rows[0].tokens))
+    assert widths == [31, 31, 1, 1]
+
+
+def test_bytes_a_second_hold_for_all_connections_of_a_key():
+    cloud = Cloud(robot=Quota(bytes_per_s=1000))
+    usage = cloud.service._quotas.of_owner(ROBOT, b"", 0.0)
+    assert usage.take_bytes((1 << 20) - 200, 0.0)
+    replies = [cloud.tell(Ping(1), connection=bytes([n])) for n in range(20)]
+    assert isinstance(replies[0], Pong) and replies[-1] is None
+    assert isinstance(cloud.tell(Ping(1), OTHER), Pong)
+    cloud.now = 1.0
+    assert isinstance(cloud.tell(Ping(1)), Pong)
+
+
+def test_a_file_of_quotas(tmp_path):
+    file = tmp_path / "quotas.json"
+    file.write_text('{"default": {"sessions": 4}, "robot": {"tokens_per_day": 9}}')
+    assert read_quotas(file) == {"default": Quota(sessions=4), "robot": Quota(tokens_per_day=9)}
+    for text in ("[]", '{"robot": {"tokens": 4}}', '{"robot": {"sessions": -1}}', "{"):
+        file.write_text(text)
+        with pytest.raises(UsageError, match="holds no quotas"):
+            read_quotas(file)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_quotas(tmp_path / "none")
