@@ -9,6 +9,7 @@ from cli.lazy import LazyGroup
 BENCHES = {
     "acceptance": "cli.bench.acceptance:acceptance",
     "arm": "cli.bench.hardware:arm",
+    "chaos": "cli.bench.chaos:chaos",
     "crowd": "cli.bench.fleet:crowd",
     "export": "cli.bench.memory:export",
     "fleet": "cli.bench.fleet:fleet",

@@ -1,0 +1,1 @@
+"""Random faults on real processes; every answer is compared with the target's."""
