@@ -196,7 +196,7 @@ class EdgeLoop:
             self._count_wait(before, now, waited)
         self._follow_link()
         self._count_silence(messages, waited)
-        self._ask_again(messages, now, timeout)
+        self._ask_again(messages, now)
         ping_s = min(self._settings.patience, self._settings.limits.ping_interval_s)
         if not 0 <= now - self._pinged < ping_s:
             self._ping()
@@ -347,15 +347,13 @@ class EdgeLoop:
             self._told = True
             self._report(f"waiting for the cloud at {self._settings.connect} …")
 
-    def _ask_again(self, messages: Sequence[AnyMessage], now: float, timeout: float) -> None:
+    def _ask_again(self, messages: Sequence[AnyMessage], now: float) -> None:
         """Sends a Resume for each answer that has nothing to draft and has had no message for
         `settings.patience` seconds, and ends those that have had none for `settings.give_up`.
 
         Pongs are no message of an answer.
         """
-        elapsed = timeout
-        if messages or not timeout:
-            elapsed = min(max(now - self._listened, 0.0), self._settings.patience)
+        elapsed = min(max(now - self._listened, 0.0), self._settings.patience)
         self._listened = now
         heard = {getattr(message, "session", 0) for message in messages}
         for answer in self._answers.values():

@@ -280,7 +280,8 @@ class RouterHub(Hub):
         with contextlib.suppress(zmq.Again):
             for _ in range(self._limits.poll_total_packets):
                 peer, packet = self._take()
-                packets.append((peer, packet))
+                if packet:
+                    packets.append((peer, packet))
                 taken[peer] += 1
                 if taken[peer] >= self._limits.poll_packets:
                     break
@@ -289,10 +290,11 @@ class RouterHub(Hub):
     def _take(self) -> tuple[bytes, Packet]:
         """The next packet and its peer; frames beyond `MAX_FRAMES` are dropped with the connection.
 
-        Raises `zmq.Again` if none waits.
+        The packet is empty if the peer speaks a ZMTP older than 3, whose connections ZeroMQ does
+        not name. Raises `zmq.Again` if no packet waits.
         """
         name = self._socket.recv(zmq.NOBLOCK, copy=False)
-        peer, file = name.bytes, int(name.get(zmq.SRCFD))
+        peer, file = name.bytes, _descriptor(name)
         packet: Packet = []
         size = count = 0
         while self._socket.getsockopt(zmq.RCVMORE):
@@ -301,6 +303,8 @@ class RouterHub(Hub):
             count += 1
             if count <= MAX_FRAMES:
                 packet.append(frame)
+        if file is None:
+            return peer, []
         self._remember(peer, file, name)
         if self._guard is not None:
             self._guard.took(file, size)
@@ -363,6 +367,17 @@ def _authenticator(
         authenticator.configure_curve_callback("*", clients)
     authenticator.start()
     return authenticator
+
+
+def _descriptor(name: zmq.Frame) -> int | None:
+    """File descriptor of the connection that brought a packet; None for a ZMTP older than 3.
+
+    Random bytes pass for ZMTP 1.
+    """
+    try:
+        return int(name.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return None
 
 
 def _bound(socket: zmq.Socket[bytes], limits: LinkLimits, packet_bytes: int = MAX_PACKET) -> None:

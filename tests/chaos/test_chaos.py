@@ -23,15 +23,16 @@ from edgespec.errors import ProtocolError
 from edgespec.protocol import Open, pack, unpack
 from engines.alone import write_alone
 
-MESSAGE = st.one_of([st.from_type(kind) for kind in MESSAGES])
+PACKET = st.builds(random_packet, st.randoms(use_true_random=False), st.just([7]))
+"""Packets whose fields are drawn from the protocol's structs."""
 FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
 def test_the_command_reports_faults_and_answers():
     ran = CliRunner().invoke(
-        main, ["bench", "chaos", "--minutes", "0.3", "--seed", "5", "--devices", "2", "--json"]
+        main, ["bench", "chaos", "--minutes", "0.25", "--seed", "5", "--devices", "2", "--json"]
     )
     assert ran.exit_code == 0, ran.output
     figures = json.loads(ran.stdout.splitlines()[-1])
@@ -88,17 +89,21 @@ def test_random_packets_reach_every_message():
 
 
 @FUZZ
-@given(MESSAGE)
-def test_every_message_survives_the_wire(message):
-    decoded = unpack(pack(message))
+@given(PACKET)
+def test_every_message_survives_the_wire(packet):
+    try:
+        message = unpack(packet)
+    except ProtocolError:
+        return
+    again = unpack(pack(message))
     if isinstance(message, Open):
-        assert list(decoded.tokens) == list(message.tokens)
-        decoded = msgspec.structs.replace(decoded, tokens=message.tokens)
-    assert decoded == message
+        assert list(again.tokens) == list(message.tokens)
+        again = msgspec.structs.replace(again, tokens=message.tokens)
+    assert again == message
 
 
 @FUZZ
-@given(st.lists(st.one_of(MESSAGE.map(pack), st.lists(st.binary(max_size=200), max_size=3))))
+@given(st.lists(st.one_of(PACKET, st.lists(st.binary(max_size=200), max_size=3)), max_size=20))
 def test_a_service_survives_whatever_arrives(packets):
     service = Service(Identity("toy", "toy", (1, 2)), target(), CloudSettings(kv_memory=1 << 20))
     service.receive(b"peer", pack(hello("a device")), 0.0)

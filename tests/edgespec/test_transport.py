@@ -1,6 +1,7 @@
 """The cloud's socket against devices in trouble."""
 
 import contextlib
+import socket
 import time
 from contextlib import contextmanager
 
@@ -101,3 +102,20 @@ def test_a_flood_is_held_back_at_its_source():
                 loud.send(big)
                 sent += 1
         assert 1 <= sent / LIMITS.receive_queue_packets < 4
+
+
+def test_a_peer_of_an_older_zmtp_is_not_heard():
+    hub = RouterHub("tcp://127.0.0.1:*")
+    try:
+        port = int(hub.endpoint.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as peer:
+            peer.sendall(b"\x05\x00name\x03\x00hi")  # ZMTP 1: an identity and a frame
+            end = time.monotonic() + 1.0
+            while time.monotonic() < end:
+                assert hub.receive(0.1) == []
+        link = DealerLink(hub.endpoint)
+        link.send(Ping(1))
+        assert len(hub.receive(5.0)) == 1
+        link.close()
+    finally:
+        hub.close()
