@@ -66,7 +66,6 @@ def test_the_text_is_the_targets_own_once_the_cloud_is_back(unverified):
     written = [piece.token for piece in shown if piece.origin != "unverified"]
     assert written == answer.stats.token_ids == alone()
     assert answer.stats.unverified == 0 and answer.stats.finish == "length"
-    assert sum(piece.correction is not None for piece in shown) <= 1
 
 
 def test_a_cloud_that_never_returns_leaves_labelled_text():
