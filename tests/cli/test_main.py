@@ -170,6 +170,7 @@ BAD = [
     (FAILURE, ["bench", "load", NOWHERE]),
     (USAGE, ["bench", "acceptance", "--limit", "0"]),
     (FAILURE, ["bench", "acceptance", NOWHERE]),
+    (USAGE, ["bench", "chaos", "--minutes", "0"]),
     (USAGE, ["bench", "shapes"]),
     (USAGE, ["bench", "shapes", "--work", "w", "--draft", "nameless"]),
     (USAGE, ["bench", "shapes", "--work", "w", "--depths", "deep"]),
