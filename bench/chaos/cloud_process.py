@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.chaos.orphan import end_with_runner
 from bench.chaos.settings import CloudOptions
 from bench.chaos.toy import CONTEXT_TOKENS, STEP_S, cloud_draft, paced_target
 from cloud_runtime.costs import Speeds, StepCosts
@@ -26,7 +27,13 @@ IDLE_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 0.2
 
 
+def _drain(loop: CloudLoop) -> None:
+    print("asked to drain", file=sys.stderr, flush=True)
+    loop.request_drain()
+
+
 def main() -> None:
+    end_with_runner()
     options = msgspec.json.decode(sys.argv[1], type=CloudOptions)
     configure("text", "warning")
     settings = CloudSettings(
@@ -52,7 +59,7 @@ def main() -> None:
     exits = (1, 2) if options.hints else ()
     service = Service(Identity("toy", "toy", exits), engine, settings, speeds)
     loop = CloudLoop(hub, service, engine, settings, drafter=drafter)
-    signal.signal(signal.SIGTERM, lambda *_: loop.request_drain())
+    signal.signal(signal.SIGTERM, lambda *_: _drain(loop))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner ends this process
     print("ready", flush=True)
     loop.run()

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from bench.chaos.orphan import end_with_runner
 from bench.chaos.settings import DeviceOptions
 from bench.chaos.toy import TACTICS, any_drafter, any_request, hello
 from edge_runtime.background import BackgroundLoop
@@ -99,6 +100,7 @@ def _answer(client: _Client, request: Request) -> None:
 
 
 def main() -> None:
+    end_with_runner()
     options = msgspec.json.decode(sys.argv[1], type=DeviceOptions)
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

@@ -55,8 +55,8 @@ class _Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            for end in (writer.get_extra_info("socket"),):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            end = writer.get_extra_info("socket")
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while data := await reader.read(READ_BYTES):
                 while (left := self._stalled_until - time.monotonic()) > 0:
                     await asyncio.sleep(left)

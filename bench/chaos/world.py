@@ -107,7 +107,7 @@ class World:
         self._devices: list[Device] = []
         self._cloud = self._start_cloud(varied=False)
         self.use.first_mb, self.use.first_files = self._cloud_use()
-        self._proxy = _spawn("bench.chaos.proxy", str(self._port), stderr=self.log, stdin=True)
+        self._proxy = _spawn("bench.chaos.proxy", str(self._port), stderr=self.log)
         assert self._proxy.stdout is not None
         self._link = f"tcp://{HOST}:{int(self._proxy.stdout.readline())}"
         self._devices = [self._device(number) for number in range(settings.devices)]
@@ -294,12 +294,10 @@ def _python(module: str, options: msgspec.Struct, stderr: IO[str]) -> subprocess
     return _spawn(module, msgspec.json.encode(options).decode(), stderr=stderr)
 
 
-def _spawn(
-    module: str, argument: str, *, stderr: IO[str], stdin: bool = False
-) -> subprocess.Popen[str]:
+def _spawn(module: str, argument: str, stderr: IO[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", module, argument],
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
