@@ -8,6 +8,7 @@ import pytest
 from edge_runtime.handshake import greet
 from edgespec.config import EdgeSettings
 from edgespec.errors import LinkError
+from edgespec.link_state import LinkState
 from edgespec.protocol import VERSION, Hello, unpack
 
 WELCOME_OF_PROTOCOL_3 = bytes.fromhex(
@@ -25,6 +26,7 @@ class Recorded:
     """A link whose cloud replies with one packet."""
 
     bytes_up = bytes_down = 0
+    state = LinkState()
 
     def __init__(self, packet):
         self._packet = packet
