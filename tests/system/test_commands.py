@@ -546,15 +546,18 @@ def test_garbage_on_the_socket_is_answered_or_dropped_and_harms_nobody(tiny_bund
             for packet in ([b"\xff" * 50], [b""], [b"a", b"b", b"c"], [b"x" * (2 << 20)]):
                 socket_.send_multipart(packet)
                 next(pieces)
-            socket_.send_multipart(pack(Hello(99, "a", "b", "c")))
             codes = []
-            while not codes or codes[-1] != "version":
-                assert socket_.poll(5000)
-                codes.append(unpack(socket_.recv_multipart()).code)
+            for _ in range(40):
+                if "version" in codes:
+                    break
+                # Lost if it follows the 2 MB on the connection that the cloud cuts for them.
+                socket_.send_multipart(pack(Hello(99, "a", "b", "c")))
+                while socket_.poll(500):
+                    codes.append(unpack(socket_.recv_multipart()).code)
         for _ in pieces:
             pass
         assert process.poll() is None
-    assert set(codes) <= {"malformed", "version"}
+    assert {"version"} <= set(codes) <= {"malformed", "version"}
     assert answer.stats.token_ids == alone(prompt, 100)
 
 
