@@ -503,12 +503,12 @@ class Shuffled:
         link.receive = self.receive
 
     def receive(self, timeout):
-        messages = self._held + self._receive(0.0 if self._held else timeout)
-        self._held = []
-        if any(isinstance(message, Verdict) for message in messages):
-            self._chance.shuffle(messages)
-            if self._chance.random() < 0.5:
-                self._held, messages = messages[:1], messages[1:]
+        """A held verdict comes after the next one, or after a silence."""
+        messages = self._receive(timeout)
+        if messages or timeout:
+            messages, self._held = messages + self._held, []
+        if messages and isinstance(messages[0], Verdict) and self._chance.random() < 0.3:
+            self._held, messages = messages[:1], messages[1:]
         return messages
 
 
