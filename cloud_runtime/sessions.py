@@ -133,7 +133,7 @@ class Outcome(NamedTuple):
     verified: int
     """Draft tokens that the step verified."""
     confirmed: int
-    """Those that are the target's own."""
+    """Verified draft tokens that are the target's own."""
     tokens: list[int]
     """The confirmed tokens, then the target's next one."""
 

@@ -168,11 +168,17 @@ class ConnectionGuard:
                         self._keep_to_capacity()
 
     def _register(self, file: int) -> _Connection:
-        """The record of the connection that has this descriptor now; a new one if it is new."""
+        """The record of the connection that has this descriptor now; a new one if it is new.
+
+        A connection that is closed already gets a record that is not kept: its descriptor may be
+        given to anything next.
+        """
         connection = self._connections.get(file)
         address = _address(file)
         if connection is None or connection.address != address:
-            connection = self._connections[file] = _Connection(time.monotonic(), address)
+            connection = _Connection(time.monotonic(), address)
+            if address:
+                self._connections[file] = connection
         return connection
 
     def _forget(self, file: int) -> None:

@@ -39,7 +39,7 @@ class Report(msgspec.Struct, frozen=True):
     session: int
     request: Request
     began: float
-    """By the monotonic clock of the machine, in seconds; so are `times`."""
+    """Seconds of the machine's monotonic clock, as are `times`."""
     tokens: list[int] | None = None
     times: list[float] = []
     """Time of each token."""

@@ -26,7 +26,7 @@ class CloudUse:
     """Resident memory of the first cloud when it listens."""
     peak_mb: float = 0.0
     final_mb: float = 0.0
-    """That of the last cloud, after the last answer."""
+    """Resident memory of the last cloud, after the last answer."""
     first_files: int = 0
     peak_files: int = 0
     final_files: int = 0
@@ -53,7 +53,7 @@ class ChaosFigures:
     recovery_p99_s: float
     """Time from a cut link, without another fault near it, to the next token."""
     clouds: dict[str, CloudUse] = field(default_factory=dict)
-    """By world."""
+    """Use of memory and files, by world."""
     trouble: list[str] = field(default_factory=list)
     """What was wrong or lost, in sentences."""
 

@@ -36,7 +36,7 @@ class CacheEntries:
         self._policy = policy
         self._entries: dict[int, CacheEntry] = {}
         self._prefixes: dict[bytes, Prefixes[CacheEntry]] = {}
-        """By domain. Entries of one domain are never compared with tokens of another."""
+        """Prefixes by domain. Entries of one domain are never compared with tokens of another."""
 
     def __len__(self) -> int:
         return len(self._entries)
