@@ -5,6 +5,7 @@ A device that waits for a message runs turns of the cloud until there is one.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -49,6 +50,12 @@ class LoopbackLink:
         self.inbox: deque[Packet] = deque()
         self.bytes_up = self.bytes_down = 0
         self.state = established()
+        self.skipped_s = 0.0
+        """Waits without a message, which take no time here."""
+
+    def clock(self) -> float:
+        """Seconds as the device counts them: waits that were skipped have passed."""
+        return time.monotonic() + self.skipped_s
 
     def send(self, message: Message) -> None:
         packet = pack(message)
@@ -65,6 +72,7 @@ class LoopbackLink:
                 break
             self._hub.pump()
         packets = list(self.inbox)
+        self.skipped_s += 0.0 if packets else timeout
         self.inbox.clear()
         self.bytes_down += sum(len(frame) for packet in packets for frame in packet)
         return [unpack(packet) for packet in packets]

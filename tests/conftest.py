@@ -94,7 +94,7 @@ class House:
         link = self.hub.connect()
         edge = EdgeSettings(**settings)
         identity = DeviceIdentity(HELLO, self.end_ids)
-        return EdgeLoop.connect(link, drafter, identity, edge, observer)
+        return EdgeLoop.connect(link, drafter, identity, edge, observer, link.clock)
 
     def answer(self, drafter, request: Request, *, text=None, **options):
         loop = self.device(drafter, **options)

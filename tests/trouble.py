@@ -45,7 +45,9 @@ class Trouble:
         for message in self._through(self._up):
             self._send(message)
         self._down += self._receive(0.0)
-        return self._through(self._down)
+        messages = self._through(self._down)
+        self._link.skipped_s += 0.0 if messages else timeout
+        return messages
 
 
 class Fickle:
