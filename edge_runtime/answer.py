@@ -11,12 +11,13 @@ import secrets
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
 
 from edge_runtime.deferral import Deferral
 from edge_runtime.handshake import refusal
+from edge_runtime.pieces import News, Piece
 from edge_runtime.policy import Choice, DraftTimings, choices
 from edge_runtime.tree import DraftedPath, Hit, Tree
+from edge_runtime.unverified import UnverifiedTail
 from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError, UsageError
@@ -34,50 +35,19 @@ from edgespec.protocol import (
     Welcome,
 )
 from edgespec.sampling import agreeing
-from edgespec.session import Finish, Session
+from edgespec.session import Session
 from edgespec.telemetry import AnswerStats, HintCount
 from edgespec.text import TextStream
-
-Origin = Literal["device", "cloud-draft", "target", "unverified"]
-"""Source of a token: the device's draft, the cloud's draft, or the target itself; `unverified`: the
-device's draft while the cloud is lost, not committed."""
+from engines.drafters.base import Guess
 
 
-class Piece(NamedTuple):
-    """One token of the answer."""
-
-    token: int
-    text: str
-    """Text of the answer that became final with this token; empty inside a character."""
-    origin: Origin
-    at: float
-    """Time at which the token was committed, by the loop's clock, in seconds."""
-    correction: int | None = None
-    """Characters of the answer that stand before this piece; the text after them, which was
-    unverified, is withdrawn. None: nothing is withdrawn."""
-
-
-class News(NamedTuple):
-    """Tokens that a verdict adds to the committed ones."""
-
-    tokens: Sequence[int] = ()
-    accepted: int = 0
-    """Number of `tokens`, from the first on, that the device drafted."""
-    confirmed: int = 0
-    """Number of `tokens`, from the first on, that the device or the cloud drafted."""
-
-    def origin(self, place: int) -> Origin:
-        if place < self.accepted:
-            return "device"
-        return "cloud-draft" if place < self.confirmed else "target"
-
-
-@dataclass(frozen=True)
+@dataclass
 class AnswerContext:
-    """State that all answers of one loop share."""
+    """State that all answers of one loop share. The loop writes it."""
 
     settings: EdgeSettings
     welcome: Welcome
+    """From the cloud that welcomed this device last."""
     estimate: AcceptanceEstimate
     end_ids: Sequence[int] = ()
     exit_agreements: Mapping[int, float] = field(default_factory=dict)
@@ -121,14 +91,9 @@ class Answer:
 
         Raises `UsageError` for a prompt that the target's context cannot hold.
         """
-        welcome, length = context.welcome, len(request.prompt)
+        length = len(request.prompt)
         if not length:
             raise UsageError("the prompt is empty; give at least one token of text")
-        if length >= welcome.context:
-            raise UsageError(
-                f"the prompt has {length} tokens and a session of this cloud at most "
-                f"{welcome.context}; shorten the prompt"
-            )
         self.session_id = session
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self.request = request
@@ -143,30 +108,49 @@ class Answer:
         self.unread: deque[Piece] = deque()
         """Committed pieces that the reader has not taken."""
         self.state = Session(
-            list(request.prompt),
+            [*request.prompt, *request.committed],
             length,
-            min(request.max_tokens, welcome.context - length),
+            request.max_tokens,
             frozenset(context.end_ids),
         )
-        self._policy = context.settings.drafting
+        self._context, self._policy = context, context.settings.drafting
         self.tree = Tree(self.state.tokens, context.estimate, self._policy)
         self._text = text
         self._tactics = context.settings.tactics
-        self._draft_length = min(context.settings.draft_length, welcome.max_draft)
-        self._ahead = min(self._policy.ahead_tokens, welcome.max_draft)
         self._exit_agreements = context.exit_agreements
         self._hints: dict[int, list[int]] = {}
         self._outstanding: Draft | None = None
         """The last draft sent since the last verdict."""
-        self.unverified: list[int] = []
+        self.unverified = UnverifiedTail()
         """Tokens after the committed ones that were handed out while the cloud was lost."""
-        self.offline_finish: Finish = ""
-        """Why the answer ended without the cloud; empty: it did not."""
-        self._unverified_text: TextStream | None = None
         self._final_chars = 0
         """Characters of the committed text."""
         self._resuming = False
         """True while the reply to a Resume is awaited."""
+        self._adapt()
+        self._restore()
+
+    def _adapt(self) -> None:
+        """Keeps the answer and its drafts within the limits of the cloud that writes it.
+
+        Raises `UsageError` if its context cannot hold the prompt.
+        """
+        welcome, length = self._context.welcome, self.state.prompt_length
+        if length >= welcome.context:
+            raise UsageError(
+                f"the prompt has {length} tokens and a session of this cloud at most "
+                f"{welcome.context}; shorten the prompt"
+            )
+        self.state.limit(min(self.request.max_tokens, welcome.context - length))
+        self._draft_length = min(self._context.settings.draft_length, welcome.max_draft)
+        self._ahead = min(self._policy.ahead_tokens, welcome.max_draft)
+
+    def _restore(self) -> None:
+        """Hands out the tokens that were committed before this session began."""
+        for token in self.state.answer:
+            text = self._final_text(token)
+            self._final_chars += len(text)
+            self.unread.append(Piece(token, text, "target", 0.0))
 
     @property
     def done(self) -> bool:
@@ -175,10 +159,15 @@ class Answer:
     @property
     def over(self) -> bool:
         """True if no further token will be committed."""
-        return self.done or self.error is not None or bool(self.offline_finish)
+        return self.done or self.error is not None or bool(self.unverified.finish)
 
-    def open(self) -> Open:
-        """The message that starts the session, or starts it again from the committed tokens."""
+    def open(self, terms: Terms | None = None) -> Open:
+        """The message that starts the session, or starts it again from the committed tokens.
+
+        None: the terms stay. Raises `UsageError` if another cloud's context cannot hold the prompt.
+        """
+        self._adapt()
+        self.terms = terms or self.terms
         self._forget()
         return Open(
             session=self.session_id,
@@ -201,6 +190,13 @@ class Answer:
         self._hints.clear()
         self._outstanding = None
         self.tree.restart()
+        self._offer()
+
+    def _offer(self) -> None:
+        """Extends the main path by the unverified tokens, which cost no draft step."""
+        main, most = self.tree.main, min(self._ahead, self.state.remaining - 1)
+        for guess in self.unverified.offered(main.ahead, most):
+            self.tree.grow(main, guess)
 
     def choices(self, timings: DraftTimings) -> list[Choice]:
         """The draft steps that this answer could use now. Empty if none is worth its time, or if
@@ -297,34 +293,27 @@ class Answer:
             self._final_chars += len(text)
             correction = None
             if self.unverified:
-                if self.unverified.pop(0) == token:
+                if self.unverified.confirms(token):
                     text = ""  # it was handed out before
                 else:
-                    self.unverified.clear()
                     correction = stands
             pieces.append(Piece(token, text, news.origin(place), now, correction))
             if self.done:
                 break
-        if not self.stats.tokens:
-            self.stats.first_token_seconds = now - self.timing.began
+        self._count_first(now)
         self.stats.tokens += len(pieces)
         self.unread += pieces
         return pieces
 
-    def add_unverified(self, token: int, now: float) -> None:
+    def add_unverified(self, guess: Guess, now: float) -> None:
         """Hands out a token of the device's draft that no target has verified."""
-        if not self.unverified and self._text is not None:
-            self._unverified_text = self._text.fork(self.request.prompt, self.state.answer)
-        self.unverified.append(token)
-        stream = self._unverified_text
-        text = stream.push(token) if stream else ""
-        self.unread.append(Piece(token, text, "unverified", now))
-        if stream and stream.stopped:
-            self.offline_finish = "stop"
-        elif token in self.state.end_ids:
-            self.offline_finish = "end"
-        elif len(self.unverified) >= self.state.remaining:
-            self.offline_finish = "length"
+        text = self.unverified.add(guess, self.state, self._text)
+        self.unread.append(Piece(guess.token, text, "unverified", now))
+        self._count_first(now)
+
+    def _count_first(self, now: float) -> None:
+        if not self.stats.first_token_seconds:
+            self.stats.first_token_seconds = now - self.timing.began
 
     def _final_text(self, token: int) -> str:
         """The text that a committed token makes final. A stop string in it ends the answer."""
@@ -339,8 +328,9 @@ class Answer:
 
     def flush_text(self) -> str:
         """Text that was held back because it might begin a stop string. Call it at the end."""
-        stream = self._unverified_text if self.unverified else self._text
-        return stream.flush() if stream else ""
+        if self.unverified:
+            return self.unverified.flush()
+        return self._text.flush() if self._text else ""
 
     def settle(self) -> Hit | None:
         """Cuts the tree after tokens were committed; returns what is left. None: not drafting."""
@@ -348,6 +338,7 @@ class Answer:
         self._hints.clear()
         self._outstanding = None
         hit = self.tree.commit()
+        self._offer()
         if not drafting:
             return None
         self.stats.hits[hit] = self.stats.hits.get(hit, 0) + 1
@@ -365,16 +356,17 @@ class Answer:
             self._forget()
         return error.retryable
 
-    def on_error(self, error: Error) -> Open | None:
+    def on_error(self, error: Error, terms: Terms | None = None) -> Open | None:
         """The message to send after an error; None if the error is about another session.
 
-        Raises `LinkError` if nothing that could be sent would help.
+        `terms` are those of a session that is opened again. Raises `LinkError` if nothing that
+        could be sent would help.
         """
         if error.session not in (0, self.session_id):
             return None
         if error.code in ("session", "hello") and error.session == self.session_id:
             self.stats.resumed += 1
-            return self.open()
+            return self.open(terms)
         raise LinkError(
             f"the cloud refused: {refusal(error)}", code=error.code, retryable=error.retryable
         )
@@ -395,6 +387,7 @@ class Answer:
             return None
         if self._tactics.streaming and not self.terms.lockstep:
             self.tree.resend()
+            self._offer()
         return self.resume(silence=True)
 
     def stands(self, verdict: Verdict) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
-from edge_runtime.answer import Answer, Piece
+from edge_runtime.answer import Answer
 from edge_runtime.loop import EdgeLoop
+from edge_runtime.pieces import Piece
 from edge_runtime.wakeable_link import WakeableLink
 from edgespec.errors import UsageError
 

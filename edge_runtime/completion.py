@@ -8,8 +8,9 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from queue import SimpleQueue
 
-from edge_runtime.answer import Answer, Piece
+from edge_runtime.answer import Answer
 from edge_runtime.background import BackgroundLoop, Ended
+from edge_runtime.pieces import Piece
 from edgespec.telemetry import AnswerStats
 
 

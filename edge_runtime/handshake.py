@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgespec.config import EdgeSettings
 from edgespec.errors import LinkError
@@ -31,6 +31,8 @@ class DeviceIdentity:
     """Tokens that end an answer."""
     exit_agreements: Mapping[int, float] = field(default_factory=dict)
     """Probability that an exit head names the target's token, by layer, where it was measured."""
+    context: int = 1 << 31
+    """Most tokens of a sequence that the target can hold."""
 
     @classmethod
     def of(
@@ -44,7 +46,16 @@ class DeviceIdentity:
             Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, *names),
             manifest.text.end_ids,
             {s.end: s.calibration.agreement for s in segments if s.exit and s.calibration},
+            manifest.target.context,
         )
+
+    def expected(self, settings: EdgeSettings) -> Welcome:
+        """The Welcome to assume until a cloud sends its own: its times are not known."""
+        hello = self.hello
+        return Welcome(
+            VERSION, hello.target, hello.tokenizer, self.context, settings.drafting.ahead_tokens,
+            exits=[], step_ms=0.0, token_ms=0.0, draft_ms=0.0, hint_ms=0.0,
+        )  # fmt: skip
 
 
 def greet(
@@ -86,6 +97,25 @@ def greet(
         "is 'edgespec cloud-run' running there, and with the same keys?",
         retryable=True,
     )
+
+
+def greet_if_present(
+    link: Link,
+    hello: Hello,
+    settings: EdgeSettings,
+    clock: Clock = time.monotonic,
+    waiting: Callable[[], None] | None = None,
+) -> Welcome | None:
+    """As `greet`; with `offline` "draft", None if no cloud replies in `offline_after` seconds."""
+    if settings.offline == "refuse":
+        return greet(link, hello, settings, clock, waiting)
+    patience = min(settings.connect_timeout, settings.offline_after)
+    try:
+        return greet(link, hello, replace(settings, connect_timeout=patience), clock, waiting)
+    except LinkError as error:
+        if not error.retryable:
+            raise
+        return None
 
 
 def _check_version(cloud: int) -> None:

@@ -12,19 +12,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime.answer import Answer, AnswerContext, Piece
-from edge_runtime.handshake import Clock, DeviceIdentity, Tell, check_admitted, greet, round_trip
+from edge_runtime.answer import Answer, AnswerContext
+from edge_runtime.handshake import (
+    Clock,
+    DeviceIdentity,
+    Tell,
+    check_admitted,
+    greet_if_present,
+    round_trip,
+)
 from edge_runtime.modes import Modes
+from edge_runtime.pieces import Piece
 from edge_runtime.policy import Choice, best_together
 from edge_runtime.tree import DraftedPath
 from edgespec.config import NO_DRAFTER, EdgeSettings, Request
-from edgespec.errors import EdgespecError, LinkError
+from edgespec.errors import EdgespecError, LinkError, UsageError
 from edgespec.protocol import (
     Admitted,
     AnyMessage,
     Draft,
     Error,
     Hint,
+    Message,
     Ping,
     Pong,
     Verdict,
@@ -63,12 +72,16 @@ class EdgeLoop:
         link: Link,
         drafter: Drafter,
         identity: DeviceIdentity,
-        welcome: Welcome,
+        welcome: Welcome | None,
         settings: EdgeSettings,
         observer: Observer = UNOBSERVED,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.welcome = welcome
+        """`welcome`: the cloud's reply to the Hello; None: no cloud has replied yet, and answers
+        begin without one."""
+        self._met = welcome is not None
+        """True once a cloud has welcomed this device. Nothing but the Hello is sent before."""
+        welcome = welcome or identity.expected(settings)
         self.arithmetic = welcome.arithmetic
         """Fingerprint of the arithmetic of the cloud that welcomed this device last."""
         self.modes = Modes(
@@ -111,14 +124,22 @@ class EdgeLoop:
     ) -> EdgeLoop:
         """A loop over a new link: greets the cloud and measures the round trip.
 
-        Raises `LinkError` if the cloud refuses or does not reply.
+        With `settings.offline` "draft" the cloud may come later. Raises `LinkError` if it refuses,
+        or else does not reply.
         """
         waiting = observer.waiting(settings.connect)
-        welcome = greet(link, identity.hello, settings, clock, waiting)
+        welcome = greet_if_present(link, identity.hello, settings, clock, waiting)
         loop = cls(link, drafter, identity, welcome, settings, observer, clock)
-        loop.modes.measurements.add_trip(round_trip(link, settings, clock))
-        loop.modes.begin()
+        if welcome is not None:
+            loop.modes.measurements.add_trip(round_trip(link, settings, clock))
+            loop.modes.begin()
         return loop
+
+    @property
+    def welcome(self) -> Welcome:
+        """What the cloud that welcomed this device last says of itself; until then, what the
+        bundle says."""
+        return self._context.welcome
 
     @property
     def running(self) -> Sequence[Answer]:
@@ -163,20 +184,23 @@ class EdgeLoop:
         if self._link.state.connections != self._connections:
             self._introduce()
         self._ping()  # before the prompt keeps the cloud busy
-        self._link.send(answer.open())
+        if self._met:
+            self._link.send(answer.open())
+        else:
+            timing.unheard = self._settings.offline_after
 
     def close(self, answer: Answer) -> None:
         """Ends an answer here and at the cloud, and completes its figures."""
         self._answers.pop(answer.session_id, None)
-        self._link.send(answer.close())
+        self._send(answer.close())
         stats, timing = answer.stats, answer.timing
         stats.seconds = self._clock() - timing.began
         stats.bytes_up += self._link.bytes_up - timing.bytes_up
         stats.bytes_down += self._link.bytes_down - timing.bytes_down
         stats.unverified = len(answer.unverified)
         stats.tokens += stats.unverified
-        stats.finish = answer.state.finish or answer.offline_finish
-        stats.token_ids = [*answer.state.answer, *answer.unverified]
+        stats.finish = answer.state.finish or answer.unverified.finish
+        stats.token_ids = [*answer.state.answer, *answer.unverified.tokens]
         stats.mode = self.modes.name
         self._explain(f"{self.modes.name}: at the end; {self.modes.figures}")
 
@@ -245,15 +269,16 @@ class EdgeLoop:
         requests = []
         for answer in answers:
             if not answer.unverified:
-                self._report("the cloud is lost; the text goes on unverified, by the draft alone")
+                lost = "the cloud is lost" if self._met else f"no cloud at {self._settings.connect}"
+                self._report(f"{lost}; the draft writes on alone, unverified")
             answer.timing.idle = True
-            tokens = [*answer.state.tokens, *answer.unverified]
+            tokens = [*answer.state.tokens, *answer.unverified.tokens]
             requests.append(DraftRequest(answer.session_id, tokens, answer.request.sampling))
         for answer, guess in zip(answers, self._drafter.guess(requests), strict=True):
             if guess is None:
                 answer.error = self._unheard(answer)
             else:
-                answer.add_unverified(guess.token, self._clock())
+                answer.add_unverified(guess, self._clock())
 
     def _step(self, step: Sequence[tuple[Answer, Choice]], began: float) -> None:
         paths = [(answer, answer.path_of(choice)) for answer, choice in step]
@@ -288,7 +313,7 @@ class EdgeLoop:
         if idle or pending >= policy.pack_tokens or self._clock() - since >= self._pack_s:
             answer.timing.unsent_since = None
             for packet in answer.packets():
-                self._send(answer, packet)
+                self._send_draft(answer, packet)
 
     @property
     def _pack_s(self) -> float:
@@ -297,8 +322,8 @@ class EdgeLoop:
         step = self.modes.measurements.step if self.modes.shared else 0.0
         return max(policy.pack_s, policy.shared_pack_step_share * step)
 
-    def _send(self, answer: Answer, packet: Draft) -> None:
-        self._link.send(packet)
+    def _send_draft(self, answer: Answer, packet: Draft) -> None:
+        self._send(packet)
         now = self._clock()
         self._note(
             "send", answer, now, now, round=packet.round, base=packet.base,
@@ -369,7 +394,7 @@ class EdgeLoop:
                 timing.silence = 0.0
                 continue
             timing.silence += elapsed
-            if timing.silence >= self._settings.patience and not answer.over:
+            if timing.silence >= self._settings.patience and not answer.over and self._met:
                 timing.silence = 0.0
                 if resume := answer.resume(silence=True):
                     self._link.send(resume)
@@ -388,7 +413,7 @@ class EdgeLoop:
         """Resumes all answers over a new connection, and ends them if the cloud refuses one."""
         if self._link.state.connections != self._connections:
             self._introduce()
-            for answer in self._answers.values():
+            for answer in self._answers.values() if self._met else ():
                 if (resume := answer.reconnected()) is not None:
                     self._link.send(resume)
         try:
@@ -405,7 +430,12 @@ class EdgeLoop:
         number = secrets.randbits(62)
         self._pinged = self._clock()
         self._pings = {number: self._pinged}
-        self._link.send(Ping(number))
+        self._send(Ping(number))
+
+    def _send(self, message: Message) -> None:
+        """Sends a message if a cloud was met; otherwise it would wait for the first connection."""
+        if self._met:
+            self._link.send(message)
 
     def _try_again(self, answer: Answer) -> None:
         """Opens a session from its committed tokens. Another cloud may listen there by now, so
@@ -413,7 +443,13 @@ class EdgeLoop:
         answer.deferral.tried()
         answer.stats.resumed += 1
         self._introduce()
-        self._link.send(answer.open())
+        self._open_again(answer)
+
+    def _open_again(self, answer: Answer) -> None:
+        try:
+            self._link.send(answer.open(self.modes.terms))
+        except UsageError as error:  # this cloud's context is smaller
+            answer.error = error
 
     # Messages
 
@@ -433,13 +469,22 @@ class EdgeLoop:
                 self._handle_for(answer, message)
 
     def _welcomed(self, welcome: Welcome) -> None:
-        """Reports a cloud whose arithmetic differs from that of the cloud before."""
+        """Adapts to a cloud that differs from the one before, and opens the answers that began
+        without one."""
         before, self.arithmetic = self.arithmetic, welcome.arithmetic
         if before and self.arithmetic and before != self.arithmetic:
             self._report(
                 f"this cloud computes with {self.arithmetic}, the one before with {before}; "
                 "where two tokens are almost equally likely, answers may differ"
             )
+        if welcome != self.welcome:
+            self._context.welcome = welcome
+            self.modes.adapt(welcome)
+        if not self._met:
+            self._met = True
+            for answer in self.running:
+                if not answer.over:
+                    self._open_again(answer)
 
     def _handle_for(self, answer: Answer, message: AnyMessage) -> None:
         if isinstance(message, Hint):
@@ -466,7 +511,7 @@ class EdgeLoop:
             self._report(f"waiting for the cloud: {error.message}; asking again in {wait_s:.1f} s")
         elif answer.deferral.waiting and error.code == "session":
             pass  # a reply to what was sent before
-        elif (opening := answer.on_error(error)) is not None:
+        elif (opening := answer.on_error(error, self.modes.terms)) is not None:
             if error.code == "hello":  # another server, or the same one started anew
                 self._link.send(self._hello)
             self._link.send(opening)

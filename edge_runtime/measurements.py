@@ -21,17 +21,13 @@ class Measurements:
         """`step`: time of a target step for one token, as the cloud states it. `batch`: number of
         paths that one draft step may extend."""
         self.estimate = AcceptanceEstimate()
-        self._step = step
+        self.step = step
+        """Time of a target step that decodes one token."""
         self._batch = batch
         self._policy = policy
         self._draft_steps: dict[int, deque[float]] = {}
         """The last draft steps, by number of paths."""
         self._trips: deque[float] = deque(maxlen=policy.measured_trips)
-
-    @property
-    def step(self) -> float:
-        """Time of a target step that decodes one token."""
-        return self._step
 
     @property
     def timings(self) -> DraftTimings:
@@ -46,7 +42,7 @@ class Measurements:
         ]
         return DraftTimings(
             min(self._trips, default=0.0),
-            self._step,
+            self.step,
             one,
             self.estimate.acceptance,
             tuple(together),
@@ -70,4 +66,4 @@ class Measurements:
     def add_target_step(self, seconds: float, tokens: int) -> None:
         """Adds the time between two verdicts, with `tokens` that the device did not draft."""
         if 0 <= seconds < LONGEST_STEP_S:
-            self._step += self._policy.step_smoothing * (seconds / tokens - self._step)
+            self.step += self._policy.step_smoothing * (seconds / tokens - self.step)

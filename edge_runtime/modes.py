@@ -45,14 +45,13 @@ class Modes:
     ) -> None:
         """`drafts`: the device has a drafter; `batch`: number of paths in one draft step."""
         self._policy = settings.modes
-        self.measurements = Measurements(welcome.step_ms / 1e3, batch, self._policy)
+        self.measurements = Measurements(0.0, batch, self._policy)
         self.mean_batch_rows = 0.0
         """Mean number of sessions in a step of the cloud."""
         self.reason = "asked for" if settings.mode != "auto" else "to begin with"
         """Why the current mode was chosen."""
         self._mode = settings.mode
         self._tactics = settings.tactics
-        self._welcome = welcome
         self._target_rate = settings.target_rate
         self._drafts = drafts
         self._drafting = drafts and settings.mode in ("auto", "edge")
@@ -61,9 +60,16 @@ class Modes:
         """Tokens committed since the mode changed."""
         self._rest_tokens = self._next_rest_tokens = self._policy.pause_tokens
         """Tokens until the next try, and until the one after that if it fails."""
-        self._resting_rate = 1e3 / max(welcome.step_ms, 1e-3)
+        self._resting_rate = 0.0
         """Tokens per second without drafting; the cloud's own figure until it is measured."""
         self._least_rate_ratio = self._policy.least_rate_ratio
+        self.adapt(welcome)
+
+    def adapt(self, welcome: Welcome) -> None:
+        """Takes over what a cloud says of itself, in place of the cloud before."""
+        self._welcome = welcome
+        self.measurements.step = welcome.step_ms / 1e3
+        self._resting_rate = 1e3 / max(welcome.step_ms, 1e-3)
 
     @property
     def terms(self) -> Terms:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from edge_runtime.answer import Origin
 from edge_runtime.completion import Completion
 from edge_runtime.loop import Observer
+from edge_runtime.pieces import Origin
 from edgespec.config import Request
 from edgespec.plain_text import visible
 from edgespec.sampling import Sampling

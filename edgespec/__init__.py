@@ -15,13 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_runtime.answer import Piece as Piece
     from edge_runtime.client import AsyncClient as AsyncClient
     from edge_runtime.client import Client as Client
     from edge_runtime.client import connect as connect
     from edge_runtime.client import connect_async as connect_async
     from edge_runtime.completion import AsyncCompletion as AsyncCompletion
     from edge_runtime.completion import Completion as Completion
+    from edge_runtime.pieces import Piece as Piece
     from edgespec.config import EdgeSettings as EdgeSettings
     from edgespec.errors import BundleError as BundleError
     from edgespec.errors import EdgespecError as EdgespecError
@@ -42,7 +42,7 @@ _HOMES = {
     "EdgespecError": "edgespec.errors",
     "EngineError": "edgespec.errors",
     "LinkError": "edgespec.errors",
-    "Piece": "edge_runtime.answer",
+    "Piece": "edge_runtime.pieces",
     "UsageError": "edgespec.errors",
     "connect": "edge_runtime.client",
     "connect_async": "edge_runtime.client",

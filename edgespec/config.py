@@ -172,6 +172,8 @@ class Request:
     max_tokens: int = 256
     sampling: Sampling = Sampling()
     stops: tuple[str, ...] = ()
+    committed: tuple[int, ...] = ()
+    """First tokens of the answer, if an earlier session has committed them."""
 
 
 def cache_folder() -> Path:

@@ -46,6 +46,12 @@ class Session:
         """Number of tokens that can still be committed."""
         return self.prompt_length + self.max_tokens - len(self.tokens) if not self.finish else 0
 
+    def limit(self, max_tokens: int) -> None:
+        """Changes the most tokens of an answer that has not ended."""
+        if not self.finish and max_tokens != self.max_tokens:
+            self.max_tokens = max_tokens
+            self._settle(max(self.prompt_length, len(self.tokens) - 1))
+
     def commit(self, tokens: Sequence[int]) -> list[int]:
         """Appends tokens up to the end of the answer. Returns the appended tokens."""
         before = len(self.tokens)

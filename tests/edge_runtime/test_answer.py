@@ -3,8 +3,9 @@
 import msgspec
 import pytest
 
-from edge_runtime.answer import Answer, AnswerContext, News
+from edge_runtime.answer import Answer, AnswerContext
 from edge_runtime.measurements import Measurements
+from edge_runtime.pieces import News
 from edge_runtime.policy import best_together
 from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request, Tactics
@@ -285,7 +286,7 @@ def test_unverified_text_is_confirmed_or_withdrawn_from_the_first_difference(
     answer._text = Letters()
     hear(answer, verdict(3, ord("a")))
     for token in b"bc":
-        answer.add_unverified(token, 0.0)
+        answer.add_unverified(Guess(token, 0.9), 0.0)
     assert [piece.origin for piece in answer.unread] == ["target", "unverified", "unverified"]
     before = len(answer.unread)
     hear(answer, verdict(4, *target.encode()))

@@ -1,6 +1,9 @@
 """Answers that go on while the cloud is lost: labelled meanwhile, the target's own in the end."""
 
+import socket
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +12,7 @@ from cloud_runtime.service import Identity, Service
 from edge_runtime.handshake import DeviceIdentity
 from edge_runtime.loop import EdgeLoop
 from edgespec.config import CloudSettings, EdgeSettings, Request
+from edgespec.errors import LinkError, UsageError
 from edgespec.protocol import VERSION, Hello
 from edgespec.sampling import Sampling
 from edgespec.transport import DealerLink, RouterHub
@@ -21,8 +25,8 @@ REQUEST = Request((3, 1, 4, 1, 5), 400, Sampling(1.0, seed=7))
 
 
 class Cloud:
-    def __init__(self, endpoint="tcp://127.0.0.1:*"):
-        engine = ToyEngine(context=4096)
+    def __init__(self, endpoint="tcp://127.0.0.1:*", engine=None):
+        engine = engine or ToyEngine(context=4096)
         settings = CloudSettings(drain_timeout=0.0, kv_memory=1 << 28)
         self.hub = RouterHub(endpoint)
         service = Service(Identity("target", "tokenizer", ()), engine, settings)
@@ -66,6 +70,105 @@ def test_the_text_is_the_targets_own_once_the_cloud_is_back(unverified):
     written = [piece.token for piece in shown if piece.origin != "unverified"]
     assert written == answer.stats.token_ids == alone()
     assert answer.stats.unverified == 0 and answer.stats.finish == "length"
+
+
+def free_endpoint():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("unverified", [1, 60])
+def test_an_answer_begins_without_a_cloud_and_ends_as_the_targets_own(unverified):
+    endpoint = free_endpoint()
+    link, loop = connect(endpoint)
+    answer = loop.start(REQUEST)
+    pieces = loop.write(answer)
+    shown = [next(pieces) for _ in range(unverified)]
+    assert {piece.origin for piece in shown} == {"unverified"}
+    cloud = Cloud(endpoint)
+    shown += pieces
+    link.close()
+    cloud.vanish()
+    written = [piece.token for piece in shown if piece.origin != "unverified"]
+    assert written == answer.stats.token_ids == alone()
+    assert answer.stats.unverified == 0 and not answer.stats.resumed
+    assert loop.welcome.step_ms > 0
+
+
+def test_the_unverified_text_is_offered_as_a_draft():
+    endpoint = free_endpoint()
+    link = DealerLink(endpoint)
+    settings = EdgeSettings(connect=endpoint, offline="draft", offline_after=0.3)
+    drafter = SlowDrafter(ModelDrafter(ToyEngine(context=4096), "the target's twin"))
+    loop = EdgeLoop.connect(link, drafter, DeviceIdentity(HELLO), settings)
+    answer = loop.start(replace(REQUEST, max_tokens=100))
+    pieces = loop.write(answer)
+    shown = [next(pieces) for _ in range(20)]
+    cloud = Cloud(endpoint, SlowEngine(context=4096))
+    shown += pieces
+    link.close()
+    cloud.vanish()
+    final = [piece for piece in shown if piece.origin != "unverified"]
+    assert [piece.token for piece in final] == alone()[:100]
+    assert sum(piece.origin == "device" for piece in final[:20]) >= 8
+    assert not any(piece.correction for piece in shown)
+
+
+def test_a_second_answer_finds_the_cloud_that_came_in_between():
+    endpoint = free_endpoint()
+    link, loop = connect(endpoint)
+    short = replace(REQUEST, max_tokens=5)
+    assert {piece.origin for piece in loop.write(loop.start(short))} == {"unverified"}
+    cloud = Cloud(endpoint)
+    first = loop.start(REQUEST)
+    list(loop.write(first))
+    second = loop.start(REQUEST)
+    origins = {piece.origin for piece in loop.write(second)}
+    link.close()
+    cloud.vanish()
+    assert first.stats.token_ids == second.stats.token_ids == alone()
+    assert "unverified" not in origins
+
+
+def test_a_prompt_that_the_late_cloud_cannot_hold_ends_in_one_sentence():
+    endpoint = free_endpoint()
+    link, loop = connect(endpoint)
+    answer = loop.start(replace(REQUEST, prompt=tuple(range(1, 41))))
+    pieces = loop.write(answer)
+    next(pieces)
+    cloud = Cloud(endpoint, ToyEngine(context=32))
+    with pytest.raises(UsageError, match="at most 32; shorten the prompt"):
+        list(pieces)
+    link.close()
+    cloud.vanish()
+
+
+def test_without_the_option_a_missing_cloud_is_an_error():
+    endpoint = free_endpoint()
+    link = DealerLink(endpoint)
+    settings = EdgeSettings(connect=endpoint, connect_timeout=0.2)
+    with pytest.raises(LinkError, match="nobody answered"):
+        EdgeLoop.connect(link, ModelDrafter(ToyEngine(), "near"), DeviceIdentity(HELLO), settings)
+    link.close()
+
+
+class SlowEngine(ToyEngine):
+    def run(self, rows):
+        time.sleep(0.01)
+        return super().run(rows)
+
+
+class SlowDrafter:
+    """A drafter that is slower than the target, so that only drafts made before are in time."""
+
+    def __init__(self, drafter):
+        self._drafter = drafter
+        self.name, self.batch, self.retain = drafter.name, drafter.batch, drafter.retain
+
+    def guess(self, requests):
+        time.sleep(0.02)
+        return self._drafter.guess(requests)
 
 
 def test_a_cloud_that_never_returns_leaves_labelled_text():
