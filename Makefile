@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/demo
 	$(BIN)/edgespec demo
 
+# Two processes: the tests of one file stay together, since they share models.
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/dev
 	$(BIN)/ruff check .

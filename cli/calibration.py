@@ -18,6 +18,8 @@ from cli.options import (
     FiniteRange,
     out_option,
     seed_option,
+    sign_option,
+    signer,
 )
 
 INTERRUPTED = 130
@@ -153,7 +155,8 @@ def distill(target: str, out: Path, **options: Any) -> None:
 )
 @DEVICE
 @SEED
-def calibrate(target: str, bundle: Path, **options: Any) -> None:
+@sign_option
+def calibrate(target: str, bundle: Path, secret: Path | None, **options: Any) -> None:
     """Train exit heads for TARGET, calibrate confidences and recommend a split.
 
     The results are installed in the bundle. After an interruption the same command continues.
@@ -164,6 +167,7 @@ def calibrate(target: str, bundle: Path, **options: Any) -> None:
     from export.install import install
     from export.sources.open import open_checkpoint
 
+    signed = signer(secret)
     opened = Bundle.open(bundle)
     try:
         found = run(open_checkpoint(target), opened, CalibrateSettings(target, **options))
@@ -173,6 +177,7 @@ def calibrate(target: str, bundle: Path, **options: Any) -> None:
     show(report)
     heads = found.heads if opened.manifest.target.exits else None
     install(opened, heads, report.drafts, report.agreement)
+    signed(bundle)
     if not found.pictures:
         click.echo(
             "no plots: they need matplotlib, which edgespec's extra 'plots' brings; in a "

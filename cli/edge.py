@@ -123,6 +123,12 @@ _DRAFTER = click.option(
     show_default=True,
     help="Tokens drafted per round in lockstep.",
 )
+@click.option(
+    "--session",
+    type=PATH,
+    metavar="FILE",
+    help="Keep the answer in this file; after a crash the same command goes on where it was.",
+)
 @click.option("--explain", is_flag=True, help="Print which mode is used, and why.")
 @trace_option
 @threads_option("Threads of the draft.", automatic="the profile's")
@@ -145,7 +151,7 @@ _DRAFTER = click.option(
     type=click.Choice(get_args(Offline)),
     default=DEFAULT.offline,
     show_default=True,
-    help="While the cloud is lost: wait (refuse), or go on with the draft, unverified (draft).",
+    help="Without the cloud: wait (refuse), or write on with the draft, unverified (draft).",
 )
 @click.option(
     "--offline-after",
@@ -183,6 +189,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
         show_drafts=options["show_drafts"],
         json=options["as_json"],
         explain=options["explain"],
+        session=options["session"],
         quiet=options["quiet"],
     )
     settings = EdgeSettings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +18,7 @@ from cli.options import (
     need_modules,
     out_option,
     sign_option,
+    signer,
 )
 from edgespec.errors import UsageError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET, Bundle, HalfFloat
@@ -93,7 +93,7 @@ def export(model: str, out: Path, check: bool, secret: Path | None, **options: A
     from export.bundle import ExportSettings, export
     from export.summary import sentences
 
-    signed = _signer(secret)
+    signed = signer(secret)
     draft, profiles = options["draft"], options["profiles"] or (DEFAULT_PROFILE,)
     if options["profiles"] and draft is None:
         raise UsageError("--profile says how to export a draft; pass --draft too")
@@ -137,26 +137,6 @@ def export(model: str, out: Path, check: bool, secret: Path | None, **options: A
     signed(out)
 
 
-def _signer(secret: Path | None) -> Callable[[Path], None]:
-    """A function that signs a folder with the key of the file, which is read now.
-
-    Without a file the function does nothing.
-    """
-    key = None
-    if secret is not None:
-        from edgespec.signing import read_secret
-
-        key = read_secret(secret)
-
-    def signed(folder: Path) -> None:
-        if key is not None:
-            from edgespec.signing import sign
-
-            sign(folder, key)
-
-    return signed
-
-
 @click.command()
 @bundle_argument()
 @click.option("--profile", required=True, help="Hardware to build for; it must be this machine's.")
@@ -197,7 +177,7 @@ def build(bundle: Path, profile: str, graphs: str | None, draft: str, capacities
     from export.tensorrt.plan import BuildSettings
 
     settings = BuildSettings(profile, graphs, draft, capacities, floats, force)  # type: ignore[arg-type]
-    signed = _signer(secret)
+    signed = signer(secret)
     run(Bundle.open(bundle), settings, lambda sentence: click.echo(sentence, err=True))
     signed(bundle)
 

@@ -157,6 +157,26 @@ sign_option = click.option(
 )
 
 
+def signer(secret: Path | None) -> Callable[[Path], None]:
+    """A function that signs a folder with the key of the file, which is read now.
+
+    Without a file the function does nothing.
+    """
+    key = None
+    if secret is not None:
+        from edgespec.signing import read_secret
+
+        key = read_secret(secret)
+
+    def signed(folder: Path) -> None:
+        if key is not None:
+            from edgespec.signing import sign
+
+            sign(folder, key)
+
+    return signed
+
+
 def plot_option(*, folder: bool = False) -> Decorator[Any]:
     return click.option(
         "--plot",

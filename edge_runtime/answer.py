@@ -98,7 +98,7 @@ class Answer:
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self.request = request
         self.terms = terms
-        self.stats = AnswerStats(prompt_tokens=length)
+        self.stats = AnswerStats(prompt_tokens=length, restored=len(request.committed))
         self.timing = AnswerTiming()
         self.deferral = Deferral(
             context.settings.give_up, random.Random(session), context.settings.limits
@@ -150,7 +150,7 @@ class Answer:
         for token in self.state.answer:
             text = self._final_text(token)
             self._final_chars += len(text)
-            self.unread.append(Piece(token, text, "target", 0.0))
+            self.unread.append(Piece(token, text, "restored", 0.0))
 
     @property
     def done(self) -> bool:

@@ -46,7 +46,7 @@ class DeviceIdentity:
             Hello(VERSION, manifest.target_fingerprint, manifest.text.fingerprint, *names),
             manifest.text.end_ids,
             {s.end: s.calibration.agreement for s in segments if s.exit and s.calibration},
-            manifest.target.context,
+            manifest.context,
         )
 
     def expected(self, settings: EdgeSettings) -> Welcome:

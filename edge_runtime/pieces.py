@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-Origin = Literal["device", "cloud-draft", "target", "unverified"]
+Origin = Literal["device", "cloud-draft", "target", "unverified", "restored"]
 """Source of a token: the device's draft, the cloud's draft, or the target itself; `unverified`: the
-device's draft while the cloud is lost, not committed."""
+device's draft while the cloud is lost, not committed; `restored`: committed by an earlier
+session."""
 
 
 class Piece(NamedTuple):

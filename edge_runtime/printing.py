@@ -6,13 +6,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-
-from rich.console import Console
-from rich.text import Text
+from pathlib import Path
 
 from edge_runtime.completion import Completion
 from edge_runtime.loop import Observer
-from edge_runtime.pieces import Origin
+from edge_runtime.piece_writer import PieceWriter, note
+from edge_runtime.session_file import SessionFile
 from edgespec.config import Request
 from edgespec.plain_text import visible
 from edgespec.sampling import Sampling
@@ -20,11 +19,6 @@ from edgespec.telemetry import AnswerStats
 from edgespec.trace import Trace
 from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import Sensors
-
-ACCEPTED, WRITTEN = "green", "yellow"
-"""Colours of tokens that the device drafted, and of all others."""
-UNVERIFIED = "magenta"
-"""Colour of tokens that no target has verified."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,8 @@ class TextSettings:
     """Print the figures as one JSON line."""
     explain: bool = False
     """Print which mode answers are written in, and why."""
+    session: Path | None = None
+    """File that keeps the answer."""
     quiet: bool = False
     """Print nothing but the answer and errors."""
 
@@ -67,37 +63,40 @@ class AnswerPrinter:
         """Figures of the last answer."""
         self._settings = settings
         self._sensors = sensors
-        coloured = settings.show_drafts
-        self._console = Console(highlight=False, force_terminal=True) if coloured else None
 
-    def print(self, begin: Callable[[], Completion]) -> None:
+    def print(self, begin: Callable[[], Completion], session: SessionFile | None = None) -> None:
         """Prints the answer that `begin` starts, and then its figures, also if it fails.
 
-        Raises what `begin` and the iteration over the answer raise.
+        Committed pieces are kept in `session`. Raises what `begin` and the iteration over the
+        answer raise.
         """
         meter = EnergyMeter(self._sensors) if self._sensors else None
         completion: Completion | None = None
-        shown = 0
+        writer = PieceWriter(coloured=self._settings.show_drafts)
         try:
             with meter or nullcontext():
                 completion = begin()
                 for piece in completion:
-                    if piece.correction is not None:
-                        _note(f"the target corrects the text after character {piece.correction}")
-                        shown = piece.correction
-                    self._show(piece.text, piece.origin)
-                    shown += len(piece.text)
+                    writer.write(piece)
+                    if session:
+                        session.add(piece)
         finally:
             if completion:
                 completion.cancel()  # after Ctrl-C; its figures are complete then
-            if completion and completion.stats.tokens:
+            if completion and session:
+                session.end(completion.stats)
+            if completion and completion.stats.token_ids:
                 self.text = completion.partial_text
-                sys.stdout.write(visible(self.text[shown:], sys.stdout) + "\n")
-                sys.stdout.flush()
                 completion.stats.energy = meter.energy(completion.stats.tokens) if meter else None
-                self._stats = completion.stats
-                if self._settings.json or not self._settings.quiet:
-                    self.report_last()
+                self.show(self.text[writer.shown :], completion.stats)
+
+    def show(self, text: str, stats: AnswerStats) -> None:
+        """Prints an answer that is complete already, and its figures."""
+        sys.stdout.write(visible(text, sys.stdout) + "\n")
+        sys.stdout.flush()
+        self._stats = stats
+        if self._settings.json or not self._settings.quiet:
+            self.report_last()
 
     def report_last(self) -> None:
         """Prints the figures of the last answer, or that there is none, to standard error."""
@@ -107,27 +106,12 @@ class AnswerPrinter:
             shown = self._stats.as_json() if self._settings.json else self._stats.as_text()
             print(shown, file=sys.stderr)
 
-    def _show(self, text: str, origin: Origin) -> None:
-        if self._console is None:
-            sys.stdout.write(visible(text, sys.stdout))
-            sys.stdout.flush()
-        else:
-            colour = {"device": ACCEPTED, "unverified": UNVERIFIED}.get(origin, WRITTEN)
-            self._console.print(
-                Text(visible(text, sys.stdout), style=colour), end="", soft_wrap=True
-            )
-
 
 def observer(settings: TextSettings, trace: Trace | None = None) -> Observer:
     """Reports to standard error: modes if they were asked for, and waiting on a terminal."""
     shows_waiting = settings.explain or (sys.stderr.isatty() and not settings.quiet)
     return Observer(
-        (lambda sentence: _note(f"mode {sentence}")) if settings.explain else None,
-        _note if shows_waiting else None,
+        (lambda sentence: note(f"mode {sentence}")) if settings.explain else None,
+        note if shows_waiting else None,
         trace,
     )
-
-
-def _note(sentence: str) -> None:
-    sys.stdout.flush()
-    print(f"\n[{sentence}]", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from edge_runtime.chat import converse
 from edge_runtime.client import Client
 from edge_runtime.connection import chat_tokens
 from edge_runtime.printing import AnswerPrinter, TextSettings, observer
+from edge_runtime.session_file import SessionFile
 from edgespec.config import EdgeSettings
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
@@ -28,6 +29,8 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
     codec = Codec(bundle)
     # A bad prompt, or a bundle that cannot chat, is refused before the draft model is loaded.
     if text.conversation:
+        if text.session:
+            raise UsageError("--session keeps one answer; pass --prompt, or pipe a text in")
         prompt = None
         chat_tokens(codec, [{"role": "user", "content": "Hello"}], text.system)
     else:
@@ -40,9 +43,14 @@ def edge_run(bundle: Bundle, settings: EdgeSettings, text: TextSettings) -> None
         open_client = partial(Client, bundle, settings, observer(text, trace), codec)
         if prompt is None:
             converse(open_client, text, printer)
-        else:
-            client = stack.enter_context(open_client())
-            printer.print(partial(client.start, text.request(prompt)))
+            return
+        request = text.request(prompt)
+        session = SessionFile(text.session, bundle, request) if text.session else None
+        if session and session.finish:
+            printer.show(session.text(codec), session.stats)
+            return
+        client = stack.enter_context(open_client())
+        printer.print(partial(client.start, session.request if session else request), session)
 
 
 def _tokens(codec: Codec, text: TextSettings) -> list[int]:

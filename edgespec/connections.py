@@ -216,7 +216,7 @@ class ConnectionGuard:
         if connection is None or _address(file) != connection.address:
             return  # closed meanwhile; the number may belong to another connection
         self.cut_count += 1
-        log.info("the connection from %s is cut: %s", connection.address, reason)
+        log.info("the connection from %s is cut: %s", connection.address or "a local peer", reason)
         _reset(file)
 
 

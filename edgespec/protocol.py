@@ -44,8 +44,10 @@ from edgespec.sampling import Sampling
 from edgespec.session import Finish
 
 VERSION = 4
-_GREETING = re.compile(rb"(?:[\x90-\x9f]|\xdc..)(\xa5hello|\xa7welcome)([\x00-\x7f])", re.DOTALL)
-"""Start of a Hello or Welcome in every version: an array, the tag, the version in one byte."""
+_GREETING = re.compile(
+    rb"(?:[\x90-\x9f]|\xdc..)(\xa5hello|\xa7welcome)(?:([\x00-\x7f])|\xcc(.)|\xcd(..))", re.DOTALL
+)
+"""Start of a Hello or Welcome in every version: an array, the tag, the version in 7, 8 or 16 bits."""
 MAX_PACKET = 1 << 20
 """Bytes of a packet; the socket drops larger ones. A prompt of 262 000 tokens fits."""
 HEADER_BYTES = 1 << 16
@@ -321,9 +323,12 @@ def _check_version(header: bytes) -> None:
     Reads the first bytes only, since the fields after them differ between versions.
     """
     greeting = _GREETING.match(header)
-    if greeting is None or greeting[2][0] == VERSION:
+    if greeting is None:
         return
-    versions = (greeting[2][0], VERSION)
+    theirs = int.from_bytes(next(filter(None, greeting.groups()[1:])), "big")
+    if theirs == VERSION:
+        return
+    versions = (theirs, VERSION)
     device, cloud = versions if greeting[1].endswith(b"hello") else versions[::-1]
     raise ProtocolError(version_difference(device, cloud), code="version")
 

@@ -1,4 +1,4 @@
-"""Atomic writing of folders: into a hidden folder with the same parent, which is then renamed.
+"""Atomic writing of files and folders: under a hidden name in the same parent, then renamed.
 
 A reader sees a complete folder or none. A killed writer leaves its hidden folder, which the next
 writer of the same folder removes.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +56,24 @@ def _renamed(folder: Path, out: Path) -> bool:
             return False
         raise
     return True
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Writes a file, or replaces it, so that a power cut leaves the old or the new one.
+
+    Raises `OSError`.
+    """
+    hidden_name = f".{path.name}-"
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=hidden_name, delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, mode)
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
 
 
 @contextmanager

@@ -6,13 +6,12 @@ SubjectPublicKeyInfo), which other tools read too. Everything here needs the ext
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgespec.errors import BundleError, UsageError
 from edgespec.key_files import publish_pair, warn_if_readable
+from edgespec.publish import replace_file
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -74,16 +73,7 @@ def sign(folder: Path, key: Ed25519PrivateKey) -> None:
     from edgespec.manifest import MANIFEST
 
     signature = key.sign(_CONTEXT + (folder / MANIFEST).read_bytes())
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{SIGNATURE}-", delete=False) as file:
-        try:
-            file.write(signature)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, folder / SIGNATURE)
-        except OSError:
-            os.unlink(file.name)
-            raise
+    replace_file(folder / SIGNATURE, signature, mode=0o644)
 
 
 def verify(folder: Path, manifest: bytes, key: Path) -> None:

@@ -65,6 +65,8 @@ class AnswerStats(msgspec.Struct, kw_only=True):
     bytes_down: int = 0
     resumed: int = 0
     """Requests for lost verdicts, and sessions opened again."""
+    restored: int = 0
+    """Tokens of the answer that an earlier session had committed; `tokens` leaves them out."""
     unverified: int = 0
     """Tokens at the end of the answer that only the device's draft model has written."""
     finish: str = ""
@@ -113,17 +115,22 @@ class AnswerStats(msgspec.Struct, kw_only=True):
     def as_text(self) -> str:
         """A report for the user, one fact per line."""
         rate = f", then {self.tokens_per_second:.1f} tokens per second" if self.tokens > 1 else ""
+        if self.restored and not self.tokens:
+            return f"{self.restored} tokens, written earlier; {ENDINGS[self.finish]}"
         lines = [
             f"{self.tokens} tokens in {self.seconds:.2f} s: the first after "
             f"{self.first_token_seconds * 1e3:.0f} ms{rate}; {ENDINGS[self.finish]}"
         ]
+        if self.restored:
+            lines.append(f"{self.restored} tokens before them were written earlier")
         if self.unverified:
             lines.append(
                 f"the last {self.unverified} tokens are the draft's own; no target verified them"
             )
+        verified = self.tokens - self.unverified
         if self.rounds:
             lines.append(
-                f"{self.rounds} replies of the target, {self.tokens / self.rounds:.2f} tokens each"
+                f"{self.rounds} replies of the target, {verified / self.rounds:.2f} tokens each"
             )
         if self.drafted:
             lines.append(

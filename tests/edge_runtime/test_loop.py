@@ -136,6 +136,18 @@ def test_a_silent_link_is_reported_once_and_measured(house):
     assert len(told) == 1 and len(answer.stats.stalls) == 1
 
 
+def test_waits_that_end_early_count_for_what_they_lasted(house):
+    home = house(ToyEngine())
+    loop = home.device(NoDrafter(), give_up=1.0, patience=5.0)
+    now = iter(count())
+    loop._clock = lambda: next(now) * 1e-5
+    answer = loop.start(REQUESTS[0])
+    receive, early = loop._link.receive, iter(range(300))
+    # An event of the socket or an order of another thread ends a wait without a message.
+    loop._link.receive = lambda timeout: [] if next(early, None) is not None else receive(timeout)
+    assert [piece.token for piece in loop.write(answer)] == home.alone(REQUESTS[0])
+
+
 def test_a_cloud_of_other_arithmetic_is_reported_once(house):
     reports = []
     home = house(ToyEngine())

@@ -249,6 +249,8 @@ def test_the_hello_of_protocol_3_reaches_the_comparison_of_versions():
         (("hello", 3, {"name": 1}, 2), "protocol 3 and this cloud 4: update .* on the device"),
         (("hello", 5, *"abcdefg"), "protocol 5 and this cloud 4: update .* on the cloud"),
         (("welcome", 3), "the device speaks protocol 4 and this cloud 3: .* on the cloud"),
+        (("hello", 200, "t"), "the device speaks protocol 200 and this cloud 4"),
+        (("welcome", 40000, "t"), "the device speaks protocol 4 and this cloud 40000"),
         (("welcome", 5, *"abcdefghijkl"), "protocol 4 and this cloud 5: .* on the device"),
     ],
 )

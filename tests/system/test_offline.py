@@ -1,6 +1,9 @@
 """Answers that go on while the cloud is lost: labelled meanwhile, the target's own in the end."""
 
+import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -15,6 +18,7 @@ from edgespec.config import CloudSettings, EdgeSettings, Request
 from edgespec.errors import LinkError, UsageError
 from edgespec.protocol import VERSION, Hello
 from edgespec.sampling import Sampling
+from edgespec.text import Codec, TextStream
 from edgespec.transport import DealerLink, RouterHub
 from engines.alone import write_alone
 from engines.drafters.model import ModelDrafter
@@ -142,6 +146,20 @@ def test_a_prompt_that_the_late_cloud_cannot_hold_ends_in_one_sentence():
         list(pieces)
     link.close()
     cloud.vanish()
+
+
+def test_the_command_answers_without_a_cloud(tiny_bundle):
+    command = [
+        sys.executable, "-m", "edgespec", "edge-run", str(tiny_bundle.folder),
+        "--connect", free_endpoint(), "--offline", "draft", "--offline-after", "0.3",
+        "--prompt", "the quick", "-n", "30", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    stats = json.loads(done.stderr.splitlines()[-1])
+    assert not done.returncode and stats["unverified"] == stats["tokens"] == len(stats["token_ids"])
+    codec = Codec(tiny_bundle)
+    stream = TextStream(codec, codec.encode("the quick"))
+    assert done.stdout == "".join(map(stream.push, stats["token_ids"])) + "\n"
 
 
 def test_without_the_option_a_missing_cloud_is_an_error():

@@ -57,6 +57,21 @@ def test_a_difference_is_explained_and_ends_with_exit_code_1(tiny_bundle, served
     assert isinstance(bad["difference"]["gap_logits"], float)
 
 
+def test_keys_of_both_sides(tiny_bundle, tmp_path):
+    keys, clients = tmp_path / "keys", tmp_path / "clients"
+    clients.mkdir()
+    for arguments in ([], ["--device", "robot-7"]):
+        assert CliRunner().invoke(main, ["keygen", str(keys), *arguments]).exit_code == 0
+    shutil.copy(keys / "robot-7.key", clients)
+    secret = str(keys / "cloud.key_secret")
+    options = ["--server-key", str(keys / "cloud.key"), "--key", str(keys / "robot-7.key_secret")]
+    with cloud(tiny_bundle, "--key", secret, "--clients", str(clients)) as process:
+        done = run(tiny_bundle, process, *options, "--json")
+        assert done.exit_code == 0 and json.loads(done.stdout)["identical"], done.output
+        refused = run(tiny_bundle, process, *options[:2])
+    assert refused.exit_code == 1 and "refused this device's key" in refused.output
+
+
 def test_without_the_target_here_local_is_refused(tiny_bundle, served, tmp_path):
     device = tmp_path / "device"
     shutil.copytree(tiny_bundle.folder, device, ignore=shutil.ignore_patterns("target"))
