@@ -10,7 +10,7 @@ from rich.table import Table
 
 from bench.lab.builtin import builtin_bundle
 from bench.lab.processes import cloud, cores, edge
-from edge_runtime.printing import ACCEPTED, WRITTEN
+from edge_runtime.piece_writer import ACCEPTED, WRITTEN
 from edgespec.errors import EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress

@@ -122,13 +122,15 @@ class CloudLoop:
 
     def _exchange(self, timeout_s: float) -> None:
         """Receives packets and sends the replies."""
-        packets = self._hub.receive(timeout_s)
-        if revoked := self._hub.take_revoked():
+        hub = self._hub
+        # A peer that a reply does not reach is forgotten, so keys are taken before all replies.
+        packets = [(peer, packet, hub.owner(peer)) for peer, packet in hub.receive(timeout_s)]
+        if revoked := hub.take_revoked():
             self._service.sessions.revoke(revoked, self._clock())
         self._lap("wait" if timeout_s else "receive")
-        for peer, packet in packets:
-            now = self._clock()
-            self._send(self._service.receive(peer, packet, now, self._hub.owner(peer)))
+        for peer, packet, key in packets:
+            if key not in revoked:
+                self._send(self._service.receive(peer, packet, self._clock(), key))
         if self._status is not None:
             self._status.turned(self._service, self._clock())
         self._lap("receive")

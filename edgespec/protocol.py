@@ -47,7 +47,7 @@ VERSION = 4
 _GREETING = re.compile(
     rb"(?:[\x90-\x9f]|\xdc..)(\xa5hello|\xa7welcome)(?:([\x00-\x7f])|\xcc(.)|\xcd(..))", re.DOTALL
 )
-"""Start of a Hello or Welcome in every version: an array, the tag, the version in 7, 8 or 16 bits."""
+"""Start of a Hello or Welcome of any version: an array, the tag, the version (7, 8 or 16 bits)."""
 MAX_PACKET = 1 << 20
 """Bytes of a packet; the socket drops larger ones. A prompt of 262 000 tokens fits."""
 HEADER_BYTES = 1 << 16

@@ -19,7 +19,7 @@ import msgspec
 
 from bench.chaos.orphan import end_with_runner
 from bench.chaos.settings import DeviceOptions
-from bench.chaos.toy import TACTICS, any_drafter, any_request, hello
+from bench.chaos.toy import CONTEXT_TOKENS, DRAFT, TACTICS, any_drafter, any_request, hello
 from edge_runtime.background import BackgroundLoop
 from edge_runtime.completion import Completion
 from edge_runtime.handshake import DeviceIdentity
@@ -31,6 +31,9 @@ from edgespec.errors import EdgespecError, LinkError
 CLIENT_ANSWERS = 4
 """Answers of each thread after which the device connects anew, with other tactics."""
 RETRY_S = 0.2
+OFFLINE_SHARE = 0.5
+"""Share of the devices with a draft model that go on without the cloud."""
+OFFLINE_AFTER_S = 0.5
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -45,6 +48,8 @@ class Report(msgspec.Struct, frozen=True):
     """Time of each token."""
     error: str = ""
     resumed: int = 0
+    unverified: int = 0
+    """Tokens after `tokens` that the draft wrote alone, since no cloud came back in time."""
 
 
 _lock = threading.Lock()
@@ -62,7 +67,11 @@ class _Client(NamedTuple):
 
 def _connect(options: DeviceOptions, chance: random.Random) -> _Client | None:
     """Greets the cloud with settings drawn at random. None if it cannot be reached now."""
+    drafter = any_drafter(chance)
+    alone = drafter.name == DRAFT and chance.random() < OFFLINE_SHARE
     settings = EdgeSettings(
+        offline="draft" if alone else "refuse",
+        offline_after=OFFLINE_AFTER_S,
         connect=options.connect,
         mode=chance.choice(["auto", "auto", "edge", "cloud-draft", "cloud"]),
         tactics=chance.choice(TACTICS),
@@ -72,8 +81,8 @@ def _connect(options: DeviceOptions, chance: random.Random) -> _Client | None:
     )
     link = WakeableLink(settings)
     try:
-        identity = DeviceIdentity(hello(options.name))
-        loop = EdgeLoop.connect(link, any_drafter(chance), identity, settings)
+        identity = DeviceIdentity(hello(options.name), context=CONTEXT_TOKENS)
+        loop = EdgeLoop.connect(link, drafter, identity, settings)
     except LinkError as error:
         link.close()
         if not error.retryable:
@@ -91,12 +100,15 @@ def _answer(client: _Client, request: Request) -> None:
     error = ""
     try:
         for piece in Completion(client.background, answer):
+            if piece.origin == "unverified":
+                continue
             tokens.append(piece.token)
             times.append(round(piece.at, 4))
     except EdgespecError as caught:
         error = f"{type(caught).__name__}: {caught}"
-    resumed = answer.stats.resumed
-    _tell(Report(answer.session_id, request, began, tokens, times, error, resumed))
+    stats = answer.stats
+    about = stats.resumed, stats.unverified
+    _tell(Report(answer.session_id, request, began, tokens, times, error, *about))
 
 
 def main() -> None:

@@ -42,6 +42,8 @@ class ChaosFigures:
     tokens: int
     wrong_tokens: int
     lost_answers: int
+    unverified_answers: int
+    """Answers that ended without a cloud; only their committed tokens are compared."""
     abandoned_answers: int
     """Answers of devices that were killed."""
     resumed: int
@@ -92,11 +94,12 @@ class Ledger:
         request, tokens = report.request, report.tokens or []
         with self._lock:
             right = write_alone(self._target, request.prompt, request.max_tokens, request.sampling)
-            if report.error:
+            if report.error or report.unverified:
                 right = right[: len(tokens)]
             wrong = sum(a != b for a, b in zip(tokens, right, strict=False))
             wrong += abs(len(tokens) - len(right))
             self.counts.update(answers=1, tokens=len(tokens), wrong=wrong, resumed=report.resumed)
+            self.counts["unverified"] += report.unverified > 0
             if wrong:
                 self._note(f"{wrong} of {len(right)} tokens wrong: {request}")
             self.recoveries_s += recoveries(report.began, report.times, cuts)
@@ -117,6 +120,7 @@ class Ledger:
             tokens=counts["tokens"],
             wrong_tokens=counts["wrong"],
             lost_answers=counts["lost"],
+            unverified_answers=counts["unverified"],
             abandoned_answers=counts["abandoned"],
             resumed=counts["resumed"],
             crashes=counts["crashes"],

@@ -95,6 +95,7 @@ def chaos_table(figures: ChaosFigures) -> Table:
         "wrong tokens": figures.wrong_tokens,
         "lost answers": figures.lost_answers,
         "crashes": figures.crashes,
+        "answers that ended without a cloud": figures.unverified_answers,
         "answers of killed devices": figures.abandoned_answers,
         "resumed": figures.resumed,
         "measured recoveries from a cut link": figures.recovery_count,

@@ -19,6 +19,8 @@ from engines.toy import ToyEngine
 CONTEXT_TOKENS = 1024
 VOCABULARY = 50
 DRAFT_NOISE = 0.3
+DRAFT = "toy"
+"""Name of the draft model."""
 STEP_S = 0.003
 """Time of a step of the target, so that faults find answers in flight."""
 LONGEST_PROMPT_TOKENS, LONGEST_ANSWER_TOKENS = 80, 400
@@ -35,7 +37,7 @@ TACTICS = (
 
 
 class PacedEngine(ToyEngine):
-    """The target, with steps of `STEP_S`."""
+    """A model with steps of `STEP_S`."""
 
     def run(self, rows: Sequence[Row]) -> Iterator[SegmentDone]:
         time.sleep(STEP_S)
@@ -65,7 +67,8 @@ def any_drafter(chance: random.Random) -> Drafter:
         return NgramDrafter()
     if kind == NO_DRAFTER:
         return NoDrafter()
-    return ModelDrafter(ToyEngine(VOCABULARY, CONTEXT_TOKENS, noise=DRAFT_NOISE), "toy")
+    engine = chance.choice([ToyEngine, PacedEngine])
+    return ModelDrafter(engine(VOCABULARY, CONTEXT_TOKENS, noise=DRAFT_NOISE), DRAFT)
 
 
 def any_request(chance: random.Random) -> Request:

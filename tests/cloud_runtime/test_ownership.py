@@ -2,8 +2,10 @@
 
 import pytest
 
+from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
 from edgespec.config import CloudSettings
+from edgespec.loopback import LoopbackHub
 from edgespec.protocol import (
     VERSION,
     Close,
@@ -92,6 +94,42 @@ def test_the_owner_goes_on_over_another_connection(key):
     assert cloud.session.best_path() is not None
     cloud.tell(b"again", Close(9, SECRET), key)
     assert not len(cloud.service.sessions)
+
+
+class KeyedHub(LoopbackHub):
+    """Links that have a key until a reply does not reach them, as those of `RouterHub`."""
+
+    def __init__(self, revoked=()):
+        super().__init__()
+        self.revoked, self.keys = set(revoked), {VICTIM: ONE_KEY}
+
+    def send(self, peer, message):
+        self.keys.pop(peer, None)
+        return "gone"
+
+    def owner(self, peer):
+        return self.keys.get(peer, b"")
+
+    def take_revoked(self):
+        self.keys.clear()
+        return self.revoked
+
+
+def opened_by_a_device_that_vanishes(hub):
+    engine, settings = ToyEngine(), CloudSettings()
+    service = Service(Identity("target", "tokenizer", ()), engine, settings)
+    for message in (Hello(VERSION, "target", "tokenizer", "victim"), opening(SECRET)):
+        hub.inbox.append((VICTIM, pack(message)))
+    CloudLoop(hub, service, engine, settings).turn(0.0)
+    return [session.owner.key for session in service.sessions]
+
+
+def test_a_device_that_vanishes_after_its_open_owns_the_session():
+    assert opened_by_a_device_that_vanishes(KeyedHub()) == [ONE_KEY]
+
+
+def test_packets_that_wait_when_their_key_is_removed_open_nothing():
+    assert opened_by_a_device_that_vanishes(KeyedHub({ONE_KEY})) == []
 
 
 def test_the_sessions_of_a_removed_key_end():
