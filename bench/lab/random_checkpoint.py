@@ -38,6 +38,34 @@ MODELS: dict[str, dict[str, Any]] = {
         "vocab_size": 32000,
         "max_position_embeddings": 2048,
     },
+    "llama-3.2-1b": {  # without its rope scaling
+        **_LLAMA,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+    },
+    "qwen3-0.6b": {
+        **_LLAMA,
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 1024,
+        "head_dim": 128,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
     "3b": {  # Llama-3.2-3B, without its rope scaling
         **_LLAMA,
         "hidden_size": 3072,
@@ -71,12 +99,16 @@ Shapes = dict[str, tuple[int, ...]]
 def layer_shapes(config: dict[str, Any]) -> Shapes:
     """One layer's tensors, without the layer's prefix and without `.weight`."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
-    narrow = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim", hidden // heads)
+    queries, keys = heads * head_dim, kv_heads * head_dim
+    norms = ("self_attn.q_norm", "self_attn.k_norm") if config["model_type"] == "qwen3" else ()
     return {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (narrow, hidden),
-        "self_attn.v_proj": (narrow, hidden),
-        "self_attn.o_proj": (hidden, hidden),
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        **dict.fromkeys(norms, (head_dim,)),
         "mlp.gate_proj": (inner, hidden),
         "mlp.up_proj": (inner, hidden),
         "mlp.down_proj": (hidden, inner),

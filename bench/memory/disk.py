@@ -20,7 +20,7 @@ def check_free(folder: Path, needed_bytes: float) -> None:
     if free < needed:
         raise EdgespecError(
             f"this needs {needed / 1e9:.1f} GB in {folder.parent} and {free / 1e9:.1f} GB "
-            "are free; point TMPDIR at a larger disk, or choose a smaller --model"
+            "are free; point TMPDIR at a larger disk, or choose a smaller model"
         )
 
 

@@ -19,6 +19,7 @@ BENCHES = {
     "local": "cli.bench.local:local",
     "plan": "cli.bench.plan:plan",
     "shapes": "cli.bench.acceptance:shapes",
+    "step": "cli.bench.step:step",
 }
 
 

@@ -175,6 +175,8 @@ BAD = [
     (USAGE, ["bench", "shapes", "--work", "w", "--draft", "nameless"]),
     (USAGE, ["bench", "shapes", "--work", "w", "--depths", "deep"]),
     (USAGE, ["bench", "gpu", "--rows", "0"]),
+    (USAGE, ["bench", "step", "--threads", "0"]),
+    (USAGE, ["bench", "step", "--llama-bench", NOWHERE]),
     (USAGE, ["bench", "arm", "--board", "rpi3"]),
 ]
 

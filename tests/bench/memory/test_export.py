@@ -41,6 +41,8 @@ def test_the_shapes_are_those_of_the_models():
     totals = {name: sum(nbytes(shard) for shard in shards(MODELS[name])) / 2e9 for name in MODELS}
     assert totals == {
         "1b": pytest.approx(1.100, abs=1e-3),
+        "llama-3.2-1b": pytest.approx(1.236, abs=1e-3),
+        "qwen3-0.6b": pytest.approx(0.596, abs=1e-3),
         "3b": pytest.approx(3.213, abs=1e-3),
         "7b": pytest.approx(6.738, abs=1e-3),
     }
@@ -81,7 +83,7 @@ def test_the_peak_is_the_commands_own_and_not_its_parents():
 
 def test_a_full_disk_is_said_before_anything_is_written(tiny, monkeypatch):
     monkeypatch.setattr(export_memory, "_LARGEST_BUNDLE_RATIO", {"fp16": 1e12})
-    with pytest.raises(EdgespecError, match=r"TMPDIR.*smaller --model"):
+    with pytest.raises(EdgespecError, match=r"TMPDIR.*smaller model"):
         export_memory.run(ExportBench("tiny", precisions=("fp16",)), as_json=False)
     assert not list(tiny.iterdir())
 
