@@ -16,7 +16,7 @@ FIRST_ID = 100
 
 
 class BlockTime(NamedTuple):
-    """Medians of a block, in milliseconds a step."""
+    """Means of a block, in milliseconds a step: llama.cpp's times are means of a run too."""
 
     ms: float
     python_ms: float
@@ -49,11 +49,11 @@ class EngineSteps:
         return lambda: final_choices(self._engine, batch)
 
     def block(self, shape: StepShape, steps: int, clock: SessionClock) -> BlockTime:
-        """Medians of `steps` consecutive steps, after one that warms up."""
+        """Means of `steps` consecutive steps, after one that warms up."""
         step = self.step(shape)
         step()
         times = [_timed(step, clock) for _ in range(steps)]
-        return BlockTime(*(statistics.median(each) for each in zip(*times, strict=True)))
+        return BlockTime(*(statistics.fmean(each) for each in zip(*times, strict=True)))
 
     def _ids(self, count: int) -> list[int]:
         return [(FIRST_ID + number) % self._engine.vocabulary for number in range(count)]

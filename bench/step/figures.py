@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from bench.lab.report import jsonable
-from bench.step.settings import Precision, Role, StepShape
+from bench.step.settings import Precision, Role
 from engines.machine.doctor import Machine
 
 
@@ -60,10 +60,6 @@ class TimedStep(msgspec.Struct, frozen=True, kw_only=True):
         return self.rows * self.tokens / self.ms * 1e3
 
     @property
-    def shape(self) -> StepShape:
-        return StepShape(self.rows, self.tokens, self.past_tokens)
-
-    @property
     def one_token(self) -> bool:
         return self.rows == self.tokens == 1
 
@@ -87,11 +83,6 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True):
     models: list[LoadedModel]
     steps: list[TimedStep]
     llama: LlamaBuild | None = None
-
-    def model(self, step: TimedStep) -> LoadedModel:
-        """The loaded model of a step."""
-        wanted = (step.role, step.precision, step.threads)
-        return next(m for m in self.models if (m.role, m.precision, m.threads) == wanted)
 
     def one_token(self, role: Role) -> list[TimedStep]:
         return [step for step in self.steps if step.role == role and step.one_token]

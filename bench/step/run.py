@@ -29,8 +29,6 @@ from edgespec.progress import progress
 from engines.machine.doctor import describe
 from export.sources.open import open_checkpoint
 
-CONSOLE_COLUMNS = 100
-
 
 def run(settings: StepSettings, *, as_json: bool) -> None:
     """Measures, prints and plots.
@@ -40,7 +38,7 @@ def run(settings: StepSettings, *, as_json: bool) -> None:
     """
     check_plot_file(settings.plot)
     figures = measure(settings)
-    console = Console(width=max(Console().width, CONSOLE_COLUMNS), highlight=False)
+    console = Console(highlight=False)
     for table in step_tables(figures):
         console.print(table)
     if settings.plot:

@@ -51,6 +51,12 @@ class StepShape(NamedTuple):
     """Cached positions of each row."""
 
 
+ONE_TOKEN = StepShape(1, 1)
+ONE_TOKEN_BLOCKS = 4
+"""Length of a block of one-token steps of one row, relative to that of other steps."""
+PROMPT_STEPS = 2
+
+
 class Plan(NamedTuple):
     """Steps and repetitions."""
 
@@ -59,7 +65,7 @@ class Plan(NamedTuple):
     prompt_tokens: int = 256
     turns: int = 5
     block_steps: int = 16
-    """Consecutive steps of one row in a turn; fewer for several rows."""
+    """Consecutive steps of one row in a turn; fewer for several rows, more for one token."""
     llama_repeats: int = 2
     """Runs of llama.cpp in a turn."""
 
@@ -74,11 +80,15 @@ class Plan(NamedTuple):
 
     def steps_of(self, shape: StepShape) -> int:
         """Consecutive steps of a shape in a turn."""
-        return 2 if shape == self.prompt else max(2, self.block_steps // shape.rows)
+        if shape == self.prompt:
+            return PROMPT_STEPS
+        if shape == ONE_TOKEN:
+            return ONE_TOKEN_BLOCKS * self.block_steps
+        return max(2, self.block_steps // shape.rows)
 
 
 FULL = Plan()
-QUICK = Plan(rows=(1, 4), tokens=(1, 4), turns=2, block_steps=8, llama_repeats=1)
+QUICK = Plan(rows=(1, 4), tokens=(1, 4), turns=2, block_steps=4, llama_repeats=1)
 
 
 @dataclass(frozen=True)

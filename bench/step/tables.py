@@ -1,4 +1,4 @@
-"""Tables of `bench step`: one-token steps, all steps, and ratios to llama.cpp."""
+"""Tables of `bench step`: models, one-token steps, all steps, and ratios to llama.cpp."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from typing import NamedTuple
 from rich.table import Table
 
 from bench.lab.tables import MIN_WIDTH_COLUMNS, Column, table
-from bench.step.figures import LoadedModel, StepFigures, TimedStep
+from bench.step.figures import StepFigures, TimedStep
 from bench.step.settings import ROLES
-
-
-class _OneToken(NamedTuple):
-    step: TimedStep
-    model: LoadedModel
 
 
 class _Line(NamedTuple):
@@ -36,10 +31,20 @@ MODEL_COLUMNS = (
     Column("precision", "first.precision", left=True, once=True),
     Column("threads", "first.threads", once=True),
 )
+LOADED_COLUMNS = (
+    Column("model", "role", left=True, once=True),
+    Column("precision", "precision", left=True, once=True),
+    Column("threads", "threads"),
+    Column("nodes", "nodes"),
+    Column("weights\nMB", "weights_mb", ".0f"),
+    Column("load\ns", "load_s", ".1f"),
+    Column("first step\nms", "first_step_ms", ".2f"),
+)
 
 
 def step_tables(figures: StepFigures) -> list[Table]:
-    tables = [_one_token_table(figures), _table(figures, "ms a step", "ms", ".2f", batches=True)]
+    times = _table(figures, "ms a step", "ms", ".2f", batches=True)
+    tables = [_models_table(figures), _one_token_table(figures), times]
     if figures.llama:
         title = "ratio to llama.cpp, one row"
         tables.append(_table(figures, title, "ratio_to_llama", ".2f", batches=False))
@@ -48,36 +53,33 @@ def step_tables(figures: StepFigures) -> list[Table]:
 
 def _one_token_table(figures: StepFigures) -> Table:
     columns = [
-        Column("model", "step.role", left=True, once=True),
-        Column("precision", "step.precision", left=True, once=True),
-        Column("threads", "step.threads"),
-        Column("ms", "step.ms", ".2f"),
-        Column("Python\nms", "step.python_ms", ".3f"),
-        Column("Python\n%", "step.python_share", ".1f", scale=100),
-        Column("nodes", "model.nodes"),
-        Column("reads\nMB", "step.read_mb", ".0f"),
-        Column("bandwidth\n%", "step.bandwidth_share", ".0f", scale=100),
-        Column("first\nms", "model.first_step_ms", ".2f"),
-        Column("load\ns", "model.load_s", ".1f"),
+        *MODEL_COLUMNS,
+        Column("ms", "first.ms", ".2f"),
+        Column("Python\nms", "first.python_ms", ".3f"),
+        Column("Python\n%", "first.python_share", ".1f", scale=100),
+        Column("reads\nMB", "first.read_mb", ".0f"),
+        Column("bandwidth\n%", "first.bandwidth_share", ".0f", scale=100),
     ]
     if figures.llama:
         columns += [
-            Column("llama.cpp\nms", "step.llama_ms", ".2f"),
-            Column("ratio", "step.ratio_to_llama", ".2f"),
+            Column("llama.cpp\nms", "first.llama_ms", ".2f"),
+            Column("ratio", "first.ratio_to_llama", ".2f"),
         ]
-    rows = [_OneToken(s, figures.model(s)) for role in ROLES for s in figures.one_token(role)]
-    speeds = [f"{n} thread(s) {speed:.1f}" for n, speed in figures.bandwidth_gb_s.items()]
-    caption = f"memory is read at GB/s: {', '.join(speeds)}"
+    lines = [_Line([step]) for role in ROLES for step in figures.one_token(role)]
+    speeds = [f"{threads}: {speed:.1f}" for threads, speed in figures.bandwidth_gb_s.items()]
+    caption = f"GB/s of reading memory by threads: {', '.join(speeds)}"
     if figures.llama:
         caption += f"; llama.cpp: {figures.llama.build}; ratio above 1: edgespec is faster"
+    title = f"{figures.shape}: one token, one row"
     return table(
-        f"{figures.shape}: one token, one row",
-        columns,
-        rows,
-        section=lambda row: row.step.role,
-        caption=caption,
-        min_width=MIN_WIDTH_COLUMNS,
+        title, columns, lines, section=_section, caption=caption, min_width=MIN_WIDTH_COLUMNS
     )
+
+
+def _models_table(figures: StepFigures) -> Table:
+    models = sorted(figures.models, key=lambda model: ROLES.index(model.role))
+    title = f"{figures.shape}: models"
+    return table(title, LOADED_COLUMNS, models, section=lambda model: model.role)
 
 
 def _table(figures: StepFigures, title: str, attribute: str, form: str, *, batches: bool) -> Table:
@@ -95,9 +97,13 @@ def _table(figures: StepFigures, title: str, attribute: str, form: str, *, batch
         f"{figures.shape}: {title}",
         columns,
         lines,
-        section=lambda line: (line.first.role, line.first.precision),
+        section=_section,
         min_width=MIN_WIDTH_COLUMNS,
     )
+
+
+def _section(line: _Line) -> object:
+    return line.first.role, line.first.precision
 
 
 def _lines(figures: StepFigures, *, batches: bool) -> list[_Line]:
