@@ -184,10 +184,10 @@ class EdgeLoop:
         if self._link.state.connections != self._connections:
             self._introduce()
         self._ping()  # before the prompt keeps the cloud busy
-        if self._met:
-            self._link.send(answer.open())
-        else:
+        if not self._met:
             timing.unheard = self._settings.offline_after
+        elif not answer.over:  # it is over if all of it was committed before
+            self._link.send(answer.open())
 
     def close(self, answer: Answer) -> None:
         """Ends an answer here and at the cloud, and completes its figures."""

@@ -1,5 +1,6 @@
 """Several answers of one loop: each has its own session and text, and they share draft steps."""
 
+from dataclasses import replace
 from itertools import count
 
 import pytest
@@ -134,6 +135,28 @@ def test_a_silent_link_is_reported_once_and_measured(house):
     assert written == home.alone(REQUESTS[0])
     assert [sentence for sentence in told if sentence.startswith("waiting for the cloud")] == told
     assert len(told) == 1 and len(answer.stats.stalls) == 1
+
+
+def test_an_answer_that_was_complete_before_asks_the_cloud_for_nothing(house):
+    home = house(ToyEngine())
+    loop = home.device(NoDrafter())
+    expected = home.alone(REQUESTS[0])
+    answer = loop.start(replace(REQUESTS[0], committed=tuple(expected)))
+    pieces = list(loop.write(answer))
+    home.hub.pump()
+    assert [piece.token for piece in pieces] == expected == answer.stats.token_ids
+    assert {piece.origin for piece in pieces} == {"restored"} and not answer.stats.tokens
+    assert not home.service.tally.opened
+
+
+@pytest.mark.parametrize("kept", [1, 7, 29])
+def test_an_answer_goes_on_from_tokens_committed_before(house, kept):
+    home = house(ToyEngine())
+    loop = home.device(ModelDrafter(ToyEngine(noise=0.3), "near"))
+    expected = home.alone(REQUESTS[1])
+    answer = loop.start(replace(REQUESTS[1], committed=tuple(expected[:kept])))
+    assert [piece.token for piece in loop.write(answer)] == expected == answer.stats.token_ids
+    assert (answer.stats.restored, answer.stats.tokens) == (kept, len(expected) - kept)
 
 
 def test_waits_that_end_early_count_for_what_they_lasted(house):
