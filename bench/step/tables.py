@@ -29,7 +29,7 @@ class _Line(NamedTuple):
 MODEL_COLUMNS = (
     Column("model", "first.role", left=True, once=True),
     Column("precision", "first.precision", left=True, once=True),
-    Column("threads", "first.threads", once=True),
+    Column("threads", "first.threads"),
 )
 LOADED_COLUMNS = (
     Column("model", "role", left=True, once=True),
@@ -57,8 +57,7 @@ def _one_token_table(figures: StepFigures) -> Table:
         Column("ms", "first.ms", ".2f"),
         Column("Python\nms", "first.python_ms", ".3f"),
         Column("Python\n%", "first.python_share", ".1f", scale=100),
-        Column("reads\nMB", "first.read_mb", ".0f"),
-        Column("bandwidth\n%", "first.bandwidth_share", ".0f", scale=100),
+        Column("band-\nwidth %", "first.bandwidth_share", ".0f", scale=100),
     ]
     if figures.llama:
         columns += [
@@ -72,7 +71,12 @@ def _one_token_table(figures: StepFigures) -> Table:
         caption += f"; llama.cpp: {figures.llama.build}; ratio above 1: edgespec is faster"
     title = f"{figures.shape}: one token, one row"
     return table(
-        title, columns, lines, section=_section, caption=caption, min_width=MIN_WIDTH_COLUMNS
+        title,
+        columns,
+        lines,
+        section=lambda line: line.first.role,
+        caption=caption,
+        min_width=MIN_WIDTH_COLUMNS,
     )
 
 
