@@ -28,3 +28,14 @@ def test_graphs_that_are_there_are_used(tmp_path: Path) -> None:
     assert (tmp_path / "int4.onnx").read_bytes() == before
     found = json.loads(result.output.splitlines()[-1])
     assert [kernel["kind"] for kernel in found["kernels"]] == list(KINDS)
+
+
+def test_block_sizes_in_turns(tmp_path: Path) -> None:
+    options = ["--block", "64", "--block", "16", "--rows", "150", "--columns", "48"]
+    result = CliRunner().invoke(main, ["--folder", str(tmp_path), "--calls", "1", *options])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output.splitlines()[-1])["kernels"]
+    cases = [(kernel["kind"], kernel["block"]) for kernel in found]
+    assert cases == [("fp32", 0), ("int4", 16), ("int4", 64), ("int8", 16), ("int8", 64)]
+    assert all(0 < kernel["error"] < 0.05 for kernel in found[1:])
+    assert (tmp_path / "int4-64.onnx").stat().st_size < (tmp_path / "int4-16.onnx").stat().st_size
