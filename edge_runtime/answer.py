@@ -161,6 +161,13 @@ class Answer:
         """True if no further token will be committed."""
         return self.done or self.error is not None or bool(self.unverified.finish)
 
+    @property
+    def offline(self) -> bool:
+        """True if the answer goes on without the cloud now."""
+        settings = self._context.settings
+        lost = self.timing.unheard >= settings.offline_after and not self.over
+        return lost and settings.offline == "draft"
+
     def open(self, terms: Terms | None = None) -> Open:
         """The message that starts the session, or starts it again from the committed tokens.
 

@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 from edge_runtime.answer import Answer
 from edge_runtime.completion import AsyncCompletion, Completion
 from edge_runtime.connection import Connection, Messages, chat_tokens
-from edge_runtime.loop import UNOBSERVED, Observer
+from edge_runtime.observer import UNOBSERVED, Observer
 from edgespec.config import LOOPBACK, EdgeSettings, Mode, Request
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle

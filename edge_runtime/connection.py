@@ -10,7 +10,8 @@ from edge_runtime.answer import Answer
 from edge_runtime.background import BackgroundLoop
 from edge_runtime.drafters import open_drafter
 from edge_runtime.handshake import DeviceIdentity
-from edge_runtime.loop import UNOBSERVED, EdgeLoop, Observer
+from edge_runtime.loop import EdgeLoop
+from edge_runtime.observer import UNOBSERVED, Observer
 from edge_runtime.wakeable_link import WakeableLink
 from edgespec.config import NGRAM, NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import UsageError

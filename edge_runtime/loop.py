@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from edge_runtime.answer import Answer, AnswerContext
+from edge_runtime.drafting import Drafting
 from edge_runtime.handshake import (
     Clock,
     DeviceIdentity,
-    Tell,
     check_admitted,
     greet_if_present,
     round_trip,
 )
 from edge_runtime.modes import Modes
+from edge_runtime.observer import UNOBSERVED, Observer
 from edge_runtime.pieces import Piece
-from edge_runtime.policy import Choice, best_together
-from edge_runtime.tree import DraftedPath
 from edgespec.config import NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError, UsageError
 from edgespec.protocol import (
     Admitted,
     AnyMessage,
-    Draft,
     Error,
     Hint,
     Message,
@@ -40,28 +36,8 @@ from edgespec.protocol import (
     Welcome,
 )
 from edgespec.text import TextStream
-from edgespec.trace import Trace, What
 from edgespec.transport import Link
-from engines.drafters.base import Drafter, DraftRequest
-
-
-@dataclass(frozen=True)
-class Observer:
-    """Receivers of a loop's reports. All of them are optional."""
-
-    explain: Tell | None = None
-    """Receives every change of mode, and the reason."""
-    report: Tell | None = None
-    """Receives why an answer does not go on."""
-    trace: Trace | None = None
-
-    def waiting(self, endpoint: str) -> Callable[[], None] | None:
-        """A function that reports that the cloud is silent; None if there is no `report`."""
-        report = self.report
-        return report and (lambda: report(f"waiting for the cloud at {endpoint} …"))
-
-
-UNOBSERVED = Observer()
+from engines.drafters.base import Drafter
 
 
 class EdgeLoop:
@@ -102,6 +78,7 @@ class EdgeLoop:
         self._clock = clock
         self._answers: dict[int, Answer] = {}
         """Open answers by session id."""
+        self._drafting = Drafting(drafter, self.modes, settings, self._send, observer, clock)
         self._pings: dict[int, float] = {}
         """When the last Ping was sent, by its number."""
         self._connections = link.state.connections
@@ -180,7 +157,7 @@ class EdgeLoop:
             self._silence, self._told, self._listened = 0.0, False, timing.began
         self._answers[answer.session_id] = answer
         self._drafter.retain(self._answers)
-        self._explain(f"{self.modes.name}: {self.modes.reason}")
+        self._observer.explained(f"{self.modes.name}: {self.modes.reason}")
         if self._link.state.connections != self._connections:
             self._introduce()
         self._ping()  # before the prompt keeps the cloud busy
@@ -202,7 +179,7 @@ class EdgeLoop:
         stats.finish = answer.state.finish or answer.unverified.finish
         stats.token_ids = [*answer.state.answer, *answer.unverified.tokens]
         stats.mode = self.modes.name
-        self._explain(f"{self.modes.name}: at the end; {self.modes.figures}")
+        self._observer.explained(f"{self.modes.name}: at the end; {self.modes.figures}")
 
     def turn(self) -> None:
         """One draft step over all answers that can use it, then the messages that have come.
@@ -210,7 +187,8 @@ class EdgeLoop:
         Waits for messages, `settings.patience` seconds at most, if there was nothing to draft.
         Committed pieces are in `Answer.unread`; an answer that cannot go on has an `error`.
         """
-        busy = self._draft()
+        self._report_offline()
+        busy = self._drafting.turn(self._answers.values())
         before = self._clock()
         timeout = 0.0 if busy else self._timeout(before)
         messages = self._link.receive(timeout)
@@ -232,105 +210,13 @@ class EdgeLoop:
         if messages and self.modes.reconsider():
             self._change_mode(now)
 
-    # Drafting
-
-    def _draft(self) -> bool:
-        """Makes one draft step and sends what is due. True if there may be another step."""
-        began = self._clock()
-        offline = [answer for answer in self._answers.values() if self._is_offline(answer)]
-        if offline:
-            self._write_offline(offline)
-        timings = self.modes.measurements.timings
-        offers = {
-            answer: answer.choices(timings)
-            for answer in self._answers.values()
-            if not answer.deferral.waiting and answer not in offline
-        }
-        step = best_together(
-            ((answer, choice) for answer, choices in offers.items() for choice in choices),
-            timings.together,
-            lambda offer: offer[1].worth,
-        )
-        if step:
-            self._step(step, began)
-        for answer, choices in offers.items():
-            answer.timing.idle = not choices
-            self._send_due(answer, began)
-        return bool(step or offline)
-
-    def _is_offline(self, answer: Answer) -> bool:
-        """True if the answer goes on without the cloud now."""
-        settings = self._settings
-        lost = answer.timing.unheard >= settings.offline_after and not answer.over
-        return lost and settings.offline == "draft"
-
-    def _write_offline(self, answers: Sequence[Answer]) -> None:
-        """One token of the draft model for each answer, handed out as unverified."""
-        requests = []
-        for answer in answers:
-            if not answer.unverified:
-                lost = "the cloud is lost" if self._met else f"no cloud at {self._settings.connect}"
-                self._report(f"{lost}; the draft writes on alone, unverified")
-            answer.timing.idle = True
-            tokens = [*answer.state.tokens, *answer.unverified.tokens]
-            requests.append(DraftRequest(answer.session_id, tokens, answer.request.sampling))
-        for answer, guess in zip(answers, self._drafter.guess(requests), strict=True):
-            if guess is None:
-                answer.error = self._unheard(answer)
-            else:
-                answer.add_unverified(guess, self._clock())
-
-    def _step(self, step: Sequence[tuple[Answer, Choice]], began: float) -> None:
-        paths = [(answer, answer.path_of(choice)) for answer, choice in step]
-        self._guess(paths)
-        now = self._clock()
-        answers = list(dict.fromkeys(answer for answer, _ in step))
-        for answer in self._answers.values():
-            answer.stats.drafting_seconds += now - began
-        # A step in which the drafter reads a prompt says nothing about the steps after it.
-        if all(answer.timing.prompt_read for answer in answers):
-            self.modes.measurements.add_draft_step(now - began, len(step))
-        for answer in answers:
-            answer.timing.prompt_read = True
-        for answer, path in paths if self._observer.trace else ():
-            self._note("draft", answer, began, now, round=path.round, base=len(path.ahead))
-
-    def _guess(self, paths: Sequence[tuple[Answer, DraftedPath]]) -> None:
-        requests = [
-            DraftRequest(answer.session_id, answer.tree.tokens(path), answer.request.sampling)
-            for answer, path in paths
-        ]
-        for (answer, path), guess in zip(paths, self._drafter.guess(requests), strict=True):
-            answer.tree.grow(path, guess)
-
-    def _send_due(self, answer: Answer, began: float) -> None:
-        """Sends drafted tokens that are enough for a packet, or have waited long enough."""
-        idle, policy = answer.timing.idle, self._settings.drafting
-        pending = answer.pending(idle=idle)
-        if not pending:
-            return
-        since = answer.timing.unsent_since = answer.timing.unsent_since or began
-        if idle or pending >= policy.pack_tokens or self._clock() - since >= self._pack_s:
-            answer.timing.unsent_since = None
-            for packet in answer.packets():
-                self._send_draft(answer, packet)
-
-    @property
-    def _pack_s(self) -> float:
-        """Seconds that drafted tokens wait for more to share their packet."""
-        policy = self._settings.drafting
-        step = self.modes.measurements.step if self.modes.shared else 0.0
-        return max(policy.pack_s, policy.shared_pack_step_share * step)
-
-    def _send_draft(self, answer: Answer, packet: Draft) -> None:
-        self._send(packet)
-        now = self._clock()
-        self._note(
-            "send", answer, now, now, round=packet.round, base=packet.base,
-            tokens=len(packet.tokens),
-        )  # fmt: skip
-
     # Waiting
+
+    def _report_offline(self) -> None:
+        for answer in self._answers.values():
+            if answer.offline and not answer.unverified:
+                lost = "the cloud is lost" if self._met else f"no cloud at {self._settings.connect}"
+                self._observer.reported(f"{lost}; the draft writes on alone, unverified")
 
     def _timeout(self, now: float) -> float:
         """Seconds to wait for messages: until an answer has to ask, or to be opened, again."""
@@ -353,7 +239,7 @@ class EdgeLoop:
     def _count_wait(self, before: float, now: float, waited: float) -> None:
         for answer in self._answers.values():
             answer.stats.waiting_seconds += waited
-            self._note("wait", answer, before, now)
+            self._observer.note("wait", answer, before, now)
 
     def _count_silence(self, messages: Sequence[AnyMessage], waited: float) -> None:
         """Measures how long the link has been silent while answers wait for it, and reports it.
@@ -370,7 +256,7 @@ class EdgeLoop:
         self._silence += waited
         if self._silence >= self._settings.limits.stall_s and not self._told:
             self._told = True
-            self._report(f"waiting for the cloud at {self._settings.connect} …")
+            self._observer.reported(f"waiting for the cloud at {self._settings.connect} …")
 
     def _ask_again(self, messages: Sequence[AnyMessage], now: float) -> None:
         """Sends a Resume for each answer that has nothing to draft and has had no message for
@@ -386,9 +272,7 @@ class EdgeLoop:
             timing.unheard += elapsed
             if answer.session_id in heard or answer.deferral.waiting:
                 timing.unheard = 0.0
-            elif self._is_offline(answer):
-                pass
-            elif timing.unheard >= self._settings.give_up and not answer.over:
+            elif timing.unheard >= self._settings.give_up and not (answer.over or answer.offline):
                 answer.error = self._unheard(answer)
             if answer.session_id in heard or not timing.idle or answer.deferral.waiting:
                 timing.silence = 0.0
@@ -473,7 +357,7 @@ class EdgeLoop:
         without one."""
         before, self.arithmetic = self.arithmetic, welcome.arithmetic
         if before and self.arithmetic and before != self.arithmetic:
-            self._report(
+            self._observer.reported(
                 f"this cloud computes with {self.arithmetic}, the one before with {before}; "
                 "where two tokens are almost equally likely, answers may differ"
             )
@@ -493,7 +377,9 @@ class EdgeLoop:
             answer.deferral.served()
             if message.wait_ms:
                 wait_s = message.wait_ms / 1e3
-                self._report(f"the cloud is busy; the answer starts in about {wait_s:.1f} s")
+                self._observer.reported(
+                    f"the cloud is busy; the answer starts in about {wait_s:.1f} s"
+                )
         elif isinstance(message, Error):
             try:
                 self._refused(answer, message)
@@ -508,7 +394,9 @@ class EdgeLoop:
     def _refused(self, answer: Answer, error: Error) -> None:
         if answer.deferred(error):
             wait_s = answer.deferral.put_off(error, self._clock())
-            self._report(f"waiting for the cloud: {error.message}; asking again in {wait_s:.1f} s")
+            self._observer.reported(
+                f"waiting for the cloud: {error.message}; asking again in {wait_s:.1f} s"
+            )
         elif answer.deferral.waiting and error.code == "session":
             pass  # a reply to what was sent before
         elif (opening := answer.on_error(error, self.modes.terms)) is not None:
@@ -532,27 +420,13 @@ class EdgeLoop:
         if since and (not verdict.round or self.modes.shared):
             own = len(news.tokens) - news.accepted
             self.modes.measurements.add_target_step(since, max(1, own))
-        self._note(
+        self._observer.note(
             "receive", answer, now, now, round=verdict.round, base=verdict.base,
             tokens=len(news.tokens), note=hit or "",
         )  # fmt: skip
 
     def _change_mode(self, now: float) -> None:
-        self._explain(f"{self.modes.name}: {self.modes.reason}")
+        self._observer.explained(f"{self.modes.name}: {self.modes.reason}")
         for answer in self._answers.values():
             self._link.send(answer.serve(self.modes.terms))
-            self._note("mode", answer, now, now, note=self.modes.name)
-
-    # Reports
-
-    def _explain(self, sentence: str) -> None:
-        if self._observer.explain:
-            self._observer.explain(sentence)
-
-    def _report(self, sentence: str) -> None:
-        if self._observer.report:
-            self._observer.report(sentence)
-
-    def _note(self, what: What, answer: Answer, start: float, end: float, **about: Any) -> None:
-        if self._observer.trace:
-            self._observer.trace.add(what, start, end, session=answer.session_id, **about)
+            self._observer.note("mode", answer, now, now, note=self.modes.name)

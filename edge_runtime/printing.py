@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_runtime.completion import Completion
-from edge_runtime.loop import Observer
+from edge_runtime.observer import Observer
 from edge_runtime.piece_writer import PieceWriter, note
 from edge_runtime.session_file import SessionFile
 from edgespec.config import Request

@@ -14,7 +14,8 @@ from cloud_runtime.costs import Speeds, StepCosts
 from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
 from edge_runtime.handshake import DeviceIdentity
-from edge_runtime.loop import UNOBSERVED, EdgeLoop
+from edge_runtime.loop import EdgeLoop
+from edge_runtime.observer import UNOBSERVED
 from edgespec.config import CloudSettings, EdgeSettings, Request
 from edgespec.loopback import LoopbackHub
 from edgespec.manifest import Bundle

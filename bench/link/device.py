@@ -14,7 +14,8 @@ from bench.link.figures import StepTimes
 from bench.link.shape import LinkShape
 from edge_runtime.drafters import open_drafter
 from edge_runtime.handshake import DeviceIdentity
-from edge_runtime.loop import EdgeLoop, Observer
+from edge_runtime.loop import EdgeLoop
+from edge_runtime.observer import Observer
 from edgespec.config import EdgeSettings, Request
 from edgespec.manifest import Bundle
 from edgespec.telemetry import AnswerStats

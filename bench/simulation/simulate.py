@@ -22,7 +22,8 @@ from cloud_runtime.server import CloudLoop
 from cloud_runtime.service import Identity, Service
 from cloud_runtime.warmup import measure
 from edge_runtime.handshake import DeviceIdentity
-from edge_runtime.loop import EdgeLoop, Observer
+from edge_runtime.loop import EdgeLoop
+from edge_runtime.observer import Observer
 from edgespec.config import NO_DRAFTER, CloudSettings, EdgeSettings, Request
 from edgespec.errors import EdgespecError
 from edgespec.policies import SchedulerPolicy

@@ -5,7 +5,7 @@ from itertools import count
 
 import pytest
 
-from edge_runtime.loop import Observer
+from edge_runtime.observer import Observer
 from edgespec.config import Request, Tactics
 from edgespec.errors import LinkError
 from edgespec.protocol import Error, Verdict

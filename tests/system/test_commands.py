@@ -24,7 +24,8 @@ from bench.link.emulator import emulated_link
 from bench.link.shape import LinkShape
 from cli.main import main
 from edge_runtime.handshake import DeviceIdentity
-from edge_runtime.loop import EdgeLoop, Observer
+from edge_runtime.loop import EdgeLoop
+from edge_runtime.observer import Observer
 from edgespec.config import Backend, EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError
 from edgespec.protocol import Hello, Verdict, pack, unpack
