@@ -55,6 +55,8 @@ class _Connection:
     """Bytes of its messages that the cloud has taken out of the socket."""
     greeted: bool = False
     """True once the cloud has taken a valid Hello from it."""
+    owner: bytes = b""
+    """CURVE key (Z85) of a greeted connection; empty where links are not encrypted."""
     sent_bytes: int = 0
     """Bytes of messages for it that ZeroMQ has accepted, raised to what the peer has taken."""
     acknowledged_bytes: int = 0
@@ -89,6 +91,8 @@ class ConnectionGuard:
         self._lock = threading.Lock()
         self.read_s = 0.0
         """Monotonic time at which the cloud last read the socket; it does not while it loads."""
+        self.accepted_count = 0
+        """Connections accepted so far."""
         self.cut_count = 0
         """Connections shut down so far."""
         events = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
@@ -109,10 +113,18 @@ class ConnectionGuard:
                 connection = self._register(file)
         connection.taken_bytes += size
 
-    def greeted(self, file: int) -> None:
-        """The message just taken was a valid Hello: from now on its packets may be large."""
+    def greeted(self, file: int, owner: bytes = b"") -> None:
+        """The message just taken was a valid Hello: from now on its packets may be large.
+
+        `owner`: key of the device. One that has too many connections loses its oldest.
+        """
         with self._lock:
-            self._register(file).greeted = True
+            connection = self._register(file)
+            connection.greeted, connection.owner = True, owner
+            if owner:
+                same = [f for f, c in self._connections.items() if c.owner == owner]
+                if len(same) > self._limits.connections_per_key:
+                    self._shut(same[0], "its device has too many connections")
 
     def takes(self, file: int, size: int) -> bool:
         """True if a connection may be sent `size` more bytes; False if its peer does not read.
@@ -164,6 +176,7 @@ class ConnectionGuard:
                     if event["event"] == zmq.EVENT_DISCONNECTED:
                         self._forget(file)
                     else:
+                        self.accepted_count += 1
                         self._register(file)
                         self._keep_to_capacity()
 

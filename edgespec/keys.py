@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from stat import S_ISREG
 
 import zmq.auth
 
@@ -21,6 +22,8 @@ from edgespec.key_files import publish_pair, warn_if_readable
 log = logging.getLogger("edgespec.cloud")
 
 PUBLIC, SECRET = ".key", ".key_secret"
+_KEY_FILE_BYTES = 65_536
+"""Size of a file above which it is no key file."""
 _KEY_CHARS_COUNT = 40
 """Length of a key in Z85."""
 
@@ -67,6 +70,16 @@ def _read(path: Path) -> tuple[bytes, bytes]:
     if any(len(key) != _KEY_CHARS_COUNT for key in (public, secret or public)):
         raise UsageError(f"{path} holds no valid key; make one with 'edgespec keygen'")
     return public, secret or b""
+
+
+def _key_stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """What the system says of a public key file; None for anything else, as a link to nowhere."""
+    try:
+        stat = entry.stat()
+    except OSError:
+        return None
+    is_key = entry.name.endswith(PUBLIC) and S_ISREG(stat.st_mode)
+    return stat if is_key and stat.st_size <= _KEY_FILE_BYTES else None
 
 
 class ClientFolder:
@@ -116,9 +129,7 @@ class ClientFolder:
         """Reads the folder if anything in it has changed."""
         try:
             with os.scandir(self._folder) as entries:
-                stats = {
-                    entry.name: entry.stat() for entry in entries if entry.name.endswith(PUBLIC)
-                }
+                stats = {entry.name: stat for entry in entries if (stat := _key_stat(entry))}
         except OSError:
             return
         state = {name: (stat.st_mtime_ns, stat.st_size) for name, stat in sorted(stats.items())}

@@ -215,6 +215,8 @@ class LinkLimits:
     """Time after which an attempt to connect that gets no reply is made anew."""
     connections: int = 4096
     """Connections of a cloud; fewer where its file descriptors do not suffice."""
+    connections_per_key: int = 16
+    """Connections of one device key after their Hello; beyond that the oldest is cut."""
     hello_timeout_s: float = 10.0
     """Time within which a new connection must have sent a valid Hello."""
     hello_bytes: int = 65_536

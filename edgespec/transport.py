@@ -21,6 +21,7 @@ from edgespec.connections import ConnectionGuard
 from edgespec.errors import LinkError, UsageError
 from edgespec.keys import ClientFolder, read_pair, read_public
 from edgespec.link_state import LinkMonitor, LinkState
+from edgespec.peers import Peer, Peers, router_socket
 from edgespec.policies import LinkLimits
 from edgespec.protocol import (
     MAX_FRAMES,
@@ -218,7 +219,7 @@ class RouterHub(Hub):
         keys = read_pair(secret_key) if secret_key else None
         self._clients = ClientFolder(clients) if clients else None
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket, self._names = router_socket(self._context)
         self._limits = limits
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, limits.send_queue_packets)
@@ -228,10 +229,7 @@ class RouterHub(Hub):
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         self._guard: ConnectionGuard | None = None
         self._authenticator = _authenticator(self._context, self._clients) if keys else None
-        self._files: dict[bytes, int] = {}
-        """File descriptor of the connection that brought each peer's last packet."""
-        self._owners: dict[bytes, bytes] = {}
-        """CURVE key of each peer, Z85."""
+        self._peers = Peers(limits.connections)
         self._frame_bytes = _CURVE_FRAME_BYTES if keys is not None else _FRAME_BYTES
         try:
             if keys is not None:
@@ -250,24 +248,25 @@ class RouterHub(Hub):
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def send(self, peer: bytes, message: Message) -> Fate | None:
-        packet, file = pack(message), self._files.get(peer)
+        found, guard = self._peers.get(peer), self._guard
+        if found is None or guard is None:
+            return "gone"
+        packet = pack(message)
         size = sum(len(frame) + self._frame_bytes for frame in packet)
-        guard = self._guard if file is not None else None
-        if guard is not None and file is not None and not guard.takes(file, size):
+        if not guard.takes(found.file, size):
             return "unread"
         try:
-            self._socket.send_multipart([peer, *packet], zmq.NOBLOCK, copy=True)
+            self._socket.send_multipart([found.name, *packet], zmq.NOBLOCK, copy=True)
         except zmq.Again:
             return "unread"
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._forget(peer)
+            self._peers.forget(peer)
             return "gone"
-        if guard is not None and file is not None:
-            guard.sent(file, size)
-            if isinstance(message, Welcome):
-                guard.greeted(file)
+        guard.sent(found.file, size)
+        if isinstance(message, Welcome):
+            guard.greeted(found.file, found.owner)
         return None
 
     def receive(self, timeout: float) -> list[tuple[bytes, Packet]]:
@@ -290,11 +289,11 @@ class RouterHub(Hub):
     def _take(self) -> tuple[bytes, Packet]:
         """The next packet and its peer; frames beyond `MAX_FRAMES` are dropped with the connection.
 
-        The packet is empty if the peer speaks a ZMTP older than 3, whose connections ZeroMQ does
-        not name. Raises `zmq.Again` if no packet waits.
+        The packet is empty if the peer must not be served, or speaks a ZMTP older than 3, whose
+        connections ZeroMQ does not name. Raises `zmq.Again` if no packet waits.
         """
         name = self._socket.recv(zmq.NOBLOCK, copy=False)
-        peer, file = name.bytes, _descriptor(name)
+        file = _descriptor(name)
         packet: Packet = []
         size = count = 0
         while self._socket.getsockopt(zmq.RCVMORE):
@@ -303,31 +302,31 @@ class RouterHub(Hub):
             count += 1
             if count <= MAX_FRAMES:
                 packet.append(frame)
-        if file is None:
-            return peer, []
-        self._remember(peer, file, name)
-        if self._guard is not None:
-            self._guard.took(file, size)
-            if count > MAX_FRAMES:
-                self._guard.cut(file, "it sends what is not a message")
-        return peer, packet
+        if file is None or self._guard is None:
+            return b"", []
+        owner = str(name.get("User-Id")).encode() if self._authenticator is not None else b""
+        peer = self._peers.heard(name.bytes, file, owner)
+        self._guard.took(file, size)
+        if reason := self._offence(peer, count):
+            self._guard.cut(file, reason)
+            self._peers.forget(peer.id)
+            return peer.id, []
+        return peer.id, packet
 
-    def _remember(self, peer: bytes, file: int, name: zmq.Frame) -> None:
-        """Keeps connection and key of a peer's last packet; forgets peers silent for longest."""
-        self._forget(peer)
-        self._files[peer] = file
-        if self._authenticator is not None:
-            self._owners[peer] = str(name.get("User-Id")).encode()
-        if len(self._files) > self._limits.connections:
-            self._forget(next(iter(self._files)))
-
-    def _forget(self, peer: bytes) -> None:
-        self._files.pop(peer, None)
-        self._owners.pop(peer, None)
+    def _offence(self, peer: Peer, frames: int) -> str:
+        """Why a connection is cut after a packet of so many frames; empty: it is not."""
+        assert self._guard is not None
+        if frames > MAX_FRAMES:
+            return "it sends what is not a message"
+        if not self._names.genuine(peer.name, self._guard.accepted_count):
+            return "it chose a name that ZeroMQ may give to another"
+        if self._clients is not None and not self._clients.name(peer.owner):
+            return "its key was removed"
+        return ""
 
     def owner(self, peer: bytes) -> bytes:
         """The CURVE key (Z85) of a peer's connection; empty where links are not encrypted."""
-        return self._owners.get(peer, b"")
+        return self._peers.owner(peer)
 
     def name_of(self, key: bytes) -> str:
         """The name that the cloud's list of devices has for a key; empty without a list."""
@@ -337,9 +336,9 @@ class RouterHub(Hub):
         """Keys that were removed from the list since the last call; their connections are cut."""
         revoked = self._clients.take_revoked() if self._clients else set()
         if revoked and self._guard is not None:
-            for peer in [peer for peer, owner in self._owners.items() if owner in revoked]:
-                self._guard.cut(self._files[peer], "its key was removed")
-                self._forget(peer)
+            for peer in [peer for peer in self._peers if peer.owner in revoked]:
+                self._guard.cut(peer.file, "its key was removed")
+                self._peers.forget(peer.id)
         return revoked
 
     def close(self) -> None:

@@ -106,7 +106,7 @@ def test_a_removed_device_is_shut_out_and_the_others_notice_nothing(tmp_path):
         assert answers(hub, links["one"]) and answers(hub, links["two"])
         assert not answers(hub, links["stranger"], 0.5)
         assert not answers(hub, unnamed, 0.5)
-        owners = {hub.owner(peer) for peer in hub._owners}
+        owners = {hub.owner(peer.id) for peer in hub._peers}
         assert owners == {read_public(pairs[name][0]) for name in ("one", "two")}
         (folder / "one.key").unlink()
         began, revoked = time.monotonic(), set()
