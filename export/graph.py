@@ -20,6 +20,9 @@ opset.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -39,12 +42,20 @@ class GraphWriter(NodeWriter):
     """A graph in construction, with weights from a checkpoint."""
 
     def __init__(
-        self, weights: WeightFolder, precisions: Precisions, opset: int, file: str
+        self,
+        weights: WeightFolder,
+        precisions: Precisions,
+        opset: int,
+        file: str,
+        *,
+        join: bool = False,
     ) -> None:
+        """`join`: projections of the same inputs are one product."""
         super().__init__(precisions, opset)
         self.operators = operators(self)
         self.weights = weights
         self._file = file
+        self._join = join
 
     def matrix(self, name: str, matrix: Matrix) -> ir.Value:
         if not isinstance(matrix, QuantisedTensors):
@@ -58,11 +69,41 @@ class GraphWriter(NodeWriter):
     def linear(self, name: str, x: ir.Value) -> ir.Value:
         """Add `x @ weight.T`, plus the bias if the checkpoint has one."""
         stored = self.weights.linear(self._file, f"{name}.weight", self.precisions.layers)
+        return self._product(name, x, stored, [name])
+
+    def linears(self, name: str, parts: Sequence[str], x: ir.Value) -> Sequence[ir.Value]:
+        """Add several projections of `x`: one product `name` and a split, if they are joined."""
+        if not self._join:
+            return [self.linear(part, x) for part in parts]
+        names = [f"{part}.weight" for part in parts]
+        stored = self.weights.joined(self._file, f"{name}.weight", names, self.precisions.layers)
+        if len(stored) > 1:
+            products = zip(parts, stored, strict=True)
+            return [self._product(part, x, one, [part]) for part, one in products]
+        sizes = np.array([self.weights.checkpoint.shape(part)[0] for part in names])
+        whole = self._product(name, x, stored[0], parts)
+        return self.nodes(
+            "Split",
+            f"{name}.parts",
+            len(parts),
+            whole,
+            self.constant(f"{name}.sizes", sizes),
+            axis=-1,
+        )
+
+    def _product(self, name: str, x: ir.Value, stored: Matrix, parts: Sequence[str]) -> ir.Value:
+        """Add a product with a stored matrix, and the biases of the parts that it consists of."""
         y = self.node("MatMul", name, x, self.matrix(f"{name}.weight", stored))
+        if not any(self.weights.has(f"{part}.bias") for part in parts):
+            return y
+        bias = self.constant(f"{name}.bias", np.concatenate([self._bias(part) for part in parts]))
+        return self.node("Add", f"{name}.biased", y, bias)
+
+    def _bias(self, name: str) -> npt.NDArray[Any]:
+        """Return a projection's bias; zeros if it has none."""
         if self.weights.has(f"{name}.bias"):
-            bias = self.constant(f"{name}.bias", self.weights.vector(f"{name}.bias", self.dtype))
-            y = self.node("Add", f"{name}.biased", y, bias)
-        return y
+            return self.weights.vector(f"{name}.bias", self.dtype)
+        return np.zeros(self.weights.checkpoint.shape(f"{name}.weight")[0], self.dtype)
 
     def norm(self, name: str, x: ir.Value, epsilon: float) -> ir.Value:
         """Add an RMS norm over the last axis, computed in fp32."""
@@ -84,10 +125,10 @@ def decoder(
 
     The first layer is preceded by the embedding, the last one followed by the final norm. A graph
     `with_head` is a draft's. The cloud verifies its tokens, so speed matters more there than equal
-    bits in every configuration.
+    bits in every configuration. Its projections of the same inputs are one product.
     """
     shapes = weights.checkpoint.architecture
-    graph = GraphWriter(weights, precisions, opset, file)
+    graph = GraphWriter(weights, precisions, opset, file, join=with_head)
     first, last = layers.start == 0, layers.stop == shapes.layers
     if first:
         ids = graph.input("input_ids", ["batch", "tokens"], _INT64)
@@ -158,11 +199,12 @@ def _attention(
 ) -> ir.Value:
     prefix = f"model.layers.{layer}.self_attn"
 
+    projected = graph.linears(f"{prefix}.qkv_proj", [f"{prefix}.{c}_proj" for c in "qkv"], x)
+    flat = dict(zip("qkv", projected, strict=True))
+
     def heads(letter: str, count: int) -> ir.Value:
         split = graph.constant(f"split.{count}", np.array([0, 0, count, shapes.head_dim]))
-        y = graph.node(
-            "Reshape", f"{prefix}.{letter}_split", graph.linear(f"{prefix}.{letter}_proj", x), split
-        )
+        y = graph.node("Reshape", f"{prefix}.{letter}_split", flat[letter], split)
         if shapes.qk_norm and letter != "v":
             y = graph.norm(f"{prefix}.{letter}_norm", y, shapes.norm_epsilon)
         return graph.node("Transpose", f"{prefix}.{letter}_heads", y, perm=[0, 2, 1, 3])
@@ -185,8 +227,11 @@ def _attention(
 
 def _feed_forward(graph: GraphWriter, layer: int, x: ir.Value) -> ir.Value:
     prefix = f"model.layers.{layer}.mlp"
-    gate = graph.operators.swish(f"{prefix}.gate", graph.linear(f"{prefix}.gate_proj", x))
-    gated = graph.node("Mul", f"{prefix}.gated", gate, graph.linear(f"{prefix}.up_proj", x))
+    gate, up = graph.linears(
+        f"{prefix}.gate_up_proj", [f"{prefix}.gate_proj", f"{prefix}.up_proj"], x
+    )
+    gate = graph.operators.swish(f"{prefix}.gate", gate)
+    gated = graph.node("Mul", f"{prefix}.gated", gate, up)
     return graph.linear(f"{prefix}.down_proj", gated)
 
 

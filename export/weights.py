@@ -7,7 +7,7 @@ Weights that two graphs of a folder share (tied embedding and head, rotary table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ class QuantisedTensors(NamedTuple):
 
 
 Matrix = ir.ExternalTensor | QuantisedTensors
+Arrays = Sequence[npt.NDArray[Any]]
+"""A matrix `[inputs, outputs]`: its floats, or the two results of `quantise`."""
 Ids = npt.NDArray[np.int64] | None
 """Ascending rows of a matrix; None for all of them."""
 
@@ -79,16 +81,41 @@ class WeightFolder:
 
         Integers of a quantised checkpoint are stored unchanged, for any quantised `precision`.
         """
+        return self._store(file, name, self._read(name, precision, kept))
+
+    def joined(
+        self, file: str, name: str, parts: Sequence[str], precision: Precision
+    ) -> list[Matrix]:
+        """Store projections of the same inputs side by side, as one matrix `name`.
+
+        Stores each one alone if a quantised checkpoint gives them different numbers of bits.
+        """
+        read = [self._read(part, precision) for part in parts]
+        if len({part.dtype for part, *_ in read}) > 1:
+            return [self._store(file, part, one) for part, one in zip(parts, read, strict=True)]
+        whole = [np.concatenate(arrays, axis=1) for arrays in zip(*read, strict=True)]
+        return [self._store(file, name, whole)]
+
+    def _read(self, name: str, precision: Precision, kept: Ids = None) -> Arrays:
+        """Read a projection as `[inputs, outputs]`: floats, or values and scales."""
         blocks = None if precision in _FLOATS else self.checkpoint.blocks(name)
         rows = slice(None) if kept is None else kept
         if blocks is not None:
             values = blocks.values[rows].T.astype(np.int8 if blocks.bits == 8 else ml_dtypes.int4)
             self._advance(self.checkpoint.nbytes(name))
-            return self._quantised(file, name, values, blocks.scales[rows].T)
+            return values, blocks.scales[rows].T
         if precision in _FLOATS:
-            transposed = self._transposed(name, np.dtype(_FLOATS[precision]), kept)
-            return self._append(file, name, transposed)
-        return self._quantised(file, name, *self._rounded(name, precision, kept))
+            return (self._transposed(name, np.dtype(_FLOATS[precision]), kept),)
+        return self._rounded(name, precision, kept)
+
+    def _store(self, file: str, name: str, arrays: Arrays) -> Matrix:
+        if len(arrays) == 1:
+            return self._append(file, name, arrays[0])
+        values, scales = arrays
+        return QuantisedTensors(
+            self._append(file, f"{name}.values", values),
+            self._append(file, f"{name}.scales", scales),
+        )
 
     def table(self, name: str, precision: Precision, kept: Ids = None) -> ir.ExternalTensor:
         """Store an embedding `[vocabulary, hidden]`, or its `kept` rows, in a float precision.
@@ -178,15 +205,6 @@ class WeightFolder:
                 cut = slice(first + start, first + start + len(part))
                 values[:, cut], scales[:, cut] = quantise(part.T, _BITS[precision])
         return values, scales
-
-    def _quantised(
-        self, file: str, name: str, values: npt.NDArray[Any], scales: npt.NDArray[np.float32]
-    ) -> QuantisedTensors:
-        """Store the result of `quantise`: values `[inputs, outputs]` and their scales."""
-        return QuantisedTensors(
-            self._append(file, f"{name}.values", values),
-            self._append(file, f"{name}.scales", scales),
-        )
 
     def _append(self, file: str, name: str, array: npt.NDArray[Any]) -> ir.ExternalTensor:
         # An even number of rows, because two int4 share a byte.
