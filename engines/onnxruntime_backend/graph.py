@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -25,16 +24,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as _native
 
 from edgespec.errors import EngineError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
 from engines.base import HEAD_OUTPUTS
 from engines.cache.device_memory import DeviceArray
-from engines.cache.pools import CAPACITIES, CacheTensor
+from engines.cache.pools import CacheTensor
 from engines.cuda import GpuDevice
 from engines.machine.profiles import CPU, CUDA, ONNX_RUNTIME, runs_graphs
 from engines.onnxruntime_backend.freed import give_back_freed
+from engines.onnxruntime_backend.session import ORT_ERRORS, OrtSettings, open_session, reason
 
 Role = Literal["draft", "target"]
 
@@ -45,16 +44,6 @@ _DTYPES: Mapping[str, Any] = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
 }
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    RuntimeError,
-    ValueError,
-    # ONNX Runtime's own errors have no common base class but Exception.
-    *(
-        kind
-        for kind in vars(_native).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
 _INSTEAD: Mapping[Role, str] = MappingProxyType(
     {
         "draft": "take a draft exported with --profile cpu-compat, or --drafter ngram",
@@ -73,21 +62,6 @@ _SHAPE_OPERATORS = frozenset(
 shapes there on purpose, and the mask of the plain operators is small."""
 _LAYER_PREFIXES = ("model.layers.", "cache_")
 """Prefixes of the names of a layer's nodes."""
-
-
-@dataclass(frozen=True)
-class OrtSettings:
-    """Settings of a graph in ONNX Runtime and of the engine over it."""
-
-    threads: int = 1
-    slots: int = 16
-    min_tokens: int = 2
-    """2 for exactness. A draft may use 1: the target verifies its tokens anyway."""
-    arena: bool = True
-    """ORT's memory arena: faster, but keeps its peak. Off on devices with little memory."""
-    providers: tuple[str, ...] = (CPU,)
-    capacities: tuple[int, ...] = CAPACITIES
-    """Positions that a slot may hold."""
 
 
 class Graph:
@@ -111,9 +85,10 @@ class Graph:
         providers: list[Any] = [p for p in settings.providers if p in available] or [CPU]
         if gpu:
             providers.insert(0, (CUDA, cuda_options(gpu)))
-        options = _session_options(settings, record_placement=gpu is not None)
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            self.session = open_session(
+                path, settings, providers, draft=role == "draft", placement=gpu is not None
+            )
         except ORT_ERRORS as error:
             version = onnxruntime.__version__
             raise EngineError(
@@ -138,21 +113,6 @@ class Graph:
         ]
 
 
-def _session_options(settings: OrtSettings, *, record_placement: bool) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
-    options.inter_op_num_threads = 1
-    options.enable_cpu_mem_arena = settings.arena
-    options.log_severity_level = 3  # errors only
-    # Device and cloud may share cores, and a spinning thread pool would block them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # int8 dot products for QDQ weights: 2.7 times fp32 for one row, same bits in any batch.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
-    if record_placement:
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return options
-
-
 def too_old(version: str, path: Path, opset: int, role: Role) -> str:
     """Returns why this ONNX Runtime cannot run a graph, with advice; empty if it can."""
     if runs_graphs(version, opset):
@@ -165,11 +125,6 @@ def too_old(version: str, path: Path, opset: int, role: Role) -> str:
         f"ONNX Runtime {version} is too old for {path}, which needs {needed} (opset {opset}); "
         f"{advice}"
     )
-
-
-def reason(error: Exception) -> str:
-    """Returns the first line of an error's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Placed(NamedTuple):

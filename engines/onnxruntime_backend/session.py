@@ -1,0 +1,101 @@
+"""Sessions of ONNX Runtime: their options, their errors, and which graph they load.
+
+**Threads.** A pool whose threads never spin wakes a thread for each of some hundred products of a
+step, which costs more than the second thread brings. A pool that spins all the time takes the cores
+of other processes. Therefore threads spin while a step runs, and stop at its end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _native
+
+from engines.cache.pools import CAPACITIES
+from engines.machine.profiles import CPU
+from engines.onnxruntime_backend.rewrite import rewritten
+
+log = logging.getLogger("edgespec.engines")
+
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    # ONNX Runtime's own errors have no common base class but Exception.
+    *(
+        kind
+        for kind in vars(_native).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+)
+
+
+@dataclass(frozen=True)
+class OrtSettings:
+    """Settings of a graph in ONNX Runtime and of the engine over it."""
+
+    threads: int = 1
+    slots: int = 16
+    min_tokens: int = 2
+    """2 for exactness. A draft may use 1: the target verifies its tokens anyway."""
+    arena: bool = True
+    """ORT's memory arena: faster, but keeps its peak. Off on devices with little memory."""
+    providers: tuple[str, ...] = (CPU,)
+    capacities: tuple[int, ...] = CAPACITIES
+    """Positions that a slot may hold."""
+    rewrite: bool = True
+    """True to rewrite drafts that run single tokens on a CPU (`rewrite.py`)."""
+
+
+def reason(error: Exception) -> str:
+    """Returns the first line of an error's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def open_session(
+    path: Path, settings: OrtSettings, providers: Sequence[Any], *, draft: bool, placement: bool
+) -> Any:
+    """Loads a file. Raises one of `ORT_ERRORS`.
+
+    `placement`: record which provider runs which node. A draft may be rewritten; if this ONNX
+    Runtime does not take the result, the file is loaded as it is.
+    """
+    if draft and settings.rewrite and settings.min_tokens == 1 and list(providers) == [CPU]:
+        model = _rewritten(path, settings)
+        if model is not None:
+            options = session_options(settings, placement=placement)
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
+            )
+            try:
+                return onnxruntime.InferenceSession(model, options, providers=providers)
+            except ORT_ERRORS as error:
+                log.info("ONNX Runtime loads %s as it is: %s", path, reason(error))
+    options = session_options(settings, placement=placement)
+    return onnxruntime.InferenceSession(str(path), options, providers=providers)
+
+
+def _rewritten(path: Path, settings: OrtSettings) -> bytes | None:
+    try:
+        return rewritten(path.read_bytes(), settings.capacities)
+    except OSError:  # reported when the file is loaded
+        return None
+
+
+def session_options(settings: OrtSettings, *, placement: bool = False) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = settings.arena
+    options.log_severity_level = 3  # errors only
+    # Device and cloud may share cores, and a spinning thread pool would block them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # int8 dot products for QDQ weights: 2.7 times fp32 for one row, same bits in any batch.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+    if placement:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
