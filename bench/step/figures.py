@@ -78,6 +78,8 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True):
 
     shape: str
     machine: Machine
+    load_average: float
+    """Programs that ran or waited for a core, on average over the minute before."""
     bandwidth_gb_s: dict[int, float]
     """Speed of reading memory, by threads."""
     models: list[LoadedModel]

@@ -8,6 +8,7 @@ machine whose speed drifts slows both alike. Figures are medians over the turns.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -51,6 +52,7 @@ def run(settings: StepSettings, *, as_json: bool) -> None:
 
 def measure(settings: StepSettings) -> StepFigures:
     programs = LlamaPrograms(settings.llama_bench) if settings.llama_bench else None
+    load_average, *_ = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="edgespec-bench-") as temporary:
         folder = Path(temporary)
         checkpoint = checkpoint_of(settings.shape, folder)
@@ -64,6 +66,7 @@ def measure(settings: StepSettings) -> StepFigures:
     return StepFigures(
         shape=settings.shape,
         machine=describe(),
+        load_average=round(load_average, 2),
         bandwidth_gb_s={threads: round(speed, 2) for threads, speed in speeds.items()},
         models=[each.model for each in measured],
         steps=[step for each in measured for step in each.steps],

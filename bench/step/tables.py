@@ -11,6 +11,9 @@ from bench.lab.tables import MIN_WIDTH_COLUMNS, Column, table
 from bench.step.figures import StepFigures, TimedStep
 from bench.step.settings import ROLES
 
+BUSY_LOAD = 0.5
+"""Load average before the run from which on the figures are not to be relied on."""
+
 
 class _Line(NamedTuple):
     """Steps of one model with the same number of rows."""
@@ -69,6 +72,8 @@ def _one_token_table(figures: StepFigures) -> Table:
     caption = f"GB/s of reading memory by threads: {', '.join(speeds)}"
     if figures.llama:
         caption += f"; llama.cpp: {figures.llama.build}; ratio above 1: edgespec is faster"
+    if figures.load_average > BUSY_LOAD:
+        caption += f"; the machine was busy (load {figures.load_average:.1f}): measure again"
     title = f"{figures.shape}: one token, one row"
     return table(
         title,

@@ -38,6 +38,12 @@ def short(monkeypatch):
     monkeypatch.setattr("bench.step.bandwidth.READ_BYTES", 1 << 20)
 
 
+@pytest.fixture(params=[0.1, 3.0], ids=["idle", "busy"])
+def load(request, monkeypatch):
+    monkeypatch.setattr("os.getloadavg", lambda: (request.param, 0.0, 0.0))
+    return request.param
+
+
 @pytest.fixture
 def llama_bench(tmp_path):
     """A `llama-bench` that prints a recorded output, and a `llama-quantize` that copies."""
@@ -94,7 +100,7 @@ def test_the_command_on_a_tiny_model(tmp_path, monkeypatch):
     assert not list((tmp_path / "temporary").iterdir())
 
 
-def test_llama_cpp_in_turns(llama_bench, tmp_path):
+def test_llama_cpp_in_turns(llama_bench, tmp_path, load):
     plot = tmp_path / "step.svg"
     options = ("--precision", "int4", "--threads", "1", "--plot", plot, "--json")
     result = bench_step("--llama-bench", llama_bench, *options)
@@ -111,6 +117,8 @@ def test_llama_cpp_in_turns(llama_bench, tmp_path):
     for step in figures["steps"]:
         assert (step["llama_ms"] is None) == (step["rows"] > 1), "llama.cpp has one row"
     assert figures["llama"]["build"] == test.build and "int4" in figures["llama"]["model_mb"]
+    assert figures["load_average"] == load
+    assert ("the machine was busy (load 3.0)" in " ".join(result.stdout.split())) == (load > 1)
     assert "ratio to llama.cpp" in result.stdout and "llama.cpp" in plot.read_text()
 
 
