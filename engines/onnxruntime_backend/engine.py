@@ -31,7 +31,8 @@ from engines.calls import Call
 from engines.cuda import CudaDevice, GpuDevice, Runtime, count, free_memory
 from engines.machine import profiles
 from engines.machine.profiles import CPU, CUDA
-from engines.onnxruntime_backend.graph import Graph, Tensor, bind, run_head
+from engines.onnxruntime_backend.graph import Graph, Tensor, bind
+from engines.onnxruntime_backend.head import BoundHead
 from engines.onnxruntime_backend.session import ORT_ERRORS, OrtSettings, reason
 from engines.staged import Inputs, Sizes, Stage, StagedEngine
 
@@ -84,6 +85,7 @@ class OrtFrame:
         self._bindings = [self._bind(segment.graph) for segment in runner.segments]
         self._exits: dict[int, tuple[Any, Tensor]] = {}
         """Binding and output features of the exit head of each stage."""
+        self._heads: dict[int, BoundHead] = {}
 
     def run(self, stage: int, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
         try:
@@ -110,19 +112,26 @@ class OrtFrame:
         return self._runner.empty((*self._shape, graph.outputs[name].shape[-1]), graph.dtype(name))
 
     def _run(self, stage: int, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
-        segment, binding = self._runner.segments[stage], self._bindings[stage]
+        segment = self._runner.segments[stage]
         if "select" in segment.graph.inputs:  # contains the head, which takes at least one token
             padded = select if select.size else np.zeros(1, np.int64)
-            return run_head(segment.graph, binding, padded)
-        segment.graph.session.run_with_iobinding(binding)
+            return self._head(stage, segment.graph).run(padded)
+        segment.graph.session.run_with_iobinding(self._bindings[stage])
         if not select.size:
             return []
         features = self._exit(stage) if segment.exit else self._tensors["features"]
-        head = self._runner.head
-        assert head is not None
-        binding = head.session.io_binding()
-        bind(binding.bind_input, "features", features)
-        return run_head(head, binding, select)
+        assert self._runner.head is not None
+        return self._head(stage, self._runner.head, features).run(select)
+
+    def _head(self, stage: int, graph: Graph, features: Tensor | None = None) -> BoundHead:
+        """Returns the head after a stage. `features` None: the stage's graph contains it."""
+        if stage not in self._heads:
+            binding = self._bindings[stage]
+            if features is not None:
+                binding = graph.session.io_binding()
+                bind(binding.bind_input, "features", features)
+            self._heads[stage] = BoundHead(graph, binding)
+        return self._heads[stage]
 
     def _exit(self, stage: int) -> Tensor:
         """Runs the exit head after a stage and returns its features."""

@@ -27,7 +27,6 @@ import onnxruntime
 
 from edgespec.errors import EngineError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
-from engines.base import HEAD_OUTPUTS
 from engines.cache.device_memory import DeviceArray
 from engines.cache.pools import CacheTensor
 from engines.cuda import GpuDevice
@@ -149,18 +148,6 @@ def bind(method: Any, name: str, tensor: Tensor) -> None:
     """Binds a tensor to a name. The tensor must live as long as the binding."""
     at = placed(tensor)
     method(name, at.place, 0, at.dtype, at.shape, at.address)
-
-
-def run_head(graph: Graph, binding: Any, select: npt.NDArray[np.int64]) -> list[npt.NDArray[Any]]:
-    """Runs a graph that ends with the head. Returns new host arrays [N, …], N selected tokens."""
-    outputs = []
-    for name in HEAD_OUTPUTS:
-        shape = (len(select), *graph.outputs[name].shape[1:])
-        outputs.append(np.empty(shape, graph.dtype(name)))
-        bind(binding.bind_output, name, outputs[-1])
-    bind(binding.bind_input, "select", select)
-    graph.session.run_with_iobinding(binding)
-    return outputs
 
 
 def cuda_options(device: GpuDevice) -> dict[str, str]:

@@ -1,9 +1,4 @@
-"""Sessions of ONNX Runtime: their options, their errors, and which graph they load.
-
-**Threads.** A pool whose threads never spin wakes a thread for each of some hundred products of a
-step, which costs more than the second thread brings. A pool that spins all the time takes the cores
-of other processes. Therefore threads spin while a step runs, and stop at its end.
-"""
+"""Sessions of ONNX Runtime: their options, their errors, and which graph they load."""
 
 from __future__ import annotations
 
