@@ -32,6 +32,7 @@ from engines.cache.pools import CacheTensor
 from engines.cuda import GpuDevice
 from engines.machine.profiles import CPU, CUDA, ONNX_RUNTIME, runs_graphs
 from engines.onnxruntime_backend.freed import give_back_freed
+from engines.onnxruntime_backend.huge_pages import HugePages
 from engines.onnxruntime_backend.session import ORT_ERRORS, OrtSettings, open_session, reason
 
 Role = Literal["draft", "target"]
@@ -84,6 +85,7 @@ class Graph:
         providers: list[Any] = [p for p in settings.providers if p in available] or [CPU]
         if gpu:
             providers.insert(0, (CUDA, cuda_options(gpu)))
+        memory = HugePages()
         try:
             self.session = open_session(
                 path, settings, providers, draft=role == "draft", placement=gpu is not None
@@ -97,6 +99,8 @@ class Graph:
         if gpu:
             check_placement(path, self.session.get_providers(), placement(self.session))
         give_back_freed()
+        if not gpu:
+            memory.start()
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = {o.name: o for o in self.session.get_outputs()}
 
