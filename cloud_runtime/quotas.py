@@ -36,8 +36,8 @@ class Quota(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     drafted_ids_per_s: Amount = 0
     """Draft ids to verify; the target decodes without further ones."""
     tokens_per_day: Amount = 0
-    """Prompt and answer tokens of its ended sessions; at the bound new ones are refused, and
-    running ones go on. It refills evenly over the day."""
+    """Tokens that its ended sessions were opened with or wrote; at the bound new ones are refused,
+    and running ones go on. It refills evenly over the day."""
 
 
 class Usage:

@@ -106,7 +106,7 @@ class SessionTable:
                 session.terms = message.terms
                 return self._standing(session, peer, shared, now)
             # A late packet opened that session; the device has more tokens by now.
-            self._remove(session, now)
+            self.remove(session, "closed", now)
         reason = unfit(message, self._engine, self._memory)
         if reason:
             return _invalid(message, reason)
@@ -267,10 +267,10 @@ class SessionTable:
         return outgoing
 
     def ended(self, session: CloudSession, reason: str, now: float) -> None:
-        """Records the end of an answer."""
+        """Records the end of an answer, and charges the tokens of its Open and those written."""
         self._durations.ended(now - session.opened_at)
         usage = self._quotas.of_owner(session.owner.key, session.connection.peer, now)
-        usage.spend_tokens(session.state.prompt_length + session.record.tokens, now)
+        usage.spend_tokens(session.length, now)
         device = self._devices.get(session.connection.peer)
         self._events.ended(session, device, reason, now)
 

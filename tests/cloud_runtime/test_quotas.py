@@ -16,6 +16,7 @@ from edgespec.protocol import (
     Open,
     Ping,
     Pong,
+    Resume,
     Terms,
     pack,
 )
@@ -39,8 +40,9 @@ class Cloud:
             replies = self.service.receive(key[:1] + connection, pack(each), self.now, key)
         return replies[0][1] if replies else None
 
-    def open(self, session, key=ROBOT, connection=b""):
-        message = Open(session, SECRET, 3, 5, Sampling(), [], Terms(drafting=False), [1, 2, 3])
+    def open(self, session, key=ROBOT, connection=b"", tokens=(1, 2, 3), most=5):
+        terms = Terms(drafting=False)
+        message = Open(session, SECRET, 3, most, Sampling(), [], terms, list(tokens))
         return self.tell(message, key, connection)
 
     def turn(self):
@@ -70,6 +72,42 @@ def test_tokens_a_day_refuse_new_sessions_until_some_have_refilled():
     assert isinstance(cloud.open(4, OTHER), Admitted)
     cloud.now = refusal.retry_ms / 1e3
     assert isinstance(cloud.open(3), Admitted)
+
+
+def test_committed_tokens_of_an_open_count_as_its_prompt_does():
+    cloud = Cloud(robot=Quota(tokens_per_day=100))
+    cloud.open(1, tokens=[1] * 100, most=98)
+    while cloud.service.sessions.unfinished:
+        cloud.turn()
+    refusal = cloud.open(2)
+    assert "has used its 100 tokens a day" in refusal.message
+    assert refusal.retry_ms == pytest.approx(2 * 864_000.0), "101 tokens, and one to begin with"
+
+
+def test_tokens_of_a_session_that_is_opened_anew_with_more_count():
+    cloud = Cloud(robot=Quota(tokens_per_day=10))
+    cloud.open(1, most=20)
+    for _ in range(8):
+        cloud.turn()
+    (session,) = cloud.service.sessions
+    written = [*session.state.tokens, 1]
+    assert "has used its 10 tokens a day" in cloud.open(1, tokens=written, most=20).message
+    assert len(cloud.service.sessions) == 0
+
+
+def test_tokens_count_once_when_a_device_asks_for_its_session_again():
+    cloud = Cloud(robot=Quota(tokens_per_day=20))
+    cloud.open(1)
+    for _ in range(4):
+        cloud.turn()
+        cloud.open(1)
+        cloud.tell(Resume(1, SECRET, 3))
+    cloud.turn()
+    assert isinstance(cloud.open(2), Admitted)
+    cloud.tell(Close(2, SECRET))
+    assert isinstance(cloud.open(3, most=10), Admitted), "8 + 3 of 20 tokens"
+    cloud.tell(Close(3, SECRET))
+    assert isinstance(cloud.open(4), Admitted), "14 of 20 tokens"
 
 
 def test_ids_beyond_the_quota_are_not_verified_and_the_target_goes_on():
