@@ -93,9 +93,9 @@ class SessionTable:
             if session.connection.peer == peer:
                 session.connection.away = False
 
-    def open(self, device: ConnectedDevice, message: Open, now: float) -> Message:
+    def open(self, device: ConnectedDevice, message: Open, now: float) -> Message | None:
         """Opens a session, or resumes the one that is open under this id."""
-        session, peer = self._sessions.get(message.session), device.peer
+        session = self._sessions.get(message.session)
         if session is not None:
             if not session.owner.admits(device.key, message.secret):
                 return _invalid(message, "that session is another's")
@@ -104,7 +104,7 @@ class SessionTable:
                 return _invalid(message, "that session is another's")
             if shared == len(message.tokens):
                 session.terms = message.terms
-                return self._standing(session, peer, shared, now)
+                return self._resume(session, device, shared, now)
             # A late packet opened that session; the device has more tokens by now.
             self.remove(session, "closed", now)
         reason = unfit(message, self._engine, self._memory)
@@ -184,7 +184,7 @@ class SessionTable:
         A session of another device is treated as one that does not exist. A draft carries no
         secret: it counts by the connection that opened or resumed the session last.
         """
-        session, peer = self._sessions.get(message.session), device.peer
+        session = self._sessions.get(message.session)
         if session is None or not self._admits(session, device, message):
             if isinstance(message, Close | Serve):
                 return None
@@ -193,12 +193,8 @@ class SessionTable:
             self.remove(session, "closed", now)
             return None
         if isinstance(message, Resume):
-            missing_bytes = TOKEN_BYTES * max(0, session.length - message.base)
-            if not device.take_bytes(missing_bytes, now):
-                self._events.trouble(device, "flood", now)
-                return None
-            return self._standing(session, peer, message.base, now)
-        session.connection.heard(peer, now)
+            return self._resume(session, device, message.base, now)
+        session.connection.heard(device.peer, now)
         if isinstance(message, Serve):
             session.terms = message.terms
             return None
@@ -236,6 +232,16 @@ class SessionTable:
             draft = msgspec.structs.replace(draft, tokens=[], confidences=b"")
         session.add_draft(draft, now)
         return None
+
+    def _resume(
+        self, session: CloudSession, device: ConnectedDevice, base: int, now: float
+    ) -> Message | None:
+        """The tokens that a device misses; None if its budget of bytes does not cover them."""
+        missing_bytes = TOKEN_BYTES * max(0, session.length - base)
+        if not device.take_bytes(missing_bytes, now):
+            self._events.trouble(device, "flood", now)
+            return None
+        return self._standing(session, device.peer, base, now)
 
     def _standing(self, session: CloudSession, peer: bytes, base: int, now: float) -> Message:
         """All committed tokens from `base` on, for a device that missed verdicts."""

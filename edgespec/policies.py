@@ -241,7 +241,7 @@ class LinkLimits:
     """Packets that the cloud takes at once from a device that has paused."""
     bytes_per_s: float = 1 << 20
     """Bytes of packets that the cloud takes from one device per second. The tokens that a Resume
-    asks for count too, at four bytes each."""
+    or a repeated Open asks for count too, at four bytes each."""
     burst_bytes: float = 8 << 20
     """Bytes that the cloud takes at once from a device that has paused; at least `MAX_PACKET`."""
     repeat_s: float = 60.0

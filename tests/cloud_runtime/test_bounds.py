@@ -87,10 +87,13 @@ def test_bytes_are_charged_before_anything_is_decoded():
     assert isinstance(cloud.tell(opening(7, [1] * 250), peer=b"b"), Admitted), "others may go on"
 
 
-def test_the_tokens_that_a_resume_asks_for_are_charged():
+@pytest.mark.parametrize(
+    "repeated", [Resume(1, SECRET, 0), opening(1, [1] * 3)], ids=["resume", "open"]
+)
+def test_the_tokens_that_a_device_asks_for_again_are_charged(repeated):
     cloud = Cloud(limits=LinkLimits(bytes_per_s=1000.0, burst_bytes=5000.0))
     cloud.tell(opening(1, [1] * 500, most=1000))
-    replies = [cloud.tell(Resume(1, SECRET, 0)) for _ in range(5)]
+    replies = [cloud.tell(repeated) for _ in range(5)]
     assert [type(reply) for reply in replies] == [Verdict] + [type(None)] * 4
     assert isinstance(cloud.tell(Resume(1, SECRET, 499)), Verdict), "few tokens cost little"
 
