@@ -118,7 +118,7 @@ class Stepping:
         session = entry.session
         verdict = session.commit(outcome(entry, choice), now)
         self._tally.verdict(session.record, verdict, now)
-        if verdict.finish:
+        if verdict.finish and session in self._sessions:
             self._sessions.ended(session, verdict.finish, now)
         return verdict
 

@@ -110,6 +110,19 @@ def test_tokens_count_once_when_a_device_asks_for_its_session_again():
     assert isinstance(cloud.open(4), Admitted), "14 of 20 tokens"
 
 
+def test_a_session_that_is_closed_during_its_last_step_counts_once():
+    cloud = Cloud(robot=Quota(tokens_per_day=10))
+    cloud.open(1, most=1)
+    batch = cloud.service.stepping.next(cloud.now)
+    cloud.tell(Close(1, SECRET))
+    *_, last = cloud.engine.run(batch.rows)
+    cloud.service.stepping.commit(batch, last.choices, cloud.now)
+    assert cloud.service.tally.finished == {"closed": 1}
+    cloud.open(2, most=1)
+    cloud.turn()
+    assert isinstance(cloud.open(3), Admitted), "7 of 10 tokens, not 11"
+
+
 def test_ids_beyond_the_quota_are_not_verified_and_the_target_goes_on():
     cloud = Cloud(robot=Quota(drafted_ids_per_s=1))
     message = Open(1, SECRET, 3, 400, Sampling(), [], Terms(decoding=False), [1, 2, 3])
