@@ -9,6 +9,7 @@ import msgspec
 from cloud_runtime.admission import AnswerDurations, unfit, waiting_time
 from cloud_runtime.devices import ConnectedDevice, Devices
 from cloud_runtime.events import Events
+from cloud_runtime.finished import surplus
 from cloud_runtime.memory.ledger import Memory, needed_positions
 from cloud_runtime.memory.prefixes import TOKEN_BYTES
 from cloud_runtime.quotas import Quotas
@@ -130,11 +131,14 @@ class SessionTable:
 
     def _admit(self, device: ConnectedDevice, message: Open, wait_s: float, now: float) -> Message:
         end_ids = frozenset(message.end_ids)
+        state = Session(list(message.tokens), message.prompt_length, message.max_tokens, end_ids)
+        if state.finish:  # the device has the whole answer
+            return Verdict(message.session, 0, len(state.tokens), 0, 0, 0, [], state.finish)
         session = CloudSession(
             id=message.session,
             owner=Owner(device.key, message.secret),
             domain=b"" if self._settings.share_prefixes else device.key,
-            state=Session(list(message.tokens), message.prompt_length, message.max_tokens, end_ids),
+            state=state,
             sampling=message.sampling,
             terms=message.terms,
             connection=Connection(device.peer, now),
@@ -143,8 +147,6 @@ class SessionTable:
         )
         self._sessions[message.session] = session
         self._tally.opened += 1
-        if session.state.finish:
-            return self._standing(session, device.peer, session.length, now)
         return Admitted(message.session, 1e3 * wait_s)
 
     def _wait_s(self, message: Open, now: float) -> float:
@@ -236,29 +238,23 @@ class SessionTable:
     def _resume(
         self, session: CloudSession, device: ConnectedDevice, base: int, now: float
     ) -> Message | None:
-        """The tokens that a device misses; None if its budget of bytes does not cover them."""
+        """All committed tokens from `base` on, for a device that missed verdicts; None if its
+        budget of bytes does not cover them."""
         missing_bytes = TOKEN_BYTES * max(0, session.length - base)
         if not device.take_bytes(missing_bytes, now):
             self._events.trouble(device, "flood", now)
             return None
-        return self._standing(session, device.peer, base, now)
-
-    def _standing(self, session: CloudSession, peer: bytes, base: int, now: float) -> Message:
-        """All committed tokens from `base` on, for a device that missed verdicts."""
-        session.connection = Connection(peer, now)
+        session.connection = Connection(device.peer, now)
         tokens = session.state.tokens
         if base > len(tokens):
             return Error("session", "the device is ahead of this session", session.id, True)
         return Verdict(session.id, 0, base, 0, 0, 0, tokens[base:], session.state.finish)
 
     def expire(self, now: float) -> list[int]:
-        """Closes sessions that their devices have abandoned; returns their ids. Drops finished
-        sessions above the bound."""
+        """Closes sessions that their devices have abandoned; returns their ids."""
         timeout_s = self._settings.idle_timeout
         silent = [session for session in self if session.abandoned(now, timeout_s)]
-        finished = [session for session in self if session.state.finish]
-        surplus = max(0, len(finished) - self._policy.finished_sessions)
-        for session in [*silent, *finished[:surplus]]:
+        for session in silent:
             self.remove(session, "silent", now)
         return [session.id for session in silent]
 
@@ -273,12 +269,19 @@ class SessionTable:
         return outgoing
 
     def ended(self, session: CloudSession, reason: str, now: float) -> None:
-        """Records the end of an answer, and charges the tokens of its Open and those written."""
+        """Records the end of an answer, and charges the tokens of its Open and those written.
+
+        A finished session is kept; older ones above the bounds are dropped.
+        """
         self._durations.ended(now - session.opened_at)
         usage = self._quotas.of_owner(session.owner.key, session.connection.peer, now)
         usage.spend_tokens(session.length, now)
         device = self._devices.get(session.connection.peer)
         self._events.ended(session, device, reason, now)
+        if session.state.finish:
+            finished = [session for session in self if session.state.finish]
+            for old in surplus(finished, self._policy):
+                self._remove(old, now)
 
     def remove(self, session: CloudSession, reason: str, now: float) -> None:
         """Removes a session; `reason` says why, if its answer was not finished."""

@@ -78,6 +78,10 @@ class SchedulerPolicy:
     """Shortest time after which a refused device may try again."""
     finished_sessions: int = 256
     """Finished sessions that are kept for devices that missed the last verdict."""
+    finished_tokens: int = 1 << 21
+    """Tokens of those sessions, at about 40 bytes each."""
+    finished_device_share: float = 0.25
+    """Share of both that one key may take, or one connection without keys."""
 
 
 @dataclass(frozen=True)

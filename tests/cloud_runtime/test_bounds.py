@@ -8,7 +8,7 @@ import pytest
 from cloud_runtime.service import Identity, Service
 from cloud_runtime.steps import Batch
 from edgespec.config import CloudSettings
-from edgespec.policies import LinkLimits
+from edgespec.policies import LinkLimits, SchedulerPolicy
 from edgespec.protocol import (
     MAX_PACKET,
     VERSION,
@@ -96,6 +96,59 @@ def test_the_tokens_that_a_device_asks_for_again_are_charged(repeated):
     replies = [cloud.tell(repeated) for _ in range(5)]
     assert [type(reply) for reply in replies] == [Verdict] + [type(None)] * 4
     assert isinstance(cloud.tell(Resume(1, SECRET, 499)), Verdict), "few tokens cost little"
+
+
+def test_an_open_whose_answer_is_complete_is_answered_and_not_kept():
+    cloud = Cloud()
+    complete = opening(1, [1] * 103, most=100)
+    for _ in range(2):
+        verdict = cloud.tell(complete)
+        assert (verdict.base, verdict.tokens, verdict.finish) == (103, [], "length")
+    assert len(cloud.service.sessions) == 0 and cloud.service.tally.opened == 0
+
+
+def write(cloud, message, peer=b"a", key=b""):
+    """Opens a session and runs it to its end."""
+    assert isinstance(cloud.tell(message, peer, key), Admitted)
+    while cloud.service.sessions.unfinished:
+        cloud.now += 0.01
+        batch = cloud.service.stepping.next(cloud.now)
+        *_, last = cloud.engine.run(batch.rows)
+        cloud.service.stepping.commit(batch, last.choices, cloud.now)
+
+
+def kept(cloud):
+    return [session.id for session in cloud.service.sessions]
+
+
+PLAIN = Terms(drafting=False)
+BY_COUNT = SchedulerPolicy(finished_sessions=8)
+BY_TOKENS = SchedulerPolicy(finished_tokens=160)
+
+
+@pytest.mark.parametrize("policy", [BY_COUNT, BY_TOKENS], ids=["count", "tokens"])
+@pytest.mark.parametrize("key", [b"", b"1" * 40], ids=["connection", "key"])
+def test_finished_sessions_of_one_device_do_not_displace_those_of_others(policy, key):
+    cloud = Cloud(scheduler=policy)
+    write(cloud, opening(1, terms=PLAIN, most=1), b"victim", key and b"2" * 40)
+    for number in range(2, 12):
+        write(cloud, opening(number, [1] * 19, PLAIN, most=17), b"a", key)
+    assert kept(cloud) == [1, 10, 11], "a quarter for one device, the newest"
+    for number in range(12, 24):
+        write(
+            cloud, opening(number, [1] * 19, PLAIN, most=17), bytes([number]), bytes([number]) * 40
+        )
+    assert kept(cloud) == list(range(16, 24)), "8 sessions or 160 tokens in all"
+
+
+def test_a_long_finished_session_is_kept_if_it_is_the_last_of_its_device():
+    cloud = Cloud(scheduler=BY_TOKENS)
+    for number in (1, 2):
+        write(cloud, opening(number, [1] * 99, PLAIN, most=97))
+    assert kept(cloud) == [2]
+    assert cloud.tell(Resume(2, SECRET, 100)).finish == "length"
+    write(cloud, opening(3, [1] * 160, PLAIN, most=158))
+    assert kept(cloud) == [2], "161 of 160 tokens are not kept"
 
 
 WAITING = Terms(decoding=False)
