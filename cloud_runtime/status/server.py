@@ -129,6 +129,8 @@ class AllowedHosts:
 
     def admits(self, header: str) -> bool:
         """True if a `Host` header, HOST or HOST:PORT, names an allowed host."""
+        if "@" in header:
+            return False
         try:
             host = (urlsplit(f"//{header}").hostname or "").rstrip(".")
         except ValueError:

@@ -169,6 +169,8 @@ def test_what_is_no_address_is_refused(address, status):
         ("127.0.0.1", "evil.example:5556", False),
         ("127.0.0.1", "127.0.0.1.evil.example", False),
         ("127.0.0.1", "127.0.0.1@evil.example", False),
+        ("127.0.0.1", "evil.example:80@127.0.0.1", False),
+        ("127.0.0.1", "a@localhost", False),
         ("127.0.0.1", "", False),
         ("127.0.0.1", "[", False),
         ("0.0.0.0", "192.168.1.7:5556", True),
