@@ -13,8 +13,10 @@ A request for a host name that is not allowed gets 403.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
+import socket
 import sys
 import threading
 import time
@@ -38,11 +40,19 @@ SNAPSHOT_INTERVAL_S = 0.5
 STUCK_S = 30.0
 """Time without a turn of the loop after which `/health` reports 503."""
 CLIENT_TIMEOUT_S = 5.0
-"""Time that a client may take to send its request or read the reply."""
+"""Time that a client may take to send its request and read the reply, in all."""
+REQUESTS_COUNT = 16
+"""Requests at once. A further one cuts the oldest."""
+CUT_S = 0.2
+"""Time for a request that is cut to end, after which the further one is closed unanswered."""
 
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 FOREIGN = "this host name is not allowed here; start the cloud with --status-host NAME to allow it"
+
+
+Request = socket.socket | tuple[bytes, socket.socket]
+"""A connection as `socketserver` types it; over TCP a socket."""
 
 
 class Snapshot(NamedTuple):
@@ -151,13 +161,52 @@ def _is_wildcard(host: str) -> bool:
 
 
 class _Server(ThreadingHTTPServer):
+    """An HTTP server with bounds of requests at once and of their time, each in its own thread."""
+
     daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._places = threading.Semaphore(REQUESTS_COUNT)
+        self._began: dict[Request, float] = {}
+        """The open requests, the oldest first, and when they began."""
+        super().__init__(address, handler)
+
+    def process_request(self, request: Request, client_address: object) -> None:
+        """Answer a request in a new thread, if there is a place for it."""
+        if not self._places.acquire(blocking=False):
+            for oldest in list(self._began)[:1]:
+                _cut(oldest)
+            if not self._places.acquire(timeout=CUT_S):
+                self.shutdown_request(request)
+                return
+        self._began[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Request) -> None:
+        """Close a connection and give its place back, if it had one."""
+        super().shutdown_request(request)
+        if self._began.pop(request, None) is not None:
+            self._places.release()
+
+    def service_actions(self) -> None:
+        """Cut overdue requests. The loop of the server calls this at least twice a second."""
+        now = time.monotonic()
+        for request, began in list(self._began.items()):
+            if now - began > CLIENT_TIMEOUT_S:
+                _cut(request)
 
     def handle_error(self, *_: object) -> None:
         """Log errors, except for clients that closed the connection."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             log.error("the status port failed on a request: %r", error)
+
+
+def _cut(request: Request) -> None:
+    """End a connection's reads and writes, so that its thread ends."""
+    assert isinstance(request, socket.socket)
+    with contextlib.suppress(OSError):  # it is closed already
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class StatusServer:

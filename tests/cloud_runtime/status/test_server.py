@@ -1,6 +1,10 @@
 """What the status port says, and when."""
 
+import contextlib
 import json
+import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -8,6 +12,7 @@ import msgspec
 import pytest
 
 from cloud_runtime.service import Identity, Service
+from cloud_runtime.status import server as module
 from cloud_runtime.status.server import (
     SNAPSHOT_INTERVAL_S,
     STUCK_S,
@@ -192,5 +197,59 @@ def test_a_foreign_host_gets_403_and_one_sentence(status, path):
         assert caught.value.code == 403
         assert b"--status-host NAME" in caught.value.read()
         caught.value.close()
+    finally:
+        server.close()
+
+
+@contextlib.contextmanager
+def unfinished_requests(server, count):
+    """Connections that have sent half a request."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(count):
+            client = stack.enter_context(socket.create_connection((host, int(port)), timeout=5.0))
+            client.sendall(b"GET /health HTTP/1.1\r\nX: ")
+            clients.append(client)
+        yield clients
+
+
+def cut(client):
+    """True once the server has closed the connection."""
+    try:
+        while client.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_many_unfinished_requests_hold_few_threads_and_keep_nobody_out(status):
+    server = StatusServer("127.0.0.1:0", status)
+    before = threading.active_count()
+    try:
+        with unfinished_requests(server, 3 * module.REQUESTS_COUNT) as clients:
+            assert all(cut(client) for client in clients[: module.REQUESTS_COUNT])
+            assert threading.active_count() - before <= module.REQUESTS_COUNT
+            with urllib.request.urlopen(f"{server.url}/health", timeout=5.0) as reply:
+                assert reply.status == 200
+    finally:
+        server.close()
+
+
+def test_a_request_that_drips_is_cut_at_the_deadline(status, monkeypatch):
+    monkeypatch.setattr(module, "CLIENT_TIMEOUT_S", 1.0)
+    server = StatusServer("127.0.0.1:0", status)
+    try:
+        with unfinished_requests(server, 1) as (client,):
+            began = time.monotonic()
+            client.settimeout(0.2)
+            while not cut(client):
+                assert time.monotonic() - began < 5.0
+                with contextlib.suppress(ConnectionError):
+                    client.sendall(b"a")
+            assert time.monotonic() - began > 0.8
     finally:
         server.close()
