@@ -263,6 +263,8 @@ class Answer:
     def on_hint(self, hint: Hint) -> None:
         if hint.session != self.session_id or hint.base != len(self.state.tokens):
             return
+        if hint.layer not in self._context.welcome.exits:
+            return
         self._hints[hint.layer] = hint.tokens
         if self.terms.hints and self._tactics.pre_draft != "none":
             right = self._exit_agreements.get(hint.layer, self._policy.hint_agreement)

@@ -59,6 +59,8 @@ MAX_FRAMES = 64
 MAX_DRAFT = 64
 """Tokens of one draft packet, and of one round."""
 MAX_END_IDS = 64
+MAX_LAYERS = 256
+"""Layers of a target that may have an exit head."""
 MAX_VERDICT_TOKENS = 1 << 17
 LONGEST_NAME = 200
 """Characters of a name."""
@@ -71,6 +73,7 @@ Secret = Annotated[bytes, msgspec.Meta(min_length=SECRET_BYTES, max_length=SECRE
 Identifier = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 63) - 1)]
 Position = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Token = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+Layer = Annotated[int, msgspec.Meta(ge=0, lt=MAX_LAYERS)]
 Tokens = Annotated[list[Token], msgspec.Meta(max_length=MAX_DRAFT + 1)]
 Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME, pattern=PLAIN)]
 """Plain text: `unpack` refuses control characters."""
@@ -125,7 +128,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     """Most tokens of a session, prompt included."""
     max_draft: Position
     """Most draft tokens that the cloud verifies in one round."""
-    exits: list[Position]
+    exits: Annotated[list[Layer], msgspec.Meta(max_length=MAX_LAYERS)]
     """Layers that are followed by an exit head."""
     step_ms: Milliseconds
     """Time of a target step for one session and one token, measured when the cloud started."""
@@ -206,7 +209,7 @@ class Hint(Message, frozen=True, tag="hint"):
     session: Identifier
     round: Position
     base: Position
-    layer: Position
+    layer: Layer
     tokens: Tokens
 
 

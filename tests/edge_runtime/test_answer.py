@@ -254,6 +254,15 @@ def test_hints_open_paths_and_are_counted():
     assert len(answer.tree.paths) == 1
 
 
+def test_hints_of_layers_without_an_exit_head_are_dropped():
+    answer = begin(Terms(hints=True))
+    draft(answer, 20, 21)
+    for layer in (0, 2, 3, 200):
+        answer.on_hint(Hint(9, 1, 3, layer, [30]))
+    hear(answer, verdict(3, 30))
+    assert list(answer.stats.hints) == [2]
+
+
 def test_the_end():
     answer = begin()
     assert answer.close() == Close(9, answer.open().secret)

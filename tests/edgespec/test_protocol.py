@@ -10,6 +10,7 @@ from edgespec.errors import ProtocolError
 from edgespec.protocol import (
     LONGEST_NAME,
     MAX_DRAFT,
+    MAX_LAYERS,
     REQUEST_HEADER_BYTES,
     VERSION,
     Admitted,
@@ -151,6 +152,11 @@ def test_truncated_and_extended_packets_are_refused(message):
         header("draft", 1, 1, -1, 1, [1], b""),
         header("draft", 1, 1, 0, 1, [1], "x"),
         header("draft", 1, 1, 0, 1),
+        header("hint", 1, 1, 4, MAX_LAYERS, [1]),
+        *(
+            header(*WELCOME[:-1], exits, 1.0, 1.0, 1.0, 1.0)
+            for exits in ([-1], [MAX_LAYERS], [1] * (MAX_LAYERS + 1))
+        ),
         header("verdict", 1, 1, 4, -1, 0, 0, [1], ""),
         header("verdict", 1, 1, 4, 0, 0, 0, [1], "bored"),
         header("serve", 1, [1, 0, 1, 0]),
