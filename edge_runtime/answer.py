@@ -22,6 +22,7 @@ from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError, UsageError
 from edgespec.protocol import (
+    MAX_DRAFT,
     SECRET_BYTES,
     Close,
     Draft,
@@ -280,14 +281,17 @@ class Answer:
         fresh = verdict.tokens[skipped:]
         if not fresh:
             return News()
-        accepted = max(0, verdict.accepted - skipped)
+        # The cloud's figures count as far as they are possible.
+        unaccepted = max(0, self.stats.drafted - self.stats.accepted)
+        accepted = min(max(0, verdict.accepted - skipped), len(fresh), unaccepted)
+        confirmed = min(verdict.confirmed, len(verdict.tokens))
         if not skipped:
             self._count_hints(verdict)
         self.stats.rounds += 1
-        self.stats.verified += verdict.verified
-        self.stats.confirmed += verdict.confirmed
+        self.stats.verified += min(verdict.verified, MAX_DRAFT)
+        self.stats.confirmed += confirmed
         self.stats.accepted += accepted
-        return News(fresh, accepted, max(accepted, verdict.confirmed - skipped))
+        return News(fresh, accepted, max(accepted, confirmed - skipped))
 
     def commit(self, news: News, now: float) -> list[Piece]:
         """Commits tokens one by one, since a stop string may end the answer among them.

@@ -10,7 +10,17 @@ from edge_runtime.policy import best_together
 from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request, Tactics
 from edgespec.errors import LinkError, UsageError
-from edgespec.protocol import VERSION, Close, Error, Hint, Resume, Terms, Verdict, Welcome
+from edgespec.protocol import (
+    MAX_DRAFT,
+    VERSION,
+    Close,
+    Error,
+    Hint,
+    Resume,
+    Terms,
+    Verdict,
+    Welcome,
+)
 from engines.drafters.base import Guess
 
 WELCOME = Welcome(VERSION, "t", "k", 40, 32, [1, 2], 30.0, 2.0, 0.0, 0.0)
@@ -111,9 +121,20 @@ def test_what_is_stale_repeated_or_anothers_changes_nothing(message):
 
 def test_a_verdict_that_overlaps_counts_only_what_is_new():
     answer = begin()
+    draft(answer, 20, 21, 22)
     hear(answer, verdict(3, 20, 21))
     replay = verdict(3, 20, 21, 22, 23, round_=1, verified=3, accepted=3)
     assert hear(answer, replay)[:2] == (1, [22, 23])
+
+
+def test_figures_of_a_verdict_are_at_most_what_is_possible():
+    answer = begin()
+    draft(answer, 20)
+    most = 2**32 - 1
+    boast = Verdict(9, 1, 3, most, most, most, [20, 21])
+    assert answer.on_verdict(boast) == News([20, 21], 1, 2)
+    stats = answer.stats
+    assert (stats.verified, stats.confirmed, stats.accepted) == (MAX_DRAFT, 2, 1)
 
 
 def test_a_missing_verdict_is_asked_for_once():
