@@ -128,6 +128,8 @@ class Answer:
         """Characters of the committed text."""
         self._resuming = False
         """True while the reply to a Resume is awaited."""
+        self._reopened_tokens = 0
+        """Number of committed tokens when the session was last opened again without a pause."""
         self._adapt()
         self._restore()
 
@@ -362,12 +364,19 @@ class Answer:
         return verdict.session == self.session_id and verdict.base > len(self.state.tokens)
 
     def deferred(self, error: Error) -> bool:
-        """True if the cloud asks to open this session later, because it is full or shuts down."""
+        """True if this session is to be opened later: the cloud is full or shuts down, or lacks the
+        session again although no token has come since it was opened again."""
+        if self.lost(error):
+            return self._reopened_tokens == len(self.state.tokens)
         if error.session != self.session_id or error.code not in ("busy", "drained"):
             return False
         if error.retryable:
             self._forget()
         return error.retryable
+
+    def lost(self, error: Error) -> bool:
+        """True if the cloud does not have this session, or no longer."""
+        return error.session == self.session_id and error.code in ("session", "hello")
 
     def on_error(self, error: Error, terms: Terms | None = None) -> Open | None:
         """The message to send after an error; None if the error is about another session.
@@ -377,7 +386,8 @@ class Answer:
         """
         if error.session not in (0, self.session_id):
             return None
-        if error.code in ("session", "hello") and error.session == self.session_id:
+        if self.lost(error):
+            self._reopened_tokens = len(self.state.tokens)
             self.stats.resumed += 1
             return self.open(terms)
         raise LinkError(

@@ -262,11 +262,15 @@ class EdgeLoop:
         """Sends a Resume for each answer that has nothing to draft and has had no message for
         `settings.patience` seconds, and ends those that have had none for `settings.give_up`.
 
-        Pongs are no message of an answer.
+        Only messages that serve an answer count: neither pongs nor errors do.
         """
         elapsed = min(max(now - self._listened, 0.0), self._settings.patience)
         self._listened = now
-        heard = {getattr(message, "session", 0) for message in messages}
+        heard = {
+            message.session
+            for message in messages
+            if isinstance(message, Admitted | Hint | Verdict)
+        }
         for answer in self._answers.values():
             timing = answer.timing
             timing.unheard += elapsed
@@ -392,13 +396,13 @@ class EdgeLoop:
             self._on_verdict(answer, message)
 
     def _refused(self, answer: Answer, error: Error) -> None:
-        if answer.deferred(error):
+        if answer.deferral.waiting and answer.lost(error):
+            pass  # a reply to what was sent before
+        elif answer.deferred(error):
             wait_s = answer.deferral.put_off(error, self._clock())
             self._observer.reported(
                 f"waiting for the cloud: {error.message}; asking again in {wait_s:.1f} s"
             )
-        elif answer.deferral.waiting and error.code == "session":
-            pass  # a reply to what was sent before
         elif (opening := answer.on_error(error, self.modes.terms)) is not None:
             if error.code == "hello":  # another server, or the same one started anew
                 self._link.send(self._hello)

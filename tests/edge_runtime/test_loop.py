@@ -1,14 +1,14 @@
 """Several answers of one loop: each has its own session and text, and they share draft steps."""
 
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 
 from edge_runtime.observer import Observer
 from edgespec.config import Request, Tactics
 from edgespec.errors import LinkError
-from edgespec.protocol import Error, Verdict
+from edgespec.protocol import Error, Hello, Open, Ping, Verdict
 from edgespec.sampling import Sampling
 from engines.drafters.model import ModelDrafter
 from engines.drafters.ngram import NgramDrafter
@@ -81,6 +81,49 @@ def test_an_error_ends_the_answer_that_it_is_about(house):
     write_all(loop, [failing, other])
     assert isinstance(failing.error, LinkError) and "no" in str(failing.error)
     assert other.error is None and other.stats.token_ids == home.alone(REQUESTS[1])
+
+
+def test_a_cloud_that_refuses_every_session_as_unknown_is_asked_with_pauses_and_given_up(house):
+    home = house(ToyEngine())
+    loop = home.device(NoDrafter(), give_up=5.0)
+    link, opened = loop._link, []
+    receive, send = link.receive, link.send
+
+    def refuse(message):
+        if isinstance(message, Open):
+            opened.append(link.clock())
+            assert len(opened) < 200
+            link.refusals += [Error("session", "gone", message.session, True)] * 3
+        elif isinstance(message, Hello | Ping):
+            send(message)
+
+    def refused(timeout):
+        messages, link.refusals = [*link.refusals, *receive(timeout)], []
+        return messages
+
+    link.refusals, link.send, link.receive = [], refuse, refused
+    with pytest.raises(LinkError, match="the cloud refused for 5 s: gone"):
+        list(loop.write(loop.start(REQUESTS[0])))
+    pauses = [later - earlier for earlier, later in pairwise(opened)]
+    assert pauses[0] < 0.01, "it may have been started anew"
+    assert all(pause > 0.04 for pause in pauses[1:-1])
+    assert 4.5 < opened[-1] - opened[0] < 5.5
+
+
+def test_an_error_about_an_answer_does_not_put_off_giving_up(house):
+    home = house(ToyEngine())
+    loop = home.device(NoDrafter(), give_up=2.0, patience=0.5)
+    answer = loop.start(REQUESTS[0])
+    times = count()
+    loop._clock = lambda: next(times) / 20
+    loop.open(answer)
+    errors = [Error("session", "gone", answer.session_id, True)]
+    late = answer.timing.began + 1.5
+    loop._link.receive = lambda timeout: [errors.pop()] if errors and loop._clock() > late else []
+    while not answer.over:
+        loop.turn()
+    assert not errors and isinstance(answer.error, LinkError)
+    assert loop._clock() - answer.timing.began < 2.5
 
 
 def test_a_lost_verdict_is_asked_for_although_other_answers_are_heard(house):
