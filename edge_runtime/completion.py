@@ -53,6 +53,29 @@ class _Reading:
             raise self._ended.error
 
 
+class _Inbox:
+    """The items of one answer that wait for its reader.
+
+    The end is also kept, since a signal handler may raise just after `get` has taken an item out.
+    """
+
+    def __init__(self) -> None:
+        self._items: SimpleQueue[Piece | Ended] = SimpleQueue()
+        self._end: Ended | None = None
+
+    def put(self, item: Piece | Ended) -> None:
+        if isinstance(item, Ended):
+            self._end = item  # before it can be taken out and lost
+        self._items.put(item)
+
+    def get(self) -> Piece | Ended:
+        """Waits for the next item. After the last one it returns the end, however often."""
+        # The end is set after all pieces were put, so no piece is missing from an empty queue.
+        if self._end is not None and self._items.empty():
+            return self._end
+        return self._items.get()
+
+
 class Completion(_Reading):
     """An answer that is being written. Iterate over it to read its pieces as they are committed.
 
@@ -61,7 +84,7 @@ class Completion(_Reading):
 
     def __init__(self, background: BackgroundLoop, answer: Answer) -> None:
         super().__init__(background, answer)
-        self._inbox: SimpleQueue[Piece | Ended] = SimpleQueue()
+        self._inbox = _Inbox()
         background.submit(answer, self._inbox.put)
 
     def __iter__(self) -> Iterator[Piece]:
