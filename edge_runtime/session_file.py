@@ -7,6 +7,7 @@ where they end. Noise depends on the seed and the position alone, so the text is
 from __future__ import annotations
 
 import logging
+import stat
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from edge_runtime.pieces import Piece
 from edgespec.config import Request
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
+from edgespec.protocol import Token
 from edgespec.publish import replace_file
 from edgespec.sampling import Sampling
+from edgespec.session import Finish
 from edgespec.telemetry import AnswerStats
 from edgespec.text import Codec, TextStream
 
@@ -33,12 +36,12 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
     target: str
     """Fingerprint of the target's weights."""
     tokenizer: str
-    prompt: list[int]
+    prompt: list[Token]
     max_tokens: int
     sampling: Sampling
     stops: list[str]
-    committed: list[int] = msgspec.field(default_factory=list)
-    finish: str = ""
+    committed: list[Token] = msgspec.field(default_factory=list)
+    finish: Finish = ""
     """Why the answer has ended, as in `AnswerStats`; empty: it has not."""
 
 
@@ -57,7 +60,7 @@ class SessionFile:
             FORMAT, manifest.target_fingerprint, manifest.text.fingerprint,
             list(request.prompt), request.max_tokens, request.sampling, list(request.stops),
         )  # fmt: skip
-        self._saved = _read(path, fresh)
+        self._saved = _read(path, fresh, manifest.target.architecture.vocabulary)
         self._failed = False
         self._written_s = 0.0
         try:
@@ -119,15 +122,23 @@ class SessionFile:
         self._written_s = time.monotonic()
 
 
-def _read(path: Path, fresh: _Saved) -> _Saved:
-    """The session in a file, if it is the one that `fresh` begins; `fresh` if there is no file."""
+def _read(path: Path, fresh: _Saved, vocabulary: int) -> _Saved:
+    """The session in a file, if it is the one that `fresh` begins; `fresh` if there is no file.
+
+    All its token ids are below `vocabulary`.
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
+            raise ValueError("not a regular file")
         saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
+        if any(token >= vocabulary for token in (*saved.prompt, *saved.committed)):
+            raise ValueError("a token id beyond the vocabulary")
+        saved.sampling.check()
     except FileNotFoundError:
         return fresh
     except OSError as error:
         raise UsageError(f"cannot read the session in {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, UsageError) as error:
         raise UsageError(f"{path} is no session of edge-run; pass another file") from error
     if differing := _differing(saved, fresh):
         raise UsageError(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from edgespec.energy_report import Energy
+from edgespec.session import Finish
 
 
 class HintCount(msgspec.Struct):
@@ -69,7 +70,7 @@ class AnswerStats(msgspec.Struct, kw_only=True):
     """Tokens of the answer that an earlier session had committed; `tokens` leaves them out."""
     unverified: int = 0
     """Tokens at the end of the answer that only the device's draft model has written."""
-    finish: str = ""
+    finish: Finish = ""
     hits: dict[str, int] = msgspec.field(default_factory=dict)
     """Verdicts by what they left of the drafted tree: `full`, the main path; `branch`; `hint`, a
     branch that an exit head opened; `miss`, nothing."""

@@ -1,6 +1,7 @@
 """Answers that outlive the device: `edge-run --session FILE`."""
 
 import json
+import os
 import signal
 import stat
 import subprocess
@@ -73,13 +74,44 @@ def test_a_killed_device_goes_on_where_it_was(tiny_bundle, tmp_path, expected):
     assert other.returncode == 2 and "another answer: its sampling differs" in other.stderr
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", "\0", '{"format": 1, "extra": 2}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[1]", pytest.param("[" * 100_000, id="deep"), "\0", '{"format": 1, "extra": 2}'],
+)
 def test_a_file_that_is_no_session_is_left_alone(tiny_bundle, tmp_path, content):
     file = tmp_path / "notes"
     file.write_text(content)
     with pytest.raises(UsageError, match="is no session of edge-run; pass another file"):
         SessionFile(file, tiny_bundle, Request((1, 2)))
     assert file.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"committed": [token]} for token in (-1, 300, 1 << 31, 1 << 63, 10**30, 5.5, "5")),
+        {"prompt": [1, -2]},
+        {"prompt": [1, 1 << 63]},
+        {"finish": "bored"},
+        {"sampling": [-1.0, 1.0, 0, 0]},
+        {"sampling": [1.0, 1.0, 0, -1]},
+    ],
+    ids=str,
+)
+def test_a_session_with_impossible_values_is_refused(tiny_bundle, tmp_path, change):
+    file = tmp_path / "answer"
+    SessionFile(file, tiny_bundle, Request((1, 2)))
+    content = json.dumps(json.loads(file.read_text()) | change)
+    file.write_text(content)
+    with pytest.raises(UsageError, match="is no session of edge-run; pass another file"):
+        SessionFile(file, tiny_bundle, Request((1, 2)))
+    assert file.read_text() == content
+
+
+def test_a_pipe_is_not_read(tiny_bundle, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    done = run(tiny_bundle, "tcp://127.0.0.1:9", tmp_path / "pipe")
+    assert done.returncode == 2 and "is no session of edge-run" in done.stderr
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_answered(tiny_bundle):
