@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, get_args
 
 from edge_runtime.answer import Answer
 from edge_runtime.completion import AsyncCompletion, Completion
@@ -225,6 +225,8 @@ def connect(
         UsageError, BundleError, EngineError: the bundle or its drafter cannot be opened.
         LinkError: the cloud does not reply, or refuses.
     """
+    if mode not in get_args(Mode):
+        raise UsageError(f"mode is {mode!r}; choose one of {', '.join(get_args(Mode))}")
     changed = replace(
         settings,
         connect=endpoint,

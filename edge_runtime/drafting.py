@@ -41,6 +41,8 @@ class Drafting:
         offline = [answer for answer in answers if answer.offline]
         if offline:
             self._write_offline(offline)
+            for answer in offline:
+                answer.stats.drafting_seconds += self._clock() - began
         timings = self._modes.measurements.timings
         offers = {
             answer: answer.choices(timings)

@@ -94,7 +94,7 @@ def greet(
             waiting = None
     raise LinkError(
         f"nobody answered at {settings.connect} within {settings.connect_timeout:g} s; "
-        "is 'edgespec cloud-run' running there, and with the same keys?",
+        "is 'edgespec cloud-run' running there, not still loading, and with the same keys?",
         retryable=True,
     )
 

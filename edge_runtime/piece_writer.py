@@ -15,6 +15,8 @@ ACCEPTED, WRITTEN = "green", "yellow"
 """Colours of tokens that the device drafted, and of all others."""
 UNVERIFIED = "magenta"
 """Colour of tokens that no target has verified."""
+QUOTED_CHARS = 40
+"""Text before a correction that the note about it repeats."""
 
 
 class PieceWriter:
@@ -23,13 +25,18 @@ class PieceWriter:
 
     def __init__(self, *, coloured: bool) -> None:
         """`coloured`: on a terminal, colour accepted tokens too, not only unverified ones."""
-        self.shown = 0
-        """Characters of the answer that are written and stand."""
         self._coloured = coloured
         self._terminal = sys.stdout.isatty()
         self._console = Console(highlight=False)
+        self._written = ""
+        """The text that is written and stands."""
         self._held: deque[str] = deque()
         """Unverified texts that were not written."""
+
+    @property
+    def shown(self) -> int:
+        """Characters of the answer that are written and stand."""
+        return len(self._written)
 
     def write(self, piece: Piece) -> None:
         """Writes a piece, and on standard error where it corrects the text before."""
@@ -37,15 +44,16 @@ class PieceWriter:
         if piece.correction is not None:
             self._held.clear()
             if self.shown > piece.correction:
-                note(f"the target corrects the text after character {piece.correction}")
-                self.shown = piece.correction
+                self._written = self._written[: piece.correction]
+                last = self._written[-QUOTED_CHARS:].rpartition("\n")[2]
+                note(f"the target corrects the text after “{last}”" if last else "corrected")
         if piece.origin == "unverified" and not self._terminal:
             self._held.append(text)
             return
         if self._held:  # the piece confirms the first text that was held back
             text = self._held.popleft()
         self._show(text, piece.origin)
-        self.shown += len(text)
+        self._written += text
 
     def _show(self, text: str, origin: Origin) -> None:
         text = visible(text, sys.stdout)

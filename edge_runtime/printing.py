@@ -97,6 +97,8 @@ class AnswerPrinter:
         self._stats = stats
         if self._settings.json or not self._settings.quiet:
             self.report_last()
+        elif stats.warning:
+            print(stats.warning, file=sys.stderr)
 
     def report_last(self) -> None:
         """Prints the figures of the last answer, or that there is none, to standard error."""

@@ -70,9 +70,12 @@ class Peers:
         return found
 
     def heard(self, name: bytes, file: int, owner: bytes) -> Peer:
-        """The peer that sent a packet: a new one if the name comes from another connection."""
+        """The peer that sent a packet: a new one if the name comes from another connection.
+
+        Packets may be read after their connection was closed, so the inode does not count here.
+        """
         peer = self._by_name.get(name)
-        if peer is None or (peer.file, peer.inode, peer.owner) != (file, _inode(file), owner):
+        if peer is None or (peer.file, peer.owner) != (file, owner):
             if peer is not None:
                 self.forget(peer.id)
             number = next(self._numbers).to_bytes(8, "big")

@@ -110,6 +110,13 @@ class AnswerStats(msgspec.Struct, kw_only=True):
             figures["energy"] = self.energy.figures()
         return msgspec.json.encode(figures).decode()
 
+    @property
+    def warning(self) -> str:
+        """What a user must know about the answer's end; empty if all of it is the target's."""
+        if not self.unverified:
+            return ""
+        return f"the last {self.unverified} tokens are the draft's own; no target verified them"
+
     def __str__(self) -> str:
         return self.as_text()
 
@@ -118,16 +125,15 @@ class AnswerStats(msgspec.Struct, kw_only=True):
         rate = f", then {self.tokens_per_second:.1f} tokens per second" if self.tokens > 1 else ""
         if self.restored and not self.tokens:
             return f"{self.restored} tokens, written earlier; {ENDINGS[self.finish]}"
+        alone = ", without a cloud" if self.unverified else ""
         lines = [
             f"{self.tokens} tokens in {self.seconds:.2f} s: the first after "
-            f"{self.first_token_seconds * 1e3:.0f} ms{rate}; {ENDINGS[self.finish]}"
+            f"{self.first_token_seconds * 1e3:.0f} ms{rate}; {ENDINGS[self.finish]}{alone}"
         ]
         if self.restored:
             lines.append(f"{self.restored} tokens before them were written earlier")
         if self.unverified:
-            lines.append(
-                f"the last {self.unverified} tokens are the draft's own; no target verified them"
-            )
+            lines.append(self.warning)
         verified = self.tokens - self.unverified
         if self.rounds:
             lines.append(
@@ -135,8 +141,8 @@ class AnswerStats(msgspec.Struct, kw_only=True):
             )
         if self.drafted:
             lines.append(
-                f"{self.drafted} tokens drafted on this device, {self.accepted} accepted "
-                f"({self.accepted / self.drafted:.0%})"
+                f"{self.drafted} tokens drafted on this device, alternatives and late ones "
+                f"included; {self.accepted} accepted"
             )
         if self.confirmed > self.accepted:
             lines.append(f"{self.confirmed - self.accepted} tokens drafted in the cloud accepted")

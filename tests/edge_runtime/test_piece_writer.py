@@ -45,7 +45,7 @@ def test_a_terminal_shows_unverified_text_in_its_own_colour(capsys, monkeypatch)
     writer = write([*COMMITTED, *LOST, *BACK])
     output, notes = capsys.readouterr()
     assert output == "a\x1b[35mb\x1b[0m\x1b[35mx\x1b[0myz"
-    assert "corrects the text after character 2" in notes and writer.shown == 4
+    assert "the target corrects the text after “ab”" in notes and writer.shown == 4
 
 
 @pytest.mark.parametrize("coloured", [False, True])

@@ -101,12 +101,26 @@ def test_another_connection_with_the_same_name_receives_nothing_of_the_first():
         while hub._peers._by_id[victim].connected and time.monotonic() < end:
             time.sleep(0.01)  # the cloud's side of the connection closes
         with dealer(hub, name) as thief:
+            received(hub)
+            assert hub.send(victim, WELCOME) == "gone"
+            thief.send_multipart(pack(Ping(5)))
             ((other, _),) = received(hub)
             assert other != victim and hub._peers.get(other).name == name
-            assert hub.send(victim, WELCOME) == "gone"
             assert hub.send(other, Pong(5, 0.0)) is None
             assert thief.poll(3000) and unpack(thief.recv_multipart()) == Pong(5, 0.0)
             assert not thief.poll(200)
+
+
+def test_the_last_packets_of_a_closed_connection_are_its_own():
+    with hub_of() as hub:
+        with dealer(hub) as device:
+            ((peer, _),) = received(hub)
+            device.linger = 1000
+            device.send_multipart(pack(Ping(7)))
+        end = time.monotonic() + 5
+        while hub._peers._by_id[peer].connected and time.monotonic() < end:
+            time.sleep(0.01)
+        assert [(who, unpack(packet)) for who, packet in received(hub)] == [(peer, Ping(7))]
 
 
 def test_a_key_that_was_removed_before_its_first_packet_is_not_served(tmp_path):
