@@ -62,12 +62,12 @@ class Peers:
         return iter(list(self._by_id.values()))
 
     def get(self, peer: bytes) -> Peer | None:
-        """The peer with this id, if it is remembered and its connection is open."""
+        """The peer with this id, if it is remembered and its connection is open.
+
+        One whose connection is closed stays: packets of it may still wait to be read.
+        """
         found = self._by_id.get(peer)
-        if found is not None and not found.connected:
-            self.forget(peer)
-            return None
-        return found
+        return found if found is not None and found.connected else None
 
     def heard(self, name: bytes, file: int, owner: bytes) -> Peer:
         """The peer that sent a packet: a new one if the name comes from another connection.

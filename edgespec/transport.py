@@ -262,7 +262,6 @@ class RouterHub(Hub):
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._peers.forget(peer)
             return "gone"
         guard.sent(found.file, size)
         if isinstance(message, Welcome):

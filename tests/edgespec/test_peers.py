@@ -102,13 +102,27 @@ def test_another_connection_with_the_same_name_receives_nothing_of_the_first():
             time.sleep(0.01)  # the cloud's side of the connection closes
         with dealer(hub, name) as thief:
             received(hub)
-            assert hub.send(victim, WELCOME) == "gone"
-            thief.send_multipart(pack(Ping(5)))
+            assert hub.send(victim, WELCOME) == "gone" and not thief.poll(300)
+
+
+def test_another_key_with_the_same_name_is_another_peer(tmp_path):
+    cloud, cloud_secret = make_keys(tmp_path, "cloud")
+    server = read_public(cloud)
+    one, two = (read_pair(make_keys(tmp_path, name)[1]) for name in ("one", "two"))
+    with hub_of(secret_key=cloud_secret) as hub:
+        with dealer(hub, keys=(server, one)):
+            ((victim, _),) = received(hub)
+            name = hub._peers.get(victim).name
+        end = time.monotonic() + 5
+        while hub._peers._by_id[victim].connected and time.monotonic() < end:
+            time.sleep(0.01)
+        with dealer(hub, name, (server, two)) as thief:
             ((other, _),) = received(hub)
-            assert other != victim and hub._peers.get(other).name == name
+            assert other != victim and hub.owner(other) == two[0]
+            assert hub.send(victim, WELCOME) == "gone"
             assert hub.send(other, Pong(5, 0.0)) is None
             assert thief.poll(3000) and unpack(thief.recv_multipart()) == Pong(5, 0.0)
-            assert not thief.poll(200)
+            assert not thief.poll(300)
 
 
 def test_the_last_packets_of_a_closed_connection_are_its_own():
@@ -120,6 +134,7 @@ def test_the_last_packets_of_a_closed_connection_are_its_own():
         end = time.monotonic() + 5
         while hub._peers._by_id[peer].connected and time.monotonic() < end:
             time.sleep(0.01)
+        assert hub.send(peer, WELCOME) == "gone"
         assert [(who, unpack(packet)) for who, packet in received(hub)] == [(peer, Ping(7))]
 
 
