@@ -123,7 +123,7 @@ class CloudLoop:
     def _exchange(self, timeout_s: float) -> None:
         """Receives packets and sends the replies."""
         hub = self._hub
-        # A peer that a reply does not reach is forgotten, so keys are taken before all replies.
+        # The hub forgets the peers of removed keys, so keys are taken before.
         packets = [(peer, packet, hub.owner(peer)) for peer, packet in hub.receive(timeout_s)]
         if revoked := hub.take_revoked():
             self._service.sessions.revoke(revoked, self._clock())

@@ -151,9 +151,7 @@ class Answer:
     def _restore(self) -> None:
         """Hands out the tokens that were committed before this session began."""
         for token in self.state.answer:
-            text = self._final_text(token)
-            self._final_chars += len(text)
-            self.unread.append(Piece(token, text, "restored", 0.0))
+            self.unread.append(Piece(token, self._final_text(token), "restored", 0.0))
 
     @property
     def done(self) -> bool:
@@ -305,7 +303,6 @@ class Answer:
             self.state.commit([token])
             stands = self._final_chars
             text = self._final_text(token)
-            self._final_chars += len(text)
             correction = None
             if self.unverified:
                 if self.unverified.confirms(token):
@@ -339,6 +336,7 @@ class Answer:
             self.state.finish = "stop"
         elif self.done:
             text += self._text.flush()
+        self._final_chars += len(text)
         return text
 
     def flush_text(self) -> str:
