@@ -167,11 +167,7 @@ def _table(sessions: Sequence[SessionView], width: int) -> Table:
 
 
 def shortened(name: str, width: int) -> str:
-    """The name in at most `width` columns, without its middle if it is longer.
-
-    Characters that a terminal would act on are left out: names come from devices.
-    """
-    name = "".join(character for character in name if character.isprintable())
+    """The name in at most `width` columns, without its middle if it is longer."""
     if cell_len(name) <= width:
         return name
     head, tail = "", ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import io
 import os
 import select
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,9 +20,15 @@ from rich.text import Text
 
 from cli.fleet_view import view
 from edgespec.errors import LinkError, UsageError
-from edgespec.fleet import Fleet
+from edgespec.fleet import Fleet, decode
+from edgespec.plain_text import plain
+from edgespec.policies import StatusPolicy
 
-REPLY_TIMEOUT_S = 5.0
+DEFAULT = StatusPolicy()
+LONGEST_ERROR = 200
+"""Characters of what is wrong with a reply, which may quote it."""
+BLOCK_BYTES = 1 << 16
+"""Bytes of a reply that are read at once."""
 PIPE_COLUMNS = 150
 """Width of the view in a pipe or a file."""
 END_KEYS = frozenset(b"qQ\x03")
@@ -100,22 +107,69 @@ def _print_views(url: str, *, once: bool, as_json: bool, interval_s: float) -> N
         time.sleep(interval_s)
 
 
-def fetch(url: str) -> Fleet:
+def fetch(url: str, policy: StatusPolicy = DEFAULT) -> Fleet:
     """The state of the cloud now. Raises `LinkError`."""
+    no_port = f"{url} is no cloud's status port"
     try:
-        with urllib.request.urlopen(f"{url}/fleet", timeout=REPLY_TIMEOUT_S) as reply:
-            return msgspec.json.decode(reply.read(), type=Fleet)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise LinkError(f"{url} is no cloud's status port: it says {error.code}") from error
+        content = _received(url, policy)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        reason = getattr(reason, "strerror", None) or reason
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, TimeoutError):
+            reason = f"no complete reply within {policy.reply_s:g} s"
         raise LinkError(
             f"no cloud answers at {url} ({reason}); was it started with --status?", retryable=True
         ) from error
-    except msgspec.DecodeError as error:
-        raise LinkError(f"{url} is no cloud's status port of this edgespec: {error}") from error
+    if len(content) > policy.reply_bytes:
+        raise LinkError(f"{no_port}: its reply is longer than {policy.reply_bytes} bytes")
+    try:
+        with http.client.HTTPResponse(_Received(content)) as reply:  # type: ignore[arg-type]
+            reply.begin()
+            if reply.status != http.client.OK:
+                raise LinkError(f"{no_port}: it says {reply.status}")
+            return decode(reply.read())
+    except http.client.HTTPException as error:
+        raise LinkError(f"{no_port}: its reply is not HTTP, or not complete") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = plain(str(error), LONGEST_ERROR)
+        raise LinkError(f"{no_port} of this edgespec: {reason}") from error
+
+
+def _received(url: str, policy: StatusPolicy) -> bytes:
+    """All bytes of the reply to `GET url/fleet`, or of a longer one some more than are allowed.
+
+    Raises `OSError` without a connection or a complete reply in time, and `ValueError` for a URL
+    that cannot be asked for. One deadline holds for all reads; http.client has one for each.
+    """
+    end_s = time.monotonic() + policy.reply_s
+    parts = urlsplit(url)
+    scheme = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    try:
+        connection = scheme(parts.hostname or "", parts.port, timeout=policy.reply_s)
+        with contextlib.closing(connection):
+            connection.request("GET", f"{parts.path}/fleet", headers={"Connection": "close"})
+            content = bytearray()
+            while len(content) <= policy.reply_bytes:
+                if (left_s := end_s - time.monotonic()) <= 0:
+                    raise TimeoutError
+                connection.sock.settimeout(left_s)
+                block = connection.sock.recv(BLOCK_BYTES)
+                if not block:
+                    break
+                content += block
+            return bytes(content)
+    except http.client.InvalidURL as error:
+        raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Received:
+    """Bytes that came from a socket, as `HTTPResponse` reads them."""
+
+    content: bytes
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        del mode
+        return io.BytesIO(self.content)
 
 
 def status_url(connect: str) -> str:

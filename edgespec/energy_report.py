@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 COMPLETE_SHARE = 1e-3
 """Largest share of its window that may be unmeasured in a figure that counts as complete."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""Number of things or bytes, in a range in which it can be a float."""
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,13 +21,13 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     """Energy; None: not measured."""
     seconds: float = 0.0
     """Length of the window."""
-    tokens: int = 0
+    tokens: Count = 0
     """Tokens committed in the window."""
     covers: str = ""
     leaves_out: str = ""
     unmeasured_seconds: float = 0.0
     """Time without a credible reading of the worst rail; the energy is then a lower bound."""
-    samples: int = 0
+    samples: Count = 0
     reading_seconds: float = 0.0
     """Time that the meter itself used."""
     rails: dict[str, float] = msgspec.field(default_factory=dict)
@@ -40,7 +42,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     hottest: str = ""
     throttled: bool | None = None
     """True if heat or lack of power slowed the machine; None: no sensor tells."""
-    throttling: dict[str, int] = msgspec.field(default_factory=dict)
+    throttling: dict[str, Count] = msgspec.field(default_factory=dict)
     """Reasons of throttling and how often; 0: not counted."""
     throttled_before: list[str] = msgspec.field(default_factory=list)
     """Throttling marks that were set before the window began."""

@@ -5,11 +5,12 @@ Times are in seconds, rates in tokens per second, memory in bytes. "Recent" mean
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from edgespec.energy_report import Energy
+from edgespec.energy_report import Count, Energy
+from edgespec.plain_text import plain
 
 State = Literal["running", "reading", "waiting", "evicted", "away"]
 """State of a session: it decodes; its prompt is run; it waits for its first slot; its slot was
@@ -26,15 +27,15 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     """Sides that draft: `edge`, `edge + cloud-draft`, `cloud-draft` or `cloud`."""
     state: State
-    tokens: int
+    tokens: Count
     """Tokens of the answer so far."""
     rate: float
     """Measured tokens per second."""
     target_rate: float
     """Tokens per second that its device asked for; 0: as fast as possible."""
-    verified: int
+    verified: Count
     """Draft tokens that the target verified."""
-    confirmed: int
+    confirmed: Count
     """Verified draft tokens that are the target's own."""
     reaction: float
     """Time from sending a verdict to the device's first draft token after it, which is the round
@@ -54,10 +55,10 @@ class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
     hardware: str
     silent: float
     """Time since its last packet."""
-    sessions: int
+    sessions: Count
     away: str
     """Reason why messages do not reach it; empty: they do."""
-    troubles: dict[str, int]
+    troubles: dict[str, Count]
     """Dropped packets and unsent messages by reason."""
 
 
@@ -80,22 +81,41 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """Recent tokens per second of all sessions together."""
     acceptance: float = 0.0
     """Share of recently verified draft tokens that were confirmed; 0 where none were verified."""
-    memory_used: int = 0
+    memory_used: Count = 0
     """KV cache of open sessions."""
-    memory_kept: int = 0
+    memory_kept: Count = 0
     """KV cache kept of ended sessions for prompts with the same prefix; freed on demand."""
-    memory_limit: int = 0
+    memory_limit: Count = 0
     """Bound of the KV cache."""
-    evictions: int = 0
+    evictions: Count = 0
     """Slots taken away from open sessions."""
-    read_again: int = 0
+    read_again: Count = 0
     """Tokens that were run again after an eviction."""
-    prefix_queries: int = 0
+    prefix_queries: Count = 0
     """Tokens that sessions began with."""
-    prefix_hits: int = 0
+    prefix_hits: Count = 0
     """Tokens that sessions began with and that were in the cache."""
     energy: Energy | None = None
     """Energy of the cloud's machine since it began to listen; None: not measured."""
     sessions: tuple[SessionView, ...] = ()
     devices: tuple[DeviceView, ...] = ()
     """Devices that sent a packet in the last minute or have a session."""
+
+
+def decode(content: bytes) -> Fleet:
+    """The fleet in the JSON of `/fleet`, with every text plain: it may come from a hostile machine.
+
+    Raises `msgspec.DecodeError`, `UnicodeDecodeError`, or `RecursionError` for deeply nested JSON.
+    """
+    fleet = msgspec.json.decode(content, type=Fleet)
+    return msgspec.convert(_with_plain_texts(msgspec.to_builtins(fleet)), Fleet)
+
+
+def _with_plain_texts(value: Any) -> Any:
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {plain(name): _with_plain_texts(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_plain_texts(each) for each in value]
+    return value

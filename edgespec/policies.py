@@ -175,6 +175,16 @@ class DraftPolicy:
 
 
 @dataclass(frozen=True)
+class StatusPolicy:
+    """How `edgespec top` reads the status port of a cloud."""
+
+    reply_s: float = 5.0
+    """Time within which the reply must be complete, its headers included."""
+    reply_bytes: int = 16 << 20
+    """Bytes of the longest reply, its headers included."""
+
+
+@dataclass(frozen=True)
 class LinkLimits:
     """Bounds of queues, packets and silence on a link."""
 
