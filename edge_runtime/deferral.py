@@ -10,7 +10,7 @@ from edgespec.protocol import Error
 
 
 class Deferral:
-    """The retries of one answer. Refusals may go on for `give_up` seconds in all."""
+    """The retries of one answer. Refusals may go on for `give_up` seconds without a new token."""
 
     def __init__(
         self, give_up: float, chance: random.Random, limits: LinkLimits = LinkLimits()
@@ -51,9 +51,9 @@ class Deferral:
         return max(0.0, left) if left <= longest else 0.0
 
     def tried(self) -> None:
-        """The session was opened again; the reply is awaited."""
+        """The session was opened again, or accepted; its tokens are awaited."""
         self._at = None
 
     def served(self) -> None:
-        """The cloud has accepted the session."""
+        """The cloud has sent tokens of the session."""
         self._since = self._at = None

@@ -378,7 +378,7 @@ class EdgeLoop:
         if isinstance(message, Hint):
             answer.on_hint(message)
         elif isinstance(message, Admitted):
-            answer.deferral.served()
+            answer.deferral.tried()
             if message.wait_ms:
                 wait_s = message.wait_ms / 1e3
                 self._observer.reported(
@@ -410,10 +410,11 @@ class EdgeLoop:
 
     def _on_verdict(self, answer: Answer, verdict: Verdict) -> None:
         news = answer.on_verdict(verdict)
-        answer.deferral.served()
+        answer.deferral.tried()
         if not news.tokens:
             answer.stands(verdict)
             return
+        answer.deferral.served()
         now = self._clock()
         pieces = answer.commit(news, now)
         hit = answer.settle()

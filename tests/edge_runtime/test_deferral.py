@@ -40,7 +40,7 @@ def test_it_is_put_off_again_until_it_has_gone_on_for_too_long():
     assert (caught.value.code, caught.value.retryable, now) == ("busy", True, 105.0)
 
 
-def test_a_cloud_that_took_the_session_begins_a_new_count():
+def test_tokens_of_the_session_begin_a_new_count():
     deferral = Deferral(5.0, random.Random(1))
     deferral.put_off(busy(1000.0), 0.0)
     deferral.served()

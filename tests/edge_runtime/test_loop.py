@@ -8,7 +8,7 @@ import pytest
 from edge_runtime.observer import Observer
 from edgespec.config import Request, Tactics
 from edgespec.errors import LinkError
-from edgespec.protocol import Error, Hello, Open, Ping, Verdict
+from edgespec.protocol import Admitted, Error, Hello, Open, Ping, Verdict
 from edgespec.sampling import Sampling
 from engines.drafters.model import ModelDrafter
 from engines.drafters.ngram import NgramDrafter
@@ -83,7 +83,8 @@ def test_an_error_ends_the_answer_that_it_is_about(house):
     assert other.error is None and other.stats.token_ids == home.alone(REQUESTS[1])
 
 
-def test_a_cloud_that_refuses_every_session_as_unknown_is_asked_with_pauses_and_given_up(house):
+@pytest.mark.parametrize("admits", [False, True])
+def test_a_cloud_that_forgets_every_session_is_asked_with_pauses_and_given_up(house, admits):
     home = house(ToyEngine())
     loop = home.device(NoDrafter(), give_up=5.0)
     link, opened = loop._link, []
@@ -93,6 +94,7 @@ def test_a_cloud_that_refuses_every_session_as_unknown_is_asked_with_pauses_and_
         if isinstance(message, Open):
             opened.append(link.clock())
             assert len(opened) < 200
+            link.refusals += [Admitted(message.session)] * admits
             link.refusals += [Error("session", "gone", message.session, True)] * 3
         elif isinstance(message, Hello | Ping):
             send(message)
