@@ -84,7 +84,7 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         log.info("loading %s from %s", manifest.target.origin.name, bundle.folder)
         models = _load(bundle, settings)
         engine, settings = models.engine, models.settings
-        service = _service(bundle, models, Quotas(quotas, hub.name_of))
+        service = _service(bundle, models, Quotas(quotas, hub.name_of, settings.limits))
         loop = CloudLoop(
             hub, service, engine, settings, drafter=models.drafter, trace=trace, status=status
         )

@@ -1,7 +1,7 @@
 """Devices that send packets to the cloud: one record for each connection.
 
-The number of records and the packets taken from each are bounded. A device that floods, sends
-garbage, vanishes or does not read costs bounded memory and one log line a minute.
+The number of records is bounded. A device that floods, sends garbage, vanishes or does not read
+costs bounded memory and one log line a minute.
 
 Pure: packets and their times in, records out.
 """
@@ -18,36 +18,6 @@ from edgespec.protocol import Hello
 from edgespec.transport import Fate
 
 Trouble = Literal["gone", "unread", "flood", "garbage", "refused"]
-
-
-class Budget:
-    """A token bucket of packets or of bytes."""
-
-    def __init__(self, rate_per_s: float, burst: float, now: float) -> None:
-        self._rate_per_s, self._burst = rate_per_s, burst
-        self._left, self._at = burst, now
-
-    def take(self, now: float, amount: float = 1.0) -> bool:
-        """Takes `amount`; returns False, and takes nothing, if less is left."""
-        self._refill(now)
-        if self._left < amount:
-            return False
-        self._left -= amount
-        return True
-
-    def spend(self, now: float, amount: float) -> None:
-        """Takes `amount`, also if less is left."""
-        self._refill(now)
-        self._left -= amount
-
-    def wait_s(self, now: float) -> float:
-        """Seconds until something is left; 0: something is."""
-        self._refill(now)
-        return max(0.0, (1.0 - self._left) / self._rate_per_s)
-
-    def _refill(self, now: float) -> None:
-        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._rate_per_s)
-        self._at = now
 
 
 @dataclass
@@ -71,21 +41,10 @@ class ConnectedDevice:
     limits: LinkLimits = LinkLimits()
 
     def __post_init__(self) -> None:
-        limits = self.limits
-        self._packets = Budget(limits.packets_per_s, limits.burst_packets, self.heard_at)
-        self._bytes = Budget(limits.bytes_per_s, limits.burst_bytes, self.heard_at)
         self._reported_at: dict[Trouble, float] = {}
 
     def __str__(self) -> str:
         return self.name or f"without a name ({self.peer.hex()})"
-
-    def take_packet(self, size_bytes: int, now: float) -> bool:
-        """Charges a packet to the device's budgets; returns False if it must be dropped."""
-        return self._packets.take(now) and self._bytes.take(now, size_bytes)
-
-    def take_bytes(self, size_bytes: int, now: float) -> bool:
-        """Charges a reply that costs as much as a packet of this size."""
-        return self._bytes.take(now, size_bytes)
 
     def trouble(self, kind: Trouble, now: float, *, quiet: bool = False) -> bool:
         """Counts a trouble; returns True if it should be logged, now or again."""

@@ -63,7 +63,7 @@ class Service:
         """Called with each decoded message and its time."""
         self.devices = Devices(settings.limits)
         self.memory = Memory(engine, settings.kv_memory or default_limit(), settings.eviction)
-        self._quotas = quotas or Quotas()
+        self._quotas = quotas or Quotas(limits=settings.limits)
         self._events = Events(self.tally, settings.limits)
         self._handshake = Handshake(identity, settings, self.speeds, self.devices, self._events)
         self.sessions = SessionTable(
@@ -86,8 +86,7 @@ class Service:
         """
         device = self.devices.heard(peer, now)
         device.key = key
-        size, usage = sum(map(len, packet)), self._quotas.of(device, now)
-        if not (device.take_packet(size, now) and usage.take_bytes(size, now)):
+        if not self._quotas.of(device, now).take_packet(sum(map(len, packet)), now):
             self._events.trouble(device, "flood", now)
             return []
         try:

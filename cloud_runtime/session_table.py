@@ -241,7 +241,7 @@ class SessionTable:
         """All committed tokens from `base` on, for a device that missed verdicts; None if its
         budget of bytes does not cover them."""
         missing_bytes = TOKEN_BYTES * max(0, session.length - base)
-        if not device.take_bytes(missing_bytes, now):
+        if not self._quotas.of(device, now).take_reply(missing_bytes, now):
             self._events.trouble(device, "flood", now)
             return None
         session.connection = Connection(device.peer, now)

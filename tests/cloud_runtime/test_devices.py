@@ -1,18 +1,10 @@
-"""Packet budgets, and which devices are forgotten."""
+"""Which devices are forgotten, and which troubles are logged."""
 
-from cloud_runtime.devices import Budget, Devices
+from cloud_runtime.devices import Devices
 from edgespec.policies import LinkLimits
 from edgespec.protocol import VERSION, Hello
 
 HELLO = Hello(VERSION, "t", "k", "robot", "cpu-int8", "a board")
-
-
-def test_a_budget_refills_up_to_its_burst():
-    budget = Budget(10.0, 3.0, 0.0)
-    assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
-    assert [budget.take(0.1), budget.take(0.1)] == [True, False]
-    assert [budget.take(99.0) for _ in range(4)] == [True, True, True, False]
-    assert budget.take(0.0) is False, "a clock that goes back gives nothing"
 
 
 def test_a_hello_names_a_stranger():

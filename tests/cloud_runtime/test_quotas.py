@@ -2,10 +2,11 @@
 
 import pytest
 
-from cloud_runtime.quotas import Quota, Quotas, read_quotas
+from cloud_runtime.quotas import Budget, Quota, Quotas, read_quotas
 from cloud_runtime.service import Identity, Service
 from edgespec.config import CloudSettings
 from edgespec.errors import UsageError
+from edgespec.policies import LinkLimits
 from edgespec.protocol import (
     VERSION,
     Admitted,
@@ -50,6 +51,14 @@ class Cloud:
         *_, last = self.engine.run(batch.rows)
         self.service.stepping.commit(batch, last.choices, self.now)
         return batch
+
+
+def test_a_budget_refills_up_to_its_burst():
+    budget = Budget(10.0, 3.0, 0.0)
+    assert [budget.take(0.0) for _ in range(4)] == [True, True, True, False]
+    assert [budget.take(0.1), budget.take(0.1)] == [True, False]
+    assert [budget.take(99.0) for _ in range(4)] == [True, True, True, False]
+    assert budget.take(0.0) is False, "a clock that goes back gives nothing"
 
 
 def test_sessions_of_a_named_device_and_of_the_others():
@@ -139,10 +148,21 @@ def test_ids_beyond_the_quota_are_not_verified_and_the_target_goes_on():
 def test_bytes_a_second_hold_for_all_connections_of_a_key():
     cloud = Cloud(robot=Quota(bytes_per_s=1000))
     usage = cloud.service._quotas.of_owner(ROBOT, b"", 0.0)
-    assert usage.take_bytes((1 << 20) - 200, 0.0)
+    assert usage.take_packet((1 << 20) - 200, 0.0)
     replies = [cloud.tell(Ping(1), connection=bytes([n])) for n in range(20)]
     assert isinstance(replies[0], Pong) and replies[-1] is None
     assert isinstance(cloud.tell(Ping(1), OTHER), Pong)
+    cloud.now = 1.0
+    assert isinstance(cloud.tell(Ping(1)), Pong)
+
+
+def test_the_bounds_of_a_link_hold_for_all_connections_of_a_key():
+    cloud = Cloud()
+    packets = int(LinkLimits().burst_packets) // 2  # each message follows a Hello
+    replies = [cloud.tell(Ping(1), connection=bytes([n % 16])) for n in range(packets + 8)]
+    assert [type(reply) for reply in replies] == [Pong] * packets + [type(None)] * 8
+    assert isinstance(cloud.tell(Ping(1), OTHER), Pong)
+    assert isinstance(cloud.tell(Ping(1), key=b"", connection=b"a"), Pong)
     cloud.now = 1.0
     assert isinstance(cloud.tell(Ping(1)), Pong)
 
