@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
 Family = Literal["llama", "qwen2", "qwen3"]
+LARGEST_SIZE = 1 << 24
+LARGEST_LAYERS = 1 << 12
+Size = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
+"""Rows, columns, heads or positions: a range that holds every model, and no impossible shape."""
+LayerCount = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_LAYERS)]
 ATTENTION_PROJECTIONS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 FEED_FORWARD_PROJECTIONS = frozenset({"gate_proj", "up_proj", "down_proj"})
 
@@ -59,16 +64,16 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """
 
     family: Family
-    vocabulary: int
+    vocabulary: Size
     """Rows of the embedding; may exceed the tokenizer's size because of padding."""
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
+    hidden: Size
+    layers: LayerCount
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    intermediate: Size
     norm_epsilon: float
-    context: int
+    context: Size
     """Largest number of positions that the model supports."""
     tied: bool
     """True if the output matrix is the embedding."""

@@ -18,11 +18,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from edgespec.architecture import Architecture
+from edgespec.architecture import LARGEST_LAYERS, LARGEST_SIZE, Architecture, Size
 from edgespec.bundle_paths import check_paths
 from edgespec.errors import BundleError, UsageError
 from edgespec.signing import verify
@@ -39,7 +39,11 @@ COMPAT_OPSET = 21
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 TensorrtApi = Literal["tensorrt", "tensorrt_rtx"]
 HalfFloat = Literal["fp16", "bf16"]
-Range = tuple[int, int, int]
+Index = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_SIZE)]
+"""A token id, a number of rows, or 0 for none."""
+Layer = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_LAYERS)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Range = tuple[Index, Index, Index]
 """Smallest, usual and largest value."""
 
 
@@ -60,7 +64,7 @@ class Precisions(_Struct, frozen=True):
 
 class File(_Struct, frozen=True):
     sha256: str
-    size: int
+    size: Count
 
 
 class Origin(_Struct, frozen=True):
@@ -82,14 +86,14 @@ class Calibration(_Struct, frozen=True):
     offset: float
     error: float
     """Expected calibration error of the confidences."""
-    tokens: int
+    tokens: Count
 
 
 class Segment(_Struct, frozen=True):
     """Layers `[start, end)`; `exit` is the graph of the exit head after it, if any."""
 
-    start: int
-    end: int
+    start: Layer
+    end: Layer
     graph: str
     exit: str = ""
     calibration: Calibration | None = None
@@ -102,7 +106,7 @@ class Target(_Struct, frozen=True):
     precisions: Precisions
     segments: list[Segment]
     head: str
-    opset: int = MAIN_OPSET
+    opset: Index = MAIN_OPSET
     agreement: float | None = None
     """Share of tokens that equal the original model's at these precisions; None: not measured."""
 
@@ -117,9 +121,9 @@ class DraftInfo(_Struct, frozen=True):
     architecture: Architecture
     precisions: Precisions
     graph: str
-    vocabulary: int
+    vocabulary: Size
     """Rows of the head; fewer than the architecture's vocabulary if the draft was trimmed."""
-    opset: int = MAIN_OPSET
+    opset: Index = MAIN_OPSET
     calibration: Calibration | None = None
 
 
@@ -142,7 +146,7 @@ class Built(_Struct, frozen=True):
 
     graph: str
     file: str
-    capacity: int
+    capacity: Index
     """Tokens in a slot; 0 for a graph without a KV cache."""
     profile: str
     """Hardware profile that the engine was built for."""
@@ -164,17 +168,17 @@ class TokenizerInfo(_Struct, frozen=True):
     """Facts about the tokenizer that its file does not hold."""
 
     fingerprint: str
-    vocabulary: int
+    vocabulary: Size
     bos: str
     eos: str
-    end_ids: list[int]
+    end_ids: list[Index]
 
 
 class Manifest(_Struct, frozen=True):
     schema: int
     made_by: str
     """Name and version of the program that wrote it."""
-    context: int
+    context: Size
     """Positions in the rotary tables."""
     text: TokenizerInfo
     target: Target
@@ -244,7 +248,7 @@ class Bundle:
                     "export the bundle again"
                 )
             manifest = msgspec.json.decode(content, type=Manifest)
-        except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OSError) as error:
             raise BundleError(
                 f"{path} cannot be read ({error}); export the bundle again"
             ) from error

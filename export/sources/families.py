@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from edgespec.architecture import FAMILIES, Architecture, Family
+from edgespec.architecture import FAMILIES, LARGEST_SIZE, Architecture, Family
 from edgespec.errors import CheckpointError, UnsupportedModel
 
 _FAMILY_OF: Mapping[str, Family] = {
@@ -58,7 +58,7 @@ def architecture_from_config(config: Mapping[str, Any]) -> Architecture:
         else _count({"head_dim": head_dim}, "head_dim"),
         intermediate=_count(config, "intermediate_size"),
         norm_epsilon=_positive(config, "rms_norm_eps", 1e-6),
-        context=_count(config, "max_position_embeddings"),
+        context=min(_count(config, "max_position_embeddings"), LARGEST_SIZE),
         tied=bool(config.get("tie_word_embeddings", False)),
         qk_norm=traits.qk_norm,
     )

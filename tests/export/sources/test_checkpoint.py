@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 
+from edgespec.architecture import LARGEST_SIZE
 from edgespec.checkpoint import Checkpoint
 from edgespec.errors import CheckpointError, UnsupportedModel, UsageError
 from export.sources.open import open_checkpoint
@@ -101,6 +102,11 @@ def test_folder_gives_the_models_own_weights(
     embedding = checkpoint.tensor("model.embed_tokens.weight")
     assert embedding.dtype == expected
     assert checkpoint.nbytes("model.embed_tokens.weight") == embedding.nbytes
+
+
+def test_a_context_without_bounds_is_one_that_a_manifest_can_hold(folder: Path) -> None:
+    edit(folder, max_position_embeddings=1 << 40)
+    assert open_checkpoint(str(folder)).architecture.context == LARGEST_SIZE
 
 
 def test_tied_folder(tmp_path: Path) -> None:
