@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -10,11 +11,15 @@ from tokenizers.decoders import DecodeStream
 from edgespec.chat_template import render_chat
 from edgespec.errors import BundleError, UsageError
 from edgespec.manifest import Bundle
+from edgespec.plain_text import plain
 
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
 CONTEXT_TOKENS = 8
 """Tokens of the prompt that streamed decoding takes into account."""
+LONGEST_ERROR = 200
+"""Characters of what the tokenizers library says."""
+T = TypeVar("T")
 
 
 class Codec:
@@ -27,7 +32,8 @@ class Codec:
             raise BundleError(f"{bundle.folder} has no tokenizer; export the bundle again")
         self._text = bundle.manifest.text
         self._template_file = bundle.path(CHAT_TEMPLATE)
-        self.tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
+        self._file = str(bundle.path(TOKENIZER))
+        self.tokenizer: Tokenizer = self.call(Tokenizer.from_file, self._file)
         self._template: str | None = None
         if CHAT_TEMPLATE in bundle.manifest.files:  # a file without a checksum is not read
             self._template = self._template_file.read_text(encoding="utf-8")
@@ -35,16 +41,33 @@ class Codec:
     def encode(self, text: str, *, chat: bool = False) -> list[int]:
         """Token ids of a prompt. Special tokens are added to plain text; a rendered chat has them.
 
-        Raises `UsageError` if the text does not come from UTF-8.
+        Raises `UsageError` if the text does not come from UTF-8, and `BundleError` if the tokenizer
+        fails.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"the prompt is not UTF-8 text (character {error.start})") from error
-        return list(self.tokenizer.encode(text, add_special_tokens=not chat).ids)
+        return list(self.call(self.tokenizer.encode, text, add_special_tokens=not chat).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return str(self.call(self.tokenizer.decode, list(ids), skip_special_tokens=True))
+
+    def call(self, function: Callable[..., T], *arguments: object, **options: object) -> T:
+        """The result of a function of the tokenizers library.
+
+        Raises `BundleError` where the library fails, as with a regular expression that takes too
+        many steps. It then raises `Exception` itself or a panic, which is no `Exception`.
+        """
+        try:
+            return function(*arguments, **options)
+        except BaseException as error:
+            if type(error) is not Exception and type(error).__name__ != "PanicException":
+                raise
+            reason = plain(str(error), LONGEST_ERROR)
+            raise BundleError(
+                f"{self._file} cannot be used ({reason}); export the bundle again"
+            ) from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The chat of `messages` (role, content) as text that ends where the answer begins.
@@ -86,8 +109,11 @@ class TextStream:
         return other
 
     def push(self, token: int) -> str:
-        """Adds a token, and returns the new final text. Sets `stopped` at a stop string."""
-        new = self._decoder.step(self._codec.tokenizer, token)
+        """Adds a token, and returns the new final text. Sets `stopped` at a stop string.
+
+        Raises `BundleError` if the tokenizer fails.
+        """
+        new = self._codec.call(self._decoder.step, self._codec.tokenizer, token)
         if new is None:
             return ""
         self._held += new

@@ -1,12 +1,16 @@
 """Streamed text equals decoded text, and stop strings are found wherever they fall."""
 
+import hashlib
 import itertools
+import json
 
+import msgspec
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from edgespec.errors import UsageError
-from edgespec.text import Codec, TextStream
+from edgespec.errors import BundleError, UsageError
+from edgespec.manifest import Bundle, File
+from edgespec.text import TOKENIZER, Codec, TextStream
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +73,35 @@ def test_chat_without_a_template_is_refused(codec):
     codec._template = None
     with pytest.raises(UsageError, match="no chat template"):
         codec.render([{"role": "user", "content": "hi"}])
+
+
+EVIL = {"Regex": "(a|a)*(a|a)*(a+)+$"}
+SPLIT = {"type": "Split", "pattern": EVIL, "behavior": "Isolated", "invert": False}
+
+
+@pytest.fixture
+def with_tokenizer(tiny_bundle, tmp_path):
+    """Makes the bundle with another tokenizer.json, whose checksum is right."""
+
+    def made(content):
+        (tmp_path / "tokenizer").mkdir()
+        (tmp_path / TOKENIZER).write_bytes(content)
+        file = File(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+        manifest = msgspec.structs.replace(tiny_bundle.manifest, files={TOKENIZER: file})
+        return Bundle(tmp_path, manifest)
+
+    return made
+
+
+@pytest.mark.parametrize("content", [b"", b'{"version":"1.0"}', b"\xff", b'{"a":' + b"[" * 200_000])
+def test_a_tokenizer_that_cannot_be_read_is_refused(with_tokenizer, content):
+    with pytest.raises(BundleError, match=r"tokenizer\.json cannot be used \(.*export the bundle"):
+        Codec(with_tokenizer(content))
+
+
+def test_a_tokenizer_that_panics_is_refused(tiny_bundle, with_tokenizer):
+    document = json.loads(tiny_bundle.path(TOKENIZER).read_text())
+    document["pre_tokenizer"] = SPLIT
+    codec = Codec(with_tokenizer(json.dumps(document).encode()))
+    with pytest.raises(BundleError, match=r"cannot be used \(.*retry-limit"):
+        codec.encode("a" * 30 + "!")
