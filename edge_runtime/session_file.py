@@ -123,14 +123,17 @@ class SessionFile:
 
 
 def _read(path: Path, fresh: _Saved, vocabulary: int) -> _Saved:
-    """The session in a file, if it is the one that `fresh` begins; `fresh` if there is no file.
+    """The session in a file, if it is the one that `fresh` begins; `fresh` without content.
 
     All its token ids are below `vocabulary`.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe or a device may never end
             raise ValueError("not a regular file")
-        saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
+        content = path.read_bytes()
+        if not content:  # as mktemp makes it
+            return fresh
+        saved = msgspec.json.decode(content, type=_Saved)
         if any(token >= vocabulary for token in (*saved.prompt, *saved.committed)):
             raise ValueError("a token id beyond the vocabulary")
         saved.sampling.check()

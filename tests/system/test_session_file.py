@@ -76,7 +76,7 @@ def test_a_killed_device_goes_on_where_it_was(tiny_bundle, tmp_path, expected):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{}", "[1]", pytest.param("[" * 100_000, id="deep"), "\0", '{"format": 1, "extra": 2}'],
+    ["{}", "[1]", pytest.param("[" * 100_000, id="deep"), "\0", '{"format": 1, "extra": 2}'],
 )
 def test_a_file_that_is_no_session_is_left_alone(tiny_bundle, tmp_path, content):
     file = tmp_path / "notes"
@@ -84,6 +84,13 @@ def test_a_file_that_is_no_session_is_left_alone(tiny_bundle, tmp_path, content)
     with pytest.raises(UsageError, match="is no session of edge-run; pass another file"):
         SessionFile(file, tiny_bundle, Request((1, 2)))
     assert file.read_text() == content
+
+
+def test_an_empty_file_is_a_new_session(tiny_bundle, tmp_path):
+    file = tmp_path / "answer"
+    file.touch()
+    assert SessionFile(file, tiny_bundle, Request((1, 2))).request.committed == ()
+    assert json.loads(file.read_text())["prompt"] == [1, 2]
 
 
 @pytest.mark.parametrize(
