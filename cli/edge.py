@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from click.core import ParameterSource
 
 from cli.options import (
     PATH,
@@ -24,6 +25,7 @@ from cli.options import (
     trace_option,
 )
 from edgespec.config import EdgeSettings, Mode, Offline, PreDraft, Tactics
+from edgespec.errors import UsageError
 
 DEFAULT = EdgeSettings()
 TERMINATED = 143
@@ -173,6 +175,11 @@ _DRAFTER = click.option(
 @json_option("Print the figures as one JSON line to standard error.")
 def edge_run(bundle: Path, **options: Any) -> None:
     """Answer a prompt on this device, with the target in the cloud."""
+    given = click.get_current_context().get_parameter_source("offline_after")
+    if given is ParameterSource.COMMANDLINE and options["offline"] != "draft":
+        raise UsageError(
+            "--offline-after is the time until --offline draft begins; pass --offline draft too"
+        )
     from edge_runtime.terminal import TextSettings, edge_run
     from edgespec.manifest import Bundle
     from edgespec.sampling import Sampling

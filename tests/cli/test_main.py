@@ -197,6 +197,14 @@ def test_bad_input_is_a_message_and_an_exit_code(code, arguments, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("offline", [[], ["--offline", "refuse"]])
+def test_offline_after_needs_offline_draft(offline):
+    arguments = ["edge-run", NOWHERE, "-p", "x", "--offline-after", "2", *offline]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stdout) == (USAGE, "")
+    assert "pass --offline draft too" in result.stderr
+
+
 def test_the_table_has_every_command():
     named = {words for words, command in EVERY if not isinstance(command, LazyGroup)}
     tried = {tuple(arguments[: 2 if arguments[0] == "bench" else 1]) for _, arguments in BAD}
