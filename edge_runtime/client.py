@@ -13,12 +13,16 @@ answers at once; each is a session of its own, and the draft steps of all of the
 from __future__ import annotations
 
 import asyncio
+import operator
+import reprlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, TypeVar, get_args
+
+import msgspec
 
 from edge_runtime.answer import Answer
 from edge_runtime.completion import AsyncCompletion, Completion
@@ -27,7 +31,7 @@ from edge_runtime.observer import UNOBSERVED, Observer
 from edgespec.config import LOOPBACK, EdgeSettings, Mode, Request
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
-from edgespec.protocol import Welcome
+from edgespec.protocol import Token, Welcome
 from edgespec.sampling import Sampling
 from edgespec.text import Codec
 
@@ -78,9 +82,10 @@ class _Asking(Generic[C]):
         stop: str | Sequence[str] = (),
     ) -> C:
         """Starts a continuation of `prompt`, a text or its token ids. See `chat` for the rest."""
-        tokens = self._connected().codec.encode(prompt) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, str):
+            prompt = self._connected().codec.encode(prompt)
         sampling = Sampling(temperature, top_p, top_k, seed)
-        return self._begin(tokens, max_tokens, sampling, stop)
+        return self._begin(prompt, max_tokens, sampling, stop)
 
     def start(self, request: Request) -> C:
         """Starts the answer to a request in tokens. Raises `UsageError` if it does not fit."""
@@ -95,8 +100,7 @@ class _Asking(Generic[C]):
     ) -> C:
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; it must be at least 1")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        return self.start(Request(tuple(prompt), max_tokens, sampling, stops))
+        return self.start(Request(_token_ids(prompt), max_tokens, sampling, _stops(stop)))
 
     @property
     def welcome(self) -> Welcome:
@@ -115,6 +119,22 @@ class _Asking(Generic[C]):
     def mode(self) -> str:
         """Current mode, as `--explain` shows it."""
         return self._connected().loop.modes.name
+
+
+def _token_ids(prompt: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return msgspec.convert([operator.index(token) for token in prompt], tuple[Token, ...])
+    except (TypeError, msgspec.ValidationError) as error:
+        raise UsageError(
+            f"the prompt is {reprlib.repr(prompt)}; pass a text, or a list of token ids"
+        ) from error
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(stops, Collection) or not all(isinstance(each, str) for each in stops):
+        raise UsageError(f"stop is {reprlib.repr(stop)}; pass a text, or a list of texts")
+    return tuple(stops)
 
 
 class Client(_Asking[Completion]):

@@ -73,10 +73,14 @@ class Connection:
 def chat_tokens(codec: Codec, messages: Messages, system: str = "") -> list[int]:
     """The prompt of a chat, in tokens. `system` becomes its first message.
 
-    Raises `UsageError` for messages without `role` and `content`.
+    Raises `UsageError` without messages, and for those without `role` and `content`.
     """
-    if isinstance(messages, str) or not all({"role", "content"} <= set(each) for each in messages):
-        raise UsageError("a chat is a list of messages {'role': …, 'content': …}")
+    if not (
+        isinstance(messages, Sequence)
+        and messages
+        and all(isinstance(each, Mapping) and {"role", "content"} <= set(each) for each in messages)
+    ):
+        raise UsageError("a chat is a list of messages {'role': …, 'content': …}, at least one")
     first = [{"role": "system", "content": system}] if system else []
     return codec.encode(codec.render([*first, *messages]), chat=True)
 

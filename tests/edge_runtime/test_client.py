@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 import edgespec
@@ -302,6 +303,18 @@ def test_wrong_modes_and_messages_are_refused_in_a_sentence(bundle, endpoint):
     with pytest.raises(UsageError, match="choose one of auto, edge, cloud-draft, cloud"):
         edgespec.connect(bundle, endpoint, mode="foo")
     with edgespec.connect(bundle, endpoint) as client:
-        for messages in ("hello", [{"role": "user"}], [{"text": "hello"}]):
-            with pytest.raises(UsageError, match="a chat is a list of messages"):
+        for messages in ("hello", [], 3, [3], [{"role": "user"}], [{"text": "hello"}]):
+            with pytest.raises(UsageError, match=r"a chat is a list of messages .* at least one"):
                 client.chat(messages)
+
+
+def test_what_is_no_prompt_or_stop_text_is_refused_in_a_sentence(bundle, endpoint):
+    with edgespec.connect(bundle, endpoint) as client:
+        for prompt in (3, None, [1.5], ["a"], [-1], [1 << 31], [1 << 70]):
+            with pytest.raises(UsageError, match=r"the prompt is .*; pass a text, or a list of"):
+                client.complete(prompt)
+        for stop in (5, None, [5], b"end", ["end", None]):
+            with pytest.raises(UsageError, match=r"stop is .*; pass a text, or a list of texts"):
+                client.complete("the quick", stop=stop)
+        answer = client.complete(np.array([5, 9]), max_tokens=3, stop=("never there",))
+        assert len(list(answer)) == 3
