@@ -217,7 +217,8 @@ def _local_target(bundle: Bundle) -> Engine:
 def read_prompts(path: Path | None) -> list[str]:
     """Returns the prompts of a file of JSON lines; the built-in ones for None.
 
-    Raises `UsageError` that names the line of an invalid prompt, or for a file without prompts.
+    Raises `UsageError` that names the line of an invalid prompt, or for a file that cannot be read
+    or has no prompts.
     """
     if path is None:
         return list(PROMPTS)
@@ -225,6 +226,8 @@ def read_prompts(path: Path | None) -> list[str]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     prompts = [_prompt(line, path, n) for n, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise UsageError(f'{path} has no prompts; write lines as {{"prompt": "…"}}')

@@ -1,10 +1,10 @@
 """The exception tree. A user sees the sentence, never a traceback.
 
     EdgespecError             exit code 1: something failed
-    ├── UsageError            exit code 2: the request is wrong as written
+    ├── UsageError            exit code 2: the request is wrong as written, or names a missing path
     ├── CheckpointError       a model folder or file that cannot be read
     │   └── UnsupportedModel  a readable model with a part that the graph cannot express
-    ├── BundleError           a bundle that is missing, damaged or of another schema
+    ├── BundleError           a bundle that is incomplete, damaged or of another schema
     ├── EngineError           a back end that cannot load or run a graph on this machine
     └── LinkError             the other side cannot be reached, or refused
         └── ProtocolError     bytes that are not a message

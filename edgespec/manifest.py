@@ -229,12 +229,12 @@ class Bundle:
     def open(cls, folder: Path, verify_key: Path | None = None) -> Bundle:
         """Reads the manifest. With `verify_key`, its signature must be by that key's owner.
 
-        Raises `BundleError` if it is missing, damaged, of another schema, not signed by the key or
-        names files outside the bundle.
+        Raises `UsageError` if there is no folder, and `BundleError` if the manifest is missing,
+        damaged, of another schema, not signed by the key or names files outside the bundle.
         """
         path = folder / MANIFEST
         if not folder.exists():
-            raise BundleError(f"there is no bundle at {folder}; make one with 'edgespec export'")
+            raise UsageError(f"there is no bundle at {folder}; make one with 'edgespec export'")
         if not path.is_file():
             raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}")
         try:

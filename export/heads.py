@@ -90,9 +90,9 @@ class ExitHeads:
 
 
 def read_heads(path: Path) -> ExitHeads:
-    """Read a file of exit heads. Raises `CheckpointError` for a missing or damaged file."""
+    """Read a file of exit heads. Raises `UsageError` if missing, `CheckpointError` if damaged."""
     if not path.is_file():
-        raise CheckpointError(f"there is no file {path}; make one with 'edgespec calibrate'")
+        raise UsageError(f"there is no file {path}; make one with 'edgespec calibrate'")
     stored, metadata = read_header(path)
     try:
         notes = msgspec.json.decode(str(metadata[_METADATA]), type=_Notes)

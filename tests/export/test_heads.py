@@ -164,7 +164,7 @@ def test_the_command(tiny_llama_folder: Path, tmp_path: Path, heads: Path) -> No
     assert [segment.calibration is not None for segment in target.segments] == [True, True, False]
     options[-1] = str(tmp_path / "none")
     result = CliRunner().invoke(main, ["export", str(tiny_llama_folder), *options, "--force"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "there is no file" in result.stderr and "edgespec calibrate" in result.stderr
 
 

@@ -152,7 +152,7 @@ def refused(code, words, *arguments):
 
 def test_bad_exports(tmp_path, tiny_llama_folder, tiny_bundle):
     out = ["--out", tmp_path / "b"]
-    refused(1, "nowhere", "export", tmp_path / "nowhere", *out)
+    refused(2, "nowhere", "export", tmp_path / "nowhere", *out)
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\0" * 50)
     refused(1, "bad.gguf", "export", tmp_path / "bad.gguf", *out)
     (tmp_path / "mixture").mkdir()
@@ -189,7 +189,7 @@ def test_a_draft_with_another_tokenizer_is_refused(tmp_path, tiny_llama_folder):
 
 
 def test_bad_bundles(tmp_path, tiny_bundle):
-    refused(1, "there is no bundle", "inspect", tmp_path / "none")
+    refused(2, "there is no bundle", "inspect", tmp_path / "none")
     refused(1, "is no bundle", "inspect", tmp_path)
     (tmp_path / "edited").mkdir()
     text = tiny_bundle.path("manifest.json").read_text().replace('"context": 512', '"context": 511')
@@ -197,8 +197,8 @@ def test_bad_bundles(tmp_path, tiny_bundle):
     refused(1, "is damaged or was edited", "inspect", tmp_path / "edited")
     (tmp_path / "manifest.json").write_text("{")
     refused(1, "cannot be read", "inspect", tmp_path)
-    refused(1, "there is no bundle", "cloud-run", tmp_path / "none")
-    refused(1, "there is no bundle", "edge-run", tmp_path / "none", "--prompt", "x")
+    refused(2, "there is no bundle", "cloud-run", tmp_path / "none")
+    refused(2, "there is no bundle", "edge-run", tmp_path / "none", "--prompt", "x")
 
 
 def test_bad_requests(tiny_bundle, served):

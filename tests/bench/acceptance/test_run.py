@@ -203,7 +203,7 @@ def test_bad_requests(tiny_bundle, prompts, tmp_path, monkeypatch):
     refused(2, "temperature is -1", *ask, "--temperature", "-1")
     refused(2, "is no file in a folder", *ask, "--plot", tmp_path / "none" / "a.png")
     refused(2, "no training text", *ask, "--training", tmp_path)
-    refused(1, "there is no bundle", tmp_path / "none")
+    refused(2, "there is no bundle", tmp_path / "none")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused(1, "extra 'plots'", *ask, "--plot", tmp_path / "a.png")
 

@@ -155,8 +155,8 @@ def test_the_command_installs_what_it_found(tiny_llama_folder, corpus, tmp_path)
 
 
 def test_bad_input_is_one_sentence(tiny_bundle, tmp_path):
-    for target, bundle in (("nowhere", tiny_bundle.folder), ("nowhere", tmp_path)):
-        done = CliRunner().invoke(main, ["calibrate", target, "--bundle", str(bundle)])
-        assert done.exit_code == 1
+    for code, bundle in ((2, tiny_bundle.folder), (1, tmp_path)):
+        done = CliRunner().invoke(main, ["calibrate", "nowhere", "--bundle", str(bundle)])
+        assert done.exit_code == code
         assert done.stderr.startswith("edgespec: ")
         assert done.stderr.count("\n") == 1

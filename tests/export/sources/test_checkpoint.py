@@ -257,7 +257,8 @@ def test_sources_that_are_not_there(tmp_path: Path, folder: Path) -> None:
         (tmp_path / "notes.txt", "neither a GGUF file nor a folder"),
         (tmp_path / "empty", "no config.json"),
     ]:
-        with pytest.raises(CheckpointError, match=named):
+        error = CheckpointError if source.exists() else UsageError
+        with pytest.raises(error, match=named):
             open_checkpoint(str(source))
     with pytest.raises(UsageError, match="revision"):
         open_checkpoint(str(folder), revision="main")
