@@ -90,6 +90,11 @@ def test_prompts_are_json_lines(tmp_path):
     assert read_prompts(None) == list(PROMPTS)
 
 
+def test_prompts_that_are_not_there_are_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="none cannot be read: No such file"):
+        read_prompts(tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
