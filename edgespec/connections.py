@@ -41,7 +41,7 @@ _BYTES_ACKNOWLEDGED_OFFSET, _BYTES_RECEIVED_OFFSET = 120, 128
 _HANDSHAKE_BYTES = 2048
 """Largest ZMTP handshake, with CurveZMQ."""
 _HEARTBEAT_BYTES_PER_S = 64
-"""Pings and pongs of a connection at the heartbeat interval of `edgespec.transport`."""
+"""Pings and pongs of a peer that sends heartbeats; edgespec's devices do not."""
 _RESERVED_FILES_COUNT = 96
 """File descriptors kept for models, logs, the status server and ZeroMQ itself."""
 

@@ -201,8 +201,8 @@ class LinkLimits:
     takes turns between devices, so each of the others has been read as often, or is empty."""
     poll_total_packets: int = 10_000
     """Packets that either side reads from all connections before it runs its next step."""
-    heartbeat_s: float = 2.0
-    """Interval at which a silent connection is probed."""
+    probe_s: float = 2.0
+    """Interval at which the kernel probes a silent connection; whole seconds."""
     vanished_s: float = 10.0
     """Time without any sign of life after which a connection is closed."""
     linger_s: float = 0.5

@@ -379,12 +379,20 @@ def _descriptor(name: zmq.Frame) -> int | None:
 
 
 def _bound(socket: zmq.Socket[bytes], limits: LinkLimits, packet_bytes: int = MAX_PACKET) -> None:
-    """Bounds the packets of a socket, and closes connections whose other end has vanished."""
+    """Bounds the packets of a socket, and closes connections whose other end has vanished.
+
+    The kernel looks after the other end. ZeroMQ's heartbeats are not used: libzmq 4.3 ends the
+    process if one is due, or waits to be answered, on a connection that was reset behind a full
+    queue (`out_event` of `stream_engine_base.cpp` asserts).
+    """
     socket.setsockopt(zmq.LINGER, _ms(limits.linger_s))
     socket.setsockopt(zmq.MAXMSGSIZE, packet_bytes)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, _ms(limits.heartbeat_s))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _ms(limits.vanished_s))
-    socket.setsockopt(zmq.HEARTBEAT_TTL, _ms(limits.vanished_s))
+    probe_s = math.ceil(limits.probe_s)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, probe_s)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, probe_s)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, max(1, math.ceil(limits.vanished_s / probe_s) - 1))
+    socket.setsockopt(zmq.TCP_MAXRT, _ms(limits.vanished_s))
 
 
 def _ms(seconds: float) -> int:
