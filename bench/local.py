@@ -31,9 +31,10 @@ from edgespec.progress import progress
 from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats, speed
 from edgespec.transport import DealerLink
+from engines.backends import open_draft
 from engines.drafters.model import ModelDrafter
 from engines.machine.doctor import Machine, describe
-from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
 from engines.step_times import RepeatedStep, medians_ms
 from engines.toy import ToyEngine
 
@@ -140,7 +141,7 @@ def step_times(bundle: Bundle, drafter: str, threads: int) -> StepTimes:
     """Step times of the draft, and of the target for all `STEP_ROWS` and `STEP_TOKENS`."""
     slots = len(STEP_TOKENS) * sum(STEP_ROWS)
     target = load_target(bundle, OrtSettings(threads=threads, slots=slots))
-    draft = load_draft(bundle, drafter, OrtSettings(threads=threads, slots=1, min_tokens=1))
+    draft = open_draft(bundle, drafter, threads, 1)
     steps = {
         f"{rows}x{tokens}": RepeatedStep(target, rows, tokens, PAST_TOKENS)
         for rows in STEP_ROWS

@@ -142,7 +142,8 @@ def _figures(calibrations: Sequence[Calibration | None]) -> dict[str, str]:
 
 
 def _draft(draft: DraftInfo) -> tuple[str, str, str, str]:
-    layers, opset = str(draft.architecture.layers), str(draft.opset)
+    layers = str(draft.architecture.layers)
+    opset = str(draft.opset) if draft.is_graph else "GGUF"
     return _origin(draft.origin), str(draft.precisions), layers, opset
 
 

@@ -23,6 +23,7 @@ from edgespec.protocol import largest_packet
 from edgespec.trace import Trace
 from edgespec.transport import RouterHub, is_loopback
 from engines.backends import open_draft, open_target
+from engines.base import Engine
 from engines.drafters.model import ModelDrafter
 from engines.machine.arithmetic import fingerprint
 from engines.staged import StagedEngine
@@ -177,7 +178,7 @@ def _drain_on_signals(loop: CloudLoop) -> list[int]:
     return interrupts
 
 
-def _cloud_draft(bundle: Bundle, settings: CloudSettings, threads: int) -> StagedEngine | None:
+def _cloud_draft(bundle: Bundle, settings: CloudSettings, threads: int) -> Engine | None:
     """Loads the cloud draft, if one is configured."""
     if not settings.draft:
         return None

@@ -17,6 +17,7 @@ from edgespec.config import NGRAM, NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.text import Codec, TextStream
+from edgespec.transport import is_loopback
 from engines.drafters.base import Drafter
 from engines.drafters.none import NoDrafter
 from engines.machine.doctor import brief
@@ -92,4 +93,5 @@ def _open_drafter(bundle: Bundle, settings: EdgeSettings) -> Drafter:
     if settings.mode == "edge" and settings.drafter == NO_DRAFTER:
         raise UsageError("--mode edge means that this device drafts; it cannot with --drafter none")
     answers = settings.drafting.cached_answers
-    return open_drafter(bundle, settings.drafter, settings.threads, answers)
+    alone = not is_loopback(settings.connect)
+    return open_drafter(bundle, settings.drafter, settings.threads, answers, alone=alone)

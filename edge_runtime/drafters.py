@@ -17,17 +17,19 @@ from engines.machine import profiles
 log = logging.getLogger("edgespec.edge")
 
 
-def open_drafter(bundle: Bundle, name: str, threads: int, answers: int = 1) -> Drafter:
+def open_drafter(
+    bundle: Bundle, name: str, threads: int, answers: int = 1, *, alone: bool = False
+) -> Drafter:
     """The drafter of that name: a profile of the bundle, `ngram` or `none`; `default_drafter` if
     the name is empty. `threads` 0 takes the profile's number. `answers` is the number of answers
-    whose branches keep slots at once.
+    whose branches keep slots at once. `alone`: no cloud computes on this machine's cores.
 
     Raises:
         UsageError: there is no draft of that name.
         EngineError: the draft cannot run here; without a name, no draft of the bundle can.
     """
     if not name:
-        return default_drafter(bundle, threads, answers)
+        return default_drafter(bundle, threads, answers, alone=alone)
     if name == NGRAM:
         return NgramDrafter()
     if name == NO_DRAFTER:
@@ -35,11 +37,13 @@ def open_drafter(bundle: Bundle, name: str, threads: int, answers: int = 1) -> D
     if name not in bundle.manifest.drafts:
         known = ", ".join([*sorted(bundle.manifest.drafts), NGRAM, NO_DRAFTER])
         raise UsageError(f"{bundle.folder} has no draft for {name!r}; choose one of: {known}")
-    engine = open_draft(bundle, name, threads, answers * SESSION_BRANCHES)
+    engine = open_draft(bundle, name, threads, answers * SESSION_BRANCHES, alone=alone)
     return ModelDrafter(engine, name, bundle.draft(name).calibration)
 
 
-def default_drafter(bundle: Bundle, threads: int, answers: int = 1) -> Drafter:
+def default_drafter(
+    bundle: Bundle, threads: int, answers: int = 1, *, alone: bool = False
+) -> Drafter:
     """The first draft of the bundle that can be opened here, or prompt lookup if it has none.
 
     A draft of a TensorRT profile needs TensorRT, a GPU and engines that match both; any other draft
@@ -53,7 +57,7 @@ def default_drafter(bundle: Bundle, threads: int, answers: int = 1) -> Drafter:
     for name in drafts:
         try:
             _check_opset(bundle, name)
-            drafter = open_drafter(bundle, name, threads, answers)
+            drafter = open_drafter(bundle, name, threads, answers, alone=alone)
         except EngineError as error:
             reasons[name] = str(error)
             continue

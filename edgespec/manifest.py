@@ -3,7 +3,7 @@
     manifest.json                 what is here, how it was made, and a SHA-256 for every file
     manifest.json.sig             its signature, if the bundle was signed
     tokenizer/tokenizer.json      and chat_template.jinja where the model has one
-    draft/<profile>/model.onnx    ids in, choices out
+    draft/<profile>/model.onnx    ids in, choices out; or model.gguf for llama.cpp
     target/segment-NN.onnx        embedding and layers [0, a), then [a, b), …
     target/exit-NN.onnx           hidden state after segment NN -> features
     target/head.onnx              features -> logits, arg-max, top-k; shared by the exit heads
@@ -121,10 +121,15 @@ class DraftInfo(_Struct, frozen=True):
     architecture: Architecture
     precisions: Precisions
     graph: str
+    """ONNX graph, or the GGUF file of a draft for llama.cpp."""
     vocabulary: Size
     """Rows of the head; fewer than the architecture's vocabulary if the draft was trimmed."""
     opset: Index = MAIN_OPSET
     calibration: Calibration | None = None
+
+    @property
+    def is_graph(self) -> bool:
+        return not self.graph.endswith(".gguf")
 
 
 class Shapes(_Struct, frozen=True):

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import Bundle
+from engines.base import Engine
 from engines.machine import profiles
 from engines.staged import StagedEngine
 
@@ -41,8 +42,11 @@ def open_target(bundle: Bundle, backend: str, threads: int) -> StagedEngine:
     return engine
 
 
-def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> StagedEngine:
-    """Loads the bundle's draft for a profile. `threads` 0 takes the profile's number.
+def open_draft(
+    bundle: Bundle, profile: str, threads: int, slots: int, *, alone: bool = False
+) -> Engine:
+    """Loads the bundle's draft for a profile. `threads` 0 takes the profile's number. `alone`: no
+    cloud computes on this machine's cores, so the draft's threads may wait awake within a step.
 
     The profile names the back end. If that is ONNX Runtime and the draft also has TensorRT engines
     that match this machine and its GPU, those are used instead. If they cannot run, the reason is
@@ -55,12 +59,16 @@ def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> Staged
         from engines.tensorrt_backend import target as tensorrt
 
         return tensorrt.open_draft(bundle, profile, slots)
+    if profiles.profile(profile).backend == "llamacpp":
+        from engines.llamacpp_backend import engine as llamacpp
+
+        return llamacpp.open_draft(bundle, profile, threads, slots)
     engine = _open_engines(bundle, profile, draft.graph, slots)
     if engine is not None:
         return engine
     from engines.onnxruntime_backend import engine as ort
 
-    return ort.open_draft(bundle, profile, threads, slots)
+    return ort.open_draft(bundle, profile, threads, slots, alone=alone)
 
 
 def _open_engines(bundle: Bundle, profile: str, graph: str, slots: int) -> StagedEngine | None:

@@ -90,6 +90,9 @@ class Engine(Protocol):
     def slot_bytes(self, positions: int) -> int:
         """Bytes of a slot that holds `positions` positions. Grows in steps, as capacities do."""
 
+    def limit(self, memory_bytes: int) -> None:
+        """Limits the memory of all slots, and their number. Call it before the first row."""
+
     def open(self) -> int:
         """Returns a free, empty slot. Raises `EngineError` when all slots are taken."""
 

@@ -35,6 +35,7 @@ from edgespec.tokenizer import fingerprint
 from engines.machine.profiles import precisions, profile
 from export import graph
 from export.data_files import DataFiles
+from export.gguf_file import write_gguf
 from export.heads import FINAL_NORM, ExitHeads, exit_graph, read_heads
 from export.publish import describe_all, published_bundle, write_manifest
 from export.sources.open import open_checkpoint
@@ -241,22 +242,40 @@ def _write_draft(
     calibration: Calibration | None,
 ) -> DraftInfo:
     chosen, opset = profile(name).precisions, profile(name).opset
-    folder = bundle.folder / "draft" / name
-    with _weights(bundle, f"draft/{name}", checkpoint, chosen, f"draft {name}") as weights:
-        layers = range(checkpoint.architecture.layers)
-        model = graph.decoder(
-            weights, chosen, context, layers, file="model", opset=opset, with_head=True
-        )
-        ir.save(model, folder / "model.onnx")
+    write = _write_gguf if profile(name).backend == "llamacpp" else _write_graph
+    file = write(bundle, name, checkpoint, context)
     return DraftInfo(
         origin=Origin(name=checkpoint.name, revision=checkpoint.revision),
         architecture=checkpoint.architecture,
         precisions=chosen,
-        graph=f"draft/{name}/model.onnx",
+        graph=file,
         vocabulary=_head_rows(checkpoint),
         opset=opset,
         calibration=calibration,
     )
+
+
+def _write_graph(bundle: _Unfinished, name: str, checkpoint: Checkpoint, context: int) -> str:
+    """Write a draft's graph and weights; return the graph's path in the bundle."""
+    chosen, part = profile(name).precisions, f"draft/{name}"
+    with _weights(bundle, part, checkpoint, chosen, f"draft {name}") as weights:
+        model = graph.decoder(
+            weights, chosen, context, range(checkpoint.architecture.layers),
+            file="model", opset=profile(name).opset, with_head=True,
+        )  # fmt: skip
+        ir.save(model, bundle.folder / part / "model.onnx")
+    return f"{part}/model.onnx"
+
+
+def _write_gguf(bundle: _Unfinished, name: str, checkpoint: Checkpoint, context: int) -> str:
+    """Write a draft for llama.cpp; return the file's path in the bundle."""
+    file = f"draft/{name}/model.gguf"
+    path = bundle.folder / file
+    path.parent.mkdir(parents=True)
+    total = sum(checkpoint.nbytes(tensor) for tensor in checkpoint.names())
+    with progress(f"draft {name}", total) as advance:
+        write_gguf(path, checkpoint, profile(name).precisions, context, advance)
+    return file
 
 
 def _head_rows(checkpoint: Checkpoint) -> int:

@@ -30,8 +30,9 @@ from edgespec.errors import CheckpointError, EdgespecError
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
 from edgespec.text import Codec
+from engines.backends import open_draft
 from engines.base import Engine, Row, final_choices
-from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
 from export.bundle import ExportSettings
 
 PROMPTS = (
@@ -97,7 +98,7 @@ def check(bundle: Bundle, settings: ExportSettings) -> float:
         del target
         shares = {}
         for profile in profiles:
-            draft, agreeing = load_draft(bundle, profile, ort), 0
+            draft, agreeing = open_draft(bundle, profile, ort.threads, 1), 0
             for reference, comparison in zip(references, comparisons, strict=True):
                 agreeing += _agreeing(draft, reference, comparison.greedy)
                 advance(1)

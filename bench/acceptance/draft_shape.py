@@ -14,10 +14,10 @@ from bench.acceptance.step_times import medians
 from bench.acceptance.teacher_forcing import TargetAnswer, teacher_force
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
+from engines.backends import open_draft
 from engines.base import Engine, Row, final_choices
 from engines.drafters.base import draft_tokens
 from engines.drafters.ngram import NgramDrafter
-from engines.onnxruntime_backend.engine import device_settings, load_draft
 from engines.step_times import PAST_TOKENS, RepeatedStep, Step
 
 LOOKUP_CONFIDENCE = 0.3
@@ -79,7 +79,7 @@ def verify_ms(target: Engine) -> list[float]:
 
 def measure(name: str, bundle: Bundle, profile: str, reference: Reference) -> DraftShape:
     """Teacher-forces the draft of a profile along the target's answers and measures its step."""
-    engine = load_draft(bundle, profile, device_settings(profile, reference.threads, slots=2))
+    engine = open_draft(bundle, profile, reference.threads, 2)
     right, with_ngram, slot = [], [], engine.open()
     for answer in reference.answers:
         engine.truncate(slot, 0)

@@ -21,8 +21,9 @@ from bench.acceptance.teacher_forcing import (
 from edgespec.config import NGRAM
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
+from engines.backends import open_draft
 from engines.base import Engine
-from engines.onnxruntime_backend.engine import OrtSettings, device_settings, load_draft, load_target
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def load_pair(bundle: Bundle, drafter: str, threads: int) -> LoadedPair:
     draft = None
     if drafter != NGRAM:
         bundle.draft(drafter)
-        draft = load_draft(bundle, drafter, device_settings(drafter, threads, slots=2))
+        draft = open_draft(bundle, drafter, threads, 2)
     target = load_target(bundle, OrtSettings(threads, slots=BATCH_ROWS + 1))
     return LoadedPair(bundle, drafter, target, draft)
 

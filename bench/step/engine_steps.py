@@ -27,13 +27,15 @@ class EngineSteps:
     """Steps of any shape over slots that all shapes share."""
 
     def __init__(self, engine: Engine, role: Role, plan: Plan) -> None:
-        """Opens slots for the plan's largest batch and fills them to the prompt's length, so that
-        every step begins by lowering a cached length."""
+        """Opens slots for the plan's largest batch, which hold one text of the prompt's length, as
+        the branches of an answer do. Every step begins by lowering a cached length."""
         self._engine, self._role = engine, role
         self._slots = [engine.open() for _ in range(max(plan.rows))]
         longest = max(plan.prompt_tokens, max(shape.past_tokens for shape in plan.shapes))
-        for slot in self._slots:
-            final_choices(engine, [Row(slot, 0, self._ids(longest), 0)])
+        first, *others = self._slots
+        final_choices(engine, [Row(first, 0, self._ids(longest), 0)])
+        for slot in others:
+            engine.copy(first, slot, 0, longest)
 
     def step(self, shape: StepShape) -> Callable[[], object]:
         """A step that can be run any number of times.

@@ -10,7 +10,7 @@ from engines.machine.doctor import Machine
 
 
 class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A draft or a target of one precision, loaded with a number of threads."""
+    """A model of one precision, loaded with a number of threads."""
 
     role: Role
     precision: Precision
@@ -40,7 +40,7 @@ class TimedStep(msgspec.Struct, frozen=True, kw_only=True):
     """Cached positions of each row; 0 for a prompt."""
     ms: float
     python_ms: float
-    """The part outside of ONNX Runtime's calls."""
+    """The part outside of the calls of ONNX Runtime or llama.cpp."""
     read_mb: float
     """Weights, keys and values that the step reads."""
     bandwidth_share: float
@@ -98,12 +98,13 @@ class StepFigures(msgspec.Struct, frozen=True, kw_only=True):
         return found
 
     def as_json(self) -> dict[str, object]:
-        """All figures in one object; `ratio_to_llama` is that of the drafts."""
+        """All figures in one object; `ratio_to_llama` is that of the drafts in ONNX Runtime."""
         shares = [{"python_share": round(step.python_share, 4)} for step in self.steps]
         steps = [jsonable(step) | more for step, more in zip(self.steps, shares, strict=True)]
         return {
             **jsonable(self),
             "steps": steps,
             "ratio_to_llama": self.ratios("draft"),
+            "llamacpp_ratio_to_llama": self.ratios("llamacpp draft"),
             "target_ratio_to_llama": self.ratios("target"),
         }

@@ -75,15 +75,16 @@ class Measurement:
     def _engine(self) -> Engine:
         if self._role == "target":
             return open_target(self._bundle, DEFAULT, self._threads)
-        profile, slots = profile_of(self._precision), max(self._plan.rows)
-        return open_draft(self._bundle, profile, self._threads, slots)
+        profile, slots = profile_of(self._role, self._precision), max(self._plan.rows)
+        return open_draft(self._bundle, profile, self._threads, slots, alone=True)
 
     @property
     def _weight_bytes(self) -> int:
         return weight_bytes(self._bundle, self._role, self._precision)
 
     def _operators(self) -> dict[str, int]:
-        """Nodes of a one-token step by operator, in an engine that is loaded for this alone."""
+        """Nodes of a one-token step by operator, in an engine that is loaded for this alone; none
+        in llama.cpp."""
         with (
             tempfile.TemporaryDirectory(prefix="edgespec-bench-") as folder,
             session_profiles(Path(folder)) as profiles,

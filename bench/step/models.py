@@ -1,19 +1,21 @@
 """The models that `bench step` measures: their weights, their bundles, and the bytes of a step.
 
-The draft is the target itself (all its layers in one graph with the head), exported for the CPU
-profile of the same precision.
+A draft is the target itself (all its layers, with the head), exported for the CPU profile of the
+same precision, or for that of llama.cpp.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
+import gguf
 import onnx_ir as ir
 
 from bench.lab.builtin import weights_file
 from bench.lab.random_checkpoint import nbytes, shards, write_checkpoint
 from bench.memory.disk import check_free
-from bench.step.settings import SHAPES, Precision, Role, StepShape
+from bench.step.settings import ROLES, SHAPES, Precision, Role, StepShape
 from edgespec.manifest import SELF_DRAFT, Bundle
 from edgespec.progress import progress
 from engines.machine.profiles import precisions
@@ -28,9 +30,16 @@ LARGEST_RATIO = 9.0
 for each of checkpoint and GGUF, 2 for each of target, draft and GGUF at fp32, and some reserve."""
 
 
-def profile_of(precision: Precision) -> str:
-    """Name of the CPU profile whose drafts have this precision."""
-    return f"cpu-{precision}"
+def roles_of(precision: Precision) -> tuple[Role, ...]:
+    """What is measured: llama.cpp too, if its bindings are installed and have this precision."""
+    if precision == "fp32" or importlib.util.find_spec("llama_cpp") is None:
+        return ("draft", "target")
+    return ROLES
+
+
+def profile_of(role: Role, precision: Precision) -> str:
+    """Name of the profile whose drafts have this precision."""
+    return f"{'llamacpp' if role == 'llamacpp draft' else 'cpu'}-{precision}"
 
 
 def checkpoint_of(shape: str, folder: Path) -> Path:
@@ -56,7 +65,11 @@ def step_bundle(checkpoint: Path, out: Path, precision: Precision) -> Bundle:
             target=str(checkpoint),
             out=out,
             precisions=precisions(precision),
-            drafts=((profile_of(precision), SELF_DRAFT),),
+            drafts=tuple(
+                (profile_of(role, precision), SELF_DRAFT)
+                for role in roles_of(precision)
+                if role != "target"
+            ),
         )
     )
 
@@ -66,8 +79,10 @@ def weight_bytes(bundle: Bundle, role: Role, precision: Precision) -> int:
     they are on the disk. Tables of which a step reads a few rows (embedding, rotary) are left out,
     unless the head is the embedding.
     """
+    if role == "llamacpp draft":
+        return _gguf_bytes(bundle.path(bundle.draft(profile_of(role, precision)).graph))
     if role == "draft":
-        graphs = [bundle.draft(profile_of(precision)).graph]
+        graphs = [bundle.draft(profile_of(role, precision)).graph]
     else:
         target = bundle.manifest.target
         graphs = [*(segment.graph for segment in target.segments), target.head]
@@ -75,6 +90,13 @@ def weight_bytes(bundle: Bundle, role: Role, precision: Precision) -> int:
     for graph in graphs:
         tensors |= _tensors_read(bundle.path(graph))
     return sum(tensors.values())
+
+
+def _gguf_bytes(path: Path) -> int:
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
+    if "output.weight" in sizes:
+        del sizes["token_embd.weight"]
+    return sum(sizes.values())
 
 
 def _tensors_read(path: Path) -> dict[object, int]:

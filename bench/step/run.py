@@ -19,15 +19,16 @@ from bench.lab.plots import check_plot_file
 from bench.lab.report import print_json
 from bench.step.bandwidth import read_gb_s
 from bench.step.figures import LlamaBuild, StepFigures
-from bench.step.gguf_file import write_gguf
 from bench.step.llama import LlamaPrograms
 from bench.step.measurement import LlamaModel, MeasuredModel, Measurement
-from bench.step.models import checkpoint_of, step_bundle
-from bench.step.settings import ROLES, Precision, StepSettings
+from bench.step.models import checkpoint_of, roles_of, step_bundle
+from bench.step.settings import Precision, StepSettings
 from bench.step.tables import step_tables
 from edgespec.config import usable_cores
 from edgespec.progress import progress
 from engines.machine.doctor import describe
+from engines.machine.profiles import precisions
+from export.gguf_file import write_gguf
 from export.sources.open import open_checkpoint
 
 
@@ -84,12 +85,13 @@ def _measured(
 ) -> list[MeasuredModel]:
     """Exports one precision and measures it by threads and roles; its bundle is removed."""
     bundle = step_bundle(checkpoint, folder / f"bundle-{precision}", precision)
-    total = len(speeds) * len(ROLES) * settings.plan.turns
+    roles = roles_of(precision)
+    total = len(speeds) * len(roles) * settings.plan.turns
     with progress(f"steps {precision}", total, unit="turns") as advance:
         found = [
             Measurement(bundle, role, precision, threads, settings.plan).run(llama, speed, advance)
             for threads, speed in speeds.items()
-            for role in ROLES
+            for role in roles
         ]
     shutil.rmtree(bundle.folder)
     return found
@@ -103,7 +105,11 @@ def _llama_model(
     if checkpoint.is_dir():
         source = folder / "weights.gguf"
         if not source.exists():
-            write_gguf(source, open_checkpoint(str(checkpoint)))
+            weights = open_checkpoint(str(checkpoint))
+            total = sum(weights.nbytes(name) for name in weights.names())
+            with progress("writing GGUF", total) as advance:
+                context = weights.architecture.context
+                write_gguf(source, weights, precisions("fp16"), context, advance)
     path = folder / f"weights-{precision}.gguf"
     programs.quantise(source, path, precision, usable_cores())
     return LlamaModel(programs, path)

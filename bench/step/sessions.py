@@ -1,4 +1,4 @@
-"""ONNX Runtime seen from outside a back end: the time in its calls, and the nodes that it runs.
+"""Runtimes seen from outside a back end: the time in their calls, and the nodes that they run.
 
 Both replace methods of `onnxruntime.InferenceSession` for a while, so that they hold for every way
 in which a back end makes and runs its sessions. What a back end loads meanwhile is the same.
@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _SESSION: Any = onnxruntime.InferenceSession
 
 
 class SessionClock:
-    """Seconds that the calls of all sessions have taken."""
+    """Seconds that all calls of ONNX Runtime and of llama.cpp have taken."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -45,7 +45,12 @@ def session_clock() -> Iterator[SessionClock]:
     clock = SessionClock()
     with ExitStack() as stack:
         for name in RUN_METHODS:
-            stack.enter_context(_replaced(name, clock.timed(getattr(_SESSION, name))))
+            stack.enter_context(_replaced(_SESSION, name, clock.timed(getattr(_SESSION, name))))
+        with suppress(ImportError):
+            import llama_cpp
+
+            decode = clock.timed(llama_cpp.llama_decode)
+            stack.enter_context(_replaced(llama_cpp, "llama_decode", decode))
         yield clock
 
 
@@ -95,9 +100,11 @@ def session_profiles(folder: Path) -> Iterator[SessionProfiles]:
     """Profiles the sessions that are made in the block, into files of `folder`."""
     profiles = SessionProfiles(folder)
     with ExitStack() as stack:
-        stack.enter_context(_replaced("__init__", profiles.making(_SESSION.__init__)))
+        stack.enter_context(_replaced(_SESSION, "__init__", profiles.making(_SESSION.__init__)))
         for name in RUN_METHODS:
-            stack.enter_context(_replaced(name, profiles.running(getattr(_SESSION, name))))
+            stack.enter_context(
+                _replaced(_SESSION, name, profiles.running(getattr(_SESSION, name)))
+            )
         yield profiles
 
 
@@ -120,14 +127,14 @@ def operators_of_runs(events: list[dict[str, Any]], runs: int) -> Counter[str]:
 
 
 @contextmanager
-def _replaced(name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Replaces a method of all sessions, which they may inherit, during the block."""
-    own = vars(_SESSION).get(name)
-    setattr(_SESSION, name, method)
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Replaces a function of a module or a method of a class, which may inherit it."""
+    own = vars(owner).get(name)
+    setattr(owner, name, function)
     try:
         yield
     finally:
         if own is None:
-            delattr(_SESSION, name)
+            delattr(owner, name)
         else:
-            setattr(_SESSION, name, own)
+            setattr(owner, name, own)

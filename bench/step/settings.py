@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 from bench.lab.random_checkpoint import MODELS
 from edgespec.config import usable_cores
 
-Role = Literal["draft", "target"]
-ROLES: tuple[Role, ...] = ("draft", "target")
+Role = Literal["draft", "llamacpp draft", "target"]
+"""A draft in ONNX Runtime, the same in edgespec's back end for llama.cpp, and a target."""
+ROLES: tuple[Role, ...] = ("draft", "llamacpp draft", "target")
 Precision = Literal["fp32", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 

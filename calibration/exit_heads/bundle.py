@@ -14,9 +14,9 @@ from calibration.exit_heads.recommend import Costs, head_share
 from edgespec.config import usable_cores
 from edgespec.manifest import Bundle
 from edgespec.progress import progress
+from engines.backends import open_draft
 from engines.base import Engine
-from engines.onnxruntime_backend.engine import OrtSettings, device_settings, load_draft, load_target
-from engines.staged import StagedEngine
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
 from engines.step_times import RepeatedStep, shortest_ms
 
 _COMPARED_TOKENS = 2_000
@@ -28,7 +28,7 @@ _TIMED_STEPS = 12
 
 def draft_evidence(bundle: Bundle, name: str, samples: Sequence[Sample]) -> Evidence:
     """Run the draft of a profile over held-out answers."""
-    engine = _draft(bundle, name)
+    engine = open_draft(bundle, name, 0, 1)
     with progress(f"measuring draft {name}", len(samples), unit="samples") as advance:
         return of_engine(engine, samples, advance)
 
@@ -58,7 +58,7 @@ def costs(bundle: Bundle, length: int) -> Costs:
     engine = load_target(bundle, OrtSettings(threads=usable_cores(), slots=1))
     verify_ms, draft_ms = step_time_ms(engine, length + 1), math.inf
     if name := bundle.manifest.default_draft:
-        draft_ms = length * step_time_ms(_draft(bundle, name), 1)
+        draft_ms = length * step_time_ms(open_draft(bundle, name, 0, 1), 1)
     share = head_share(target.architecture, target.precisions)
     return Costs(layers, verify_ms * (1 - share) / layers, verify_ms * share, draft_ms)
 
@@ -70,8 +70,3 @@ def step_time_ms(engine: Engine, tokens: int) -> float:
     """
     with closing(RepeatedStep(engine, 1, tokens, _CACHED_TOKENS)) as step:
         return shortest_ms(step, _TIMED_STEPS)
-
-
-def _draft(bundle: Bundle, name: str) -> StagedEngine:
-    """Load a draft with the settings of a device."""
-    return load_draft(bundle, name, device_settings(name))

@@ -8,11 +8,20 @@ pool of resting slots, or it fills the gap that another slot left in its pool.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from edgespec.errors import EngineError
 from engines.cache.pools import CAPACITIES, CacheTensor, HostPool, MakePool, Pool, capacity_for
+
+
+def check_copy(lengths: Mapping[int, int], source: int, target: int, start: int, end: int) -> None:
+    """Raises `ValueError` if `[start, end)` cannot be copied between slots with these lengths."""
+    if not (0 <= start <= lengths[target] and start <= end <= lengths[source]):
+        raise ValueError(
+            f"[{start}, {end}) cannot be copied from a slot of {lengths[source]} positions "
+            f"to one of {lengths[target]}"
+        )
 
 
 class SlotCache:
@@ -127,11 +136,7 @@ class SlotCache:
 
         Raises `ValueError` if `target` holds fewer than `start` or `source` fewer than `end`.
         """
-        if not 0 <= start <= self.length[target] or not start <= end <= self.length[source]:
-            raise ValueError(
-                f"[{start}, {end}) cannot be copied from a slot of {self.length[source]} positions "
-                f"to one of {self.length[target]}"
-            )
+        check_copy(self.length, source, target, start, end)
         if source != target and start < end:
             self.length[target] = start
             self.reserve(target, end)

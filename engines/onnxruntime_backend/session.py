@@ -42,6 +42,8 @@ class OrtSettings:
     providers: tuple[str, ...] = (CPU,)
     capacities: tuple[int, ...] = CAPACITIES
     """Positions that a slot may hold."""
+    spin_us: int = 0
+    """Microseconds that a thread of the pool waits awake for more work of a step; 0: it sleeps."""
     rewrite: bool = True
     """True to rewrite drafts that run single tokens on a CPU (`rewrite.py`)."""
 
@@ -87,8 +89,11 @@ def session_options(settings: OrtSettings, *, placement: bool = False) -> Any:
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = settings.arena
     options.log_severity_level = 3  # errors only
-    # Device and cloud may share cores, and a spinning thread pool would block them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    spins = settings.spin_us > 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    if spins:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(settings.spin_us))
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # between the steps
     # int8 dot products for QDQ weights: 2.7 times fp32 for one row, same bits in any batch.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
     if placement:

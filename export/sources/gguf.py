@@ -139,9 +139,7 @@ class GgufCheckpoint:
         """Return the stored row of each Hugging Face row; None if both orders are the same."""
         if not self._permuted or not re.search(r"\.self_attn\.[qk]_proj\.", name):
             return None
-        rows = self.shape(name)[0]
-        pairs = np.arange(rows).reshape(-1, self.architecture.head_dim // 2, 2)
-        return pairs.swapaxes(1, 2).reshape(rows)
+        return rotary_order(self.shape(name)[0], self.architecture.head_dim)
 
     def _dequantised(
         self, stored: _GgufTensor, order: npt.NDArray[np.intp] | None = None
@@ -172,6 +170,12 @@ class GgufCheckpoint:
                     f"{self._path}: tensor {name} is stored as {kind.name}; "
                     f"{', '.join([*(k.name for k in _PLAIN), *_BLOCKS])} are supported"
                 )
+
+
+def rotary_order(rows: int, head_dim: int) -> npt.NDArray[np.intp]:
+    """Return the row of a Llama file that holds each Hugging Face row of queries or keys."""
+    pairs = np.arange(rows).reshape(-1, head_dim // 2, 2)
+    return pairs.swapaxes(1, 2).reshape(rows)
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, _GgufTensor]]:

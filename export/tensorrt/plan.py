@@ -86,9 +86,15 @@ def chosen_graphs(bundle: Bundle, settings: BuildSettings, say: Say) -> Iterator
 
 def _draft(bundle: Bundle, settings: BuildSettings, graphs: Graphs, say: Say) -> str:
     """Return the draft's profile; empty if there is no draft and the target is built."""
-    name, there = settings.profile, bundle.manifest.drafts
+    name = settings.profile
+    there = {name: draft for name, draft in bundle.manifest.drafts.items() if draft.is_graph}
     newest = profile(name).opset
     if settings.draft:
+        if not bundle.draft(settings.draft).is_graph:
+            raise UsageError(
+                f"the draft {settings.draft} is for llama.cpp, and engines are built of ONNX "
+                f"graphs; export a draft with --profile {name}"
+            )
         if bundle.draft(settings.draft).opset > newest:
             raise UsageError(
                 f"the draft {settings.draft} is of opset {there[settings.draft].opset}, and {name} "

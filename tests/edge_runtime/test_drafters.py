@@ -4,7 +4,9 @@ import msgspec
 import onnxruntime
 import pytest
 
+from edge_runtime.connection import _open_drafter
 from edge_runtime.drafters import default_drafter, open_drafter
+from edgespec.config import EdgeSettings
 from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import COMPAT_OPSET, Bundle
 from edgespec.sampling import Sampling
@@ -12,6 +14,7 @@ from engines.drafters.base import DraftRequest
 from engines.drafters.ngram import NgramDrafter
 from engines.drafters.none import NoDrafter
 from engines.machine.profiles import profile
+from engines.toy import ToyEngine
 from tests.engines.fake_tensorrt import FakeTensorrt
 
 
@@ -104,3 +107,15 @@ def test_a_draft_that_was_asked_for_by_name_is_not_replaced(of_a_jetson):
     manifest = msgspec.structs.replace(of_a_jetson.manifest, drafts=alone)
     with pytest.raises(EngineError, match="use --drafter ngram, or see to the first: TensorRT is "):
         open_drafter(Bundle(of_a_jetson.folder, manifest), "", threads=1)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "tcp://cloud.example:5555"])
+def test_a_device_beside_its_cloud_leaves_it_the_cores(tiny_bundle, endpoint, monkeypatch):
+    settings = EdgeSettings(connect=endpoint, drafter="cpu-int8", threads=1)
+    opened = []
+    monkeypatch.setattr(
+        "engines.onnxruntime_backend.engine.load_draft",
+        lambda bundle, name, settings: opened.append(settings) or ToyEngine(),
+    )
+    _open_drafter(tiny_bundle, settings)
+    assert (opened[0].spin_us > 0) == ("127" not in endpoint)

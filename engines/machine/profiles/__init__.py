@@ -27,7 +27,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 CLOUD = "cuda"
 """Profile whose machines run targets too."""
 
-_GENERIC = ("cpu-", "gpu-")
+_GENERIC = ("cpu-", "gpu-", "llamacpp-")
 
 
 def runs_graphs(version: str, opset: int = MAIN_OPSET) -> bool:
@@ -59,7 +59,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     purpose: str
     """Hardware that the profile is for, as a noun phrase."""
-    backend: Literal["onnxruntime", "tensorrt"] = "onnxruntime"
+    backend: Literal["onnxruntime", "tensorrt", "llamacpp"] = "onnxruntime"
     layers: Precision
     head: Precision | None = None
     embedding: Precision | None = None

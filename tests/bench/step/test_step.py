@@ -10,19 +10,14 @@ import numpy as np
 import onnxruntime
 import pytest
 from click.testing import CliRunner
-from gguf import GGUFReader
 
-from bench.lab.random_checkpoint import write_checkpoint
-from bench.step.gguf_file import write_gguf
 from bench.step.llama import parsed
-from bench.step.models import cache_bytes, weight_bytes
+from bench.step.models import cache_bytes, roles_of, weight_bytes
 from bench.step.sessions import operators_of_runs, session_clock, session_profiles
 from bench.step.settings import BUILTIN, SHAPES, Plan, StepShape, default_threads
 from cli.bench.step import SHAPES as CHOICES
 from cli.main import main
 from edgespec.errors import EdgespecError
-from edgespec.progress import progress
-from export.sources.folder import FolderCheckpoint
 
 RECORDED = Path(__file__).with_name("llama-bench-steps.json")
 """Output of llama.cpp's own program: `llama-bench -p 4 -n 64 -d 64 -r 2 -o json`."""
@@ -75,14 +70,15 @@ def test_the_command_on_a_tiny_model(tmp_path, monkeypatch):
     assert figures["ratio_to_llama"] == figures["target_ratio_to_llama"] == {}
     expected = {
         (role, precision, threads)
-        for role in ("draft", "target")
         for precision in ("fp32", "int8", "int4")
+        for role in roles_of(precision)
         for threads in (1, 2)
     }
     models = {(m["role"], m["precision"], m["threads"]): m for m in figures["models"]}
     assert set(models) == expected
     for model in models.values():
-        assert model["nodes"] == sum(model["operators"].values()) > 10
+        assert model["nodes"] == sum(model["operators"].values())
+        assert (model["nodes"] > 10) == (model["role"] != "llamacpp draft")
         assert model["load_s"] > 0 and model["first_step_ms"] > 0
     steps = {(s["role"], s["precision"], s["threads"]): [] for s in figures["steps"]}
     assert set(steps) == expected
@@ -111,9 +107,8 @@ def test_llama_cpp_in_turns(llama_bench, tmp_path, load):
     assert one["draft"]["llama_ms"] == pytest.approx(test.ms, abs=1e-3)
     assert figures["ratio_to_llama"] == {"int4": {"1": one["draft"]["ratio_to_llama"]}}
     assert figures["target_ratio_to_llama"] == {"int4": {"1": one["target"]["ratio_to_llama"]}}
-    assert one["draft"]["ratio_to_llama"] == pytest.approx(
-        one["draft"]["llama_ms"] / one["draft"]["ms"], rel=0.5
-    )
+    # The mean of two turns' ratios is at least the ratio of the means.
+    assert one["draft"]["ratio_to_llama"] >= 0.99 * one["draft"]["llama_ms"] / one["draft"]["ms"]
     for step in figures["steps"]:
         assert (step["llama_ms"] is None) == (step["rows"] > 1), "llama.cpp has one row"
     assert figures["llama"]["build"] == test.build and "int4" in figures["llama"]["model_mb"]
@@ -231,28 +226,6 @@ def test_the_clock_counts_calls_of_sessions_only(tiny_bundle):
     assert onnxruntime.InferenceSession.run is before
     session.run(None, feeds)
     assert clock.seconds == inside
-
-
-@pytest.mark.parametrize("shape", ["tiny", "qwen3-0.6b"])
-def test_random_weights_as_gguf(tmp_path, shape):
-    config = SHAPES[shape] | {
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "vocab_size": 50,
-        "num_hidden_layers": 2,
-    }
-    with progress("weights", 1) as advance:
-        write_checkpoint(tmp_path / "model", config, advance)
-    checkpoint = FolderCheckpoint(tmp_path / "model")
-    write_gguf(tmp_path / "model.gguf", checkpoint)
-    tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
-    assert len(tensors) == len(checkpoint.names())
-    query = "model.layers.1.self_attn.q_proj.weight"
-    written = tensors["blk.1.attn_q.weight"]
-    assert tuple(reversed(written.shape)) == checkpoint.shape(query)
-    assert np.array_equal(written.data, checkpoint.tensor(query))
-    assert tensors["output_norm.weight"].data.dtype == np.float32
-    assert ("blk.0.attn_q_norm.weight" in tensors) == (shape != "tiny")
 
 
 def test_shapes_and_threads():

@@ -8,8 +8,9 @@ import pytest
 from edgespec.errors import EngineError
 from edgespec.manifest import Bundle
 from engines.base import Row, final_choices
-from engines.onnxruntime_backend.engine import OrtSettings, load_draft, load_target
+from engines.onnxruntime_backend.engine import OrtSettings, device_settings, load_draft, load_target
 from engines.onnxruntime_backend.graph import Graph
+from engines.onnxruntime_backend.session import session_options
 
 
 @pytest.fixture
@@ -175,3 +176,13 @@ def test_a_copied_beginning_gives_the_same_bits(engine, shared):
         assert np.array_equal(got, expected[shared:])
         for one in (slot, company):
             engine.close(one)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_threads_wait_awake_only_within_a_step_and_where_no_cloud_computes(alone):
+    options = session_options(device_settings("cpu-int4", alone=alone))
+    entry = options.get_session_config_entry
+    assert entry("session.intra_op.allow_spinning") == str(int(alone))
+    if alone:
+        assert entry("session.force_spinning_stop") == "1"
+        assert 0 < int(entry("session.intra_op.spin_duration_us")) <= 100

@@ -321,6 +321,22 @@ def test_a_bundle_without_a_draft(plain, tmp_path):
         build(Bundle.open(folder), BuildSettings("jetson-thor"), print)
 
 
+def test_no_engine_is_built_of_a_draft_for_llama_cpp(plain, tmp_path):
+    folder = shutil.copytree(plain.folder, tmp_path / "bundle")
+    shutil.move(folder / "draft/cpu-fp32", folder / "draft/llamacpp-int8")
+    draft, file = plain.manifest.drafts["cpu-fp32"], "draft/llamacpp-int8/model.gguf"
+    (folder / "draft/llamacpp-int8/model.onnx").rename(folder / file)
+    drafts = {"llamacpp-int8": msgspec.structs.replace(draft, graph=file)}
+    kept = {name: each for name, each in plain.manifest.files.items() if "draft/" not in name}
+    files = {**kept, file: described(folder / file)}
+    write_manifest(folder, msgspec.structs.replace(plain.manifest, drafts=drafts, files=files))
+    bundle = Bundle.open(folder)
+    with pytest.raises(UsageError, match=r"the draft llamacpp-int8 is for llama\.cpp"):
+        build(bundle, BuildSettings("cuda", draft="llamacpp-int8"), print)
+    with pytest.raises(UsageError, match="has no draft for jetson-thor"):
+        build(bundle, BuildSettings("jetson-thor"), print)
+
+
 @pytest.mark.parametrize(
     ("drafts", "hardware", "chosen"),
     [

@@ -1,0 +1,1 @@
+"""llama.cpp as a back end of drafts."""

@@ -1,0 +1,225 @@
+"""Drafts in llama.cpp, through the bindings `llama-cpp-python` (extra `llamacpp`).
+
+A slot is a sequence of one unified KV cache, so a copied prefix shares its cells with its source
+and costs no memory. Rolling back removes positions. The cache begins small and doubles when it is
+full, since llama.cpp allocates it whole.
+
+Only drafts run here: one token alone and several at once do not give the same bits in llama.cpp,
+and a target needs that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.config import usable_cores
+from edgespec.errors import EngineError
+from edgespec.manifest import Bundle
+from engines.base import Choices, Row, SegmentDone, check_rows
+from engines.cache.slots import check_copy
+from engines.llamacpp_backend.bindings import open_bindings
+from engines.llamacpp_backend.top import top_choices
+from engines.machine import profiles
+
+BATCH_TOKENS = 256
+"""Tokens of one call; a longer batch takes several."""
+FIRST_CELLS = 1024
+"""Positions of a new cache."""
+MAX_SLOTS = 256
+"""Sequences that llama.cpp allows in one cache."""
+_FULL = 1
+"""`llama_decode`: there are too few free cells; nothing has changed."""
+
+
+class LlamaCppEngine:
+    """A draft in a GGUF file."""
+
+    def __init__(
+        self, path: Path, *, layers: int, position_bytes: int, context: int, threads: int,
+        slots: int,
+    ) -> None:  # fmt: skip
+        """`position_bytes`: keys and values of a position. Raises `EngineError`."""
+        self._api = open_bindings()
+        self._layers = layers
+        self._position_bytes = position_bytes
+        self.context = context
+        self.min_tokens = 1
+        self.slots = min(slots, MAX_SLOTS)
+        self._threads = threads
+        self._most_cells = self.slots * context
+        self._length: dict[int, int] = {}
+        self._model = _load(self._api, path)
+        self._context: Any = None
+        self._cells = 0
+        vocabulary = self._api.llama_model_get_vocab(self._model)
+        self.vocabulary = int(self._api.llama_vocab_n_tokens(vocabulary))
+        self._batch = self._api.llama_batch_init(BATCH_TOKENS, 0, 1)
+
+    def __del__(self) -> None:
+        if getattr(self, "_batch", None) is not None:
+            self._api.llama_batch_free(self._batch)
+        if getattr(self, "_context", None) is not None:
+            self._api.llama_free(self._context)
+        if getattr(self, "_model", None) is not None:
+            self._api.llama_model_free(self._model)
+
+    def limit(self, memory_bytes: int) -> None:
+        """Limits the memory of all slots. Call it before the first row."""
+        assert self._context is None
+        self.slots = max(1, min(MAX_SLOTS, memory_bytes // self.slot_bytes(1)))
+        self._most_cells = max(self.context, memory_bytes // self._position_bytes)
+
+    def slot_bytes(self, positions: int) -> int:
+        return positions * self._position_bytes
+
+    def open(self) -> int:
+        """Returns a new, empty slot. Raises `EngineError` when all slots are taken."""
+        if len(self._length) >= self.slots:
+            raise EngineError(f"all {self.slots} slots are taken")
+        slot = next(number for number in range(self.slots) if number not in self._length)
+        self._length[slot] = 0
+        return slot
+
+    def close(self, slot: int) -> None:
+        del self._length[slot]
+        if self._context is not None:
+            self._remove(slot, 0)
+
+    def rest(self, slot: int) -> None:
+        """Does nothing: slots share one cache."""
+
+    def truncate(self, slot: int, length: int) -> None:
+        self._length[slot] = min(length, self._length[slot])
+
+    def cached(self, slot: int) -> int:
+        return self._length[slot]
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Shares positions `[start, end)` of `source` with `target`, which then holds `end`."""
+        check_copy(self._length, source, target, start, end)
+        if source != target and self._context is not None:
+            self._remove(target, start)
+            if start < end:
+                self._api.llama_memory_seq_cp(self._memory, source, target, start, end)
+        self._length[target] = end
+
+    def run(self, rows: Sequence[Row]) -> Iterator[SegmentDone]:
+        check_rows(self, rows)
+        tokens = [
+            (token, row.start + place, row.slot, place >= len(row.tokens) - row.choice_count)
+            for row in rows
+            for place, token in enumerate(row.tokens)
+        ]
+        if self._context is None:
+            self._context = self._open(min(FIRST_CELLS, self._most_cells))
+        for row in rows:
+            self._remove(row.slot, row.start)
+            self._length[row.slot] = row.start
+        logits = [np.empty((0, self.vocabulary), np.float32)]
+        for start in range(0, len(tokens), BATCH_TOKENS):
+            logits.append(self._decode(tokens[start : start + BATCH_TOKENS]))
+        for row in rows:
+            self._length[row.slot] = row.start + len(row.tokens)
+        yield SegmentDone(self._layers, True, _split(np.concatenate(logits), rows))
+
+    @property
+    def _memory(self) -> Any:
+        return self._api.llama_get_memory(self._context)
+
+    def _remove(self, slot: int, start: int) -> None:
+        """Empties the positions of a slot from `start` on."""
+        self._api.llama_memory_seq_rm(self._memory, slot, start, -1)
+
+    def _decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> Any:
+        """Runs (id, position, slot, wanted) of some tokens; returns logits of the wanted ones."""
+        batch, api = self._batch, self._api
+        batch.n_tokens = len(tokens)
+        for place, (token, position, slot, wanted) in enumerate(tokens):
+            batch.token[place] = token
+            batch.pos[place] = position
+            batch.n_seq_id[place] = 1
+            batch.seq_id[place][0] = slot
+            batch.logits[place] = wanted
+        while (status := api.llama_decode(self._context, batch)) == _FULL:
+            self._grow()
+        if status:
+            raise EngineError(f"llama.cpp failed on {len(tokens)} tokens (status {status})")
+        places = [place for place, (*_, wanted) in enumerate(tokens) if wanted]
+        logits = np.empty((len(places), self.vocabulary), np.float32)
+        for row, place in zip(logits, places, strict=True):
+            pointer = api.llama_get_logits_ith(self._context, place)
+            ctypes.memmove(row.ctypes.data, pointer, row.nbytes)
+        return logits
+
+    def _open(self, cells: int) -> Any:
+        parameters = self._api.llama_context_default_params()
+        parameters.n_ctx = cells
+        parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
+        parameters.n_seq_max = self.slots
+        parameters.n_threads = parameters.n_threads_batch = self._threads
+        parameters.kv_unified = True
+        parameters.no_perf = True
+        context = self._api.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise EngineError(f"llama.cpp has no memory for a cache of {cells} positions")
+        self._cells = int(self._api.llama_n_ctx(context))
+        return context
+
+    def _grow(self) -> None:
+        """Moves the cache into one of twice the size. Raises `EngineError` at the limit."""
+        if self._cells >= self._most_cells:
+            raise EngineError(f"all {self._cells} positions of the draft's cache are taken")
+        old, api = self._context, self._api
+        size = int(api.llama_state_get_size(old))
+        state = (ctypes.c_uint8 * size)()
+        size = int(api.llama_state_get_data(old, state, size))
+        self._context = self._open(min(2 * self._cells, self._most_cells))
+        api.llama_free(old)
+        if not api.llama_state_set_data(self._context, state, size):
+            raise EngineError("llama.cpp cannot move a cache into a larger one")
+
+
+def open_draft(bundle: Bundle, profile: str, threads: int, slots: int) -> LlamaCppEngine:
+    """Loads the bundle's draft for a device, and checks its file.
+
+    Raises `EngineError` if the bindings are missing or the file cannot be loaded.
+    """
+    draft = bundle.draft(profile)
+    bundle.check(f"draft/{profile}")
+    shapes = draft.architecture
+    width = shapes.kv_heads * shapes.head_dim
+    return LlamaCppEngine(
+        bundle.path(draft.graph),
+        layers=shapes.layers,
+        position_bytes=shapes.layers * 2 * width * np.dtype(np.float16).itemsize,
+        context=bundle.manifest.context,
+        threads=threads or profiles.profile(profile).threads or usable_cores(),
+        slots=slots,
+    )
+
+
+def _load(api: Any, path: Path) -> Any:
+    parameters = api.llama_model_default_params()
+    parameters.n_gpu_layers = 0
+    model = api.llama_model_load_from_file(os.fsencode(path), parameters)
+    if not model:
+        raise EngineError(f"llama.cpp cannot load {path}; export the bundle again")
+    return model
+
+
+def _split(logits: npt.NDArray[np.float32], rows: Sequence[Row]) -> list[Choices | None]:
+    """Divides the logits of all wanted tokens, [N, vocabulary], among the rows."""
+    choices: list[Choices | None] = []
+    done = 0
+    for row in rows:
+        part = logits[done : done + row.choice_count]
+        choices.append(top_choices(part) if row.choice_count else None)
+        done += row.choice_count
+    return choices
