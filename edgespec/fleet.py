@@ -107,8 +107,7 @@ def decode(content: bytes) -> Fleet:
 
     Raises `msgspec.DecodeError`, `UnicodeDecodeError`, or `RecursionError` for deeply nested JSON.
     """
-    fleet = msgspec.json.decode(content, type=Fleet)
-    return msgspec.convert(_with_plain_texts(msgspec.to_builtins(fleet)), Fleet)
+    return msgspec.convert(_with_plain_texts(msgspec.json.decode(content)), Fleet)
 
 
 def _with_plain_texts(value: Any) -> Any:

@@ -272,9 +272,7 @@ def _write_gguf(bundle: _Unfinished, name: str, checkpoint: Checkpoint, context:
     file = f"draft/{name}/model.gguf"
     path = bundle.folder / file
     path.parent.mkdir(parents=True)
-    total = sum(checkpoint.nbytes(tensor) for tensor in checkpoint.names())
-    with progress(f"draft {name}", total) as advance:
-        write_gguf(path, checkpoint, profile(name).precisions, context, advance)
+    write_gguf(path, checkpoint, profile(name).precisions, context, f"draft {name}")
     return file
 
 

@@ -8,8 +8,8 @@ GGUF specification in github.com/ggml-org/ggml; `export/sources/gguf.py` reads i
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType as Kind
 
 from edgespec.checkpoint import BLOCK_INPUTS, Checkpoint
-from edgespec.errors import CheckpointError, UnsupportedModel
+from edgespec.errors import UnsupportedModel
 from edgespec.manifest import Precision, Precisions
+from edgespec.progress import progress
 from export.quantise import quantise
 from export.sources.gguf import rotary_order
+from export.weights import check_inputs, converted
 
 _KINDS: dict[Precision, Kind] = {
     "fp32": Kind.F32,
@@ -33,17 +35,16 @@ _KINDS: dict[Precision, Kind] = {
 }
 _FLOATS: dict[Kind, Any] = {Kind.F32: np.float32, Kind.F16: np.float16}
 _ROWS = 4096
-"""Rows that are read and rounded at a time, a multiple of every head."""
+"""Rows that are read and rounded at a time."""
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 Bytes = npt.NDArray[np.uint8]
-Advance = Callable[[int], None]
 
 
 def write_gguf(
-    path: Path, checkpoint: Checkpoint, chosen: Precisions, context: int, advance: Advance
+    path: Path, checkpoint: Checkpoint, chosen: Precisions, context: int, label: str
 ) -> None:
-    """Write all weights. `advance` gets the bytes of the checkpoint that were processed.
+    """Write all weights. `label` names the work beside its progress.
 
     Raises `UnsupportedModel` for what llama.cpp cannot express: a trimmed vocabulary, rotary
     frequencies of another family's kind, and inputs that are no multiple of 32.
@@ -64,21 +65,21 @@ def write_gguf(
         )
         kinds = {name: _kind(checkpoint, name, chosen) for name in checkpoint.names()}
         for name, kind in kinds.items():
-            rows, *inputs = checkpoint.shape(name)
-            width = _row_bytes(kind, *inputs) if inputs else 4
-            shape = (rows, width) if kind in _BLOCKS else checkpoint.shape(name)
-            dtype = np.uint8 if kind in _BLOCKS else _FLOATS[kind]
-            raw = kind if kind in _BLOCKS else None
             stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-            writer.add_tensor_info(stored, shape, np.dtype(dtype), rows * width, raw)
+            bytes_shape = gguf.quants.quant_shape_to_byte_shape(checkpoint.shape(name), kind)
+            shape = bytes_shape if kind in _BLOCKS else checkpoint.shape(name)
+            dtype = np.dtype(_FLOATS.get(kind, np.uint8))
+            raw = kind if kind in _BLOCKS else None
+            writer.add_tensor_info(stored, shape, dtype, math.prod(bytes_shape), raw)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         if factors is not None:
             writer.write_tensor_data(factors)
-        for name, kind in kinds.items():
-            writer.write_tensor_data(_packed(checkpoint, name, kind))
-            advance(checkpoint.nbytes(name))
+        with progress(label, sum(map(checkpoint.nbytes, kinds))) as advance:
+            for name, kind in kinds.items():
+                writer.write_tensor_data(_packed(checkpoint, name, kind))
+                advance(checkpoint.nbytes(name))
 
 
 def _describe(writer: gguf.GGUFWriter, checkpoint: Checkpoint, context: int) -> None:
@@ -109,7 +110,7 @@ def _theta(checkpoint: Checkpoint) -> float:
 
 
 def _frequency_factors(checkpoint: Checkpoint) -> npt.NDArray[np.float32] | None:
-    """By what each plain frequency is divided, [head_dim / 2]; None if they are all plain."""
+    """Divisors of the plain frequencies, [head_dim / 2]; None if the frequencies are plain."""
     rope, half = checkpoint.rope, checkpoint.architecture.head_dim // 2
     plain = _theta(checkpoint) ** (-np.arange(half) / half)
     factors = (plain / rope.inverse_frequencies).astype(np.float32)
@@ -132,21 +133,17 @@ def _kind(checkpoint: Checkpoint, name: str, chosen: Precisions) -> Kind:
     blocks = checkpoint.blocks(name)
     if blocks is not None:
         return Kind.Q8_0 if blocks.bits == 8 else Kind.Q4_0
-    kind = _KINDS[chosen.head if name in _VOCABULARY else chosen.layers]
-    inputs = checkpoint.shape(name)[1]
-    if kind in _BLOCKS and inputs % BLOCK_INPUTS:
-        raise UnsupportedModel(
-            f"{name} has {inputs} inputs, no multiple of {BLOCK_INPUTS}, so it cannot be stored as "
-            f"{kind.name}"
-        )
-    return kind
+    precision = chosen.head if name in _VOCABULARY else chosen.layers
+    if _KINDS[precision] in _BLOCKS:
+        check_inputs(name, checkpoint.shape(name)[1], precision)
+    return _KINDS[precision]
 
 
 def _packed(checkpoint: Checkpoint, name: str, kind: Kind) -> npt.NDArray[Any]:
     """A tensor as the file has it: floats, or a row of blocks for each output."""
     packed: npt.NDArray[Any]
     if len(checkpoint.shape(name)) == 1:
-        packed = _finite(name, checkpoint.tensor(name).astype(np.float32))
+        packed = converted(name, checkpoint.tensor(name), np.dtype(np.float32))
     elif (blocks := checkpoint.blocks(name)) is not None:
         packed = _BLOCKS[kind](blocks.values, blocks.scales)
     else:
@@ -160,10 +157,11 @@ def _packed(checkpoint: Checkpoint, name: str, kind: Kind) -> npt.NDArray[Any]:
 
 def _rows(checkpoint: Checkpoint, name: str, kind: Kind, start: int) -> npt.NDArray[Any]:
     size = checkpoint.shape(name)[0]
-    rows = _finite(name, checkpoint.rows(name, start, min(start + _ROWS, size)).astype(np.float32))
+    rows = checkpoint.rows(name, start, min(start + _ROWS, size))
+    floats = converted(name, rows, np.dtype(_FLOATS.get(kind, np.float32)))
     if kind in _FLOATS:
-        return _finite(name, rows.astype(_FLOATS[kind]))
-    values, scales = quantise(rows.T, 8 if kind is Kind.Q8_0 else 4)
+        return floats
+    values, scales = quantise(floats.T, 8 if kind is Kind.Q8_0 else 4)
     return _BLOCKS[kind](values.T.astype(np.int8), scales.T)
 
 
@@ -187,14 +185,3 @@ def _joined(scales: npt.NDArray[np.float32], blocks: Bytes) -> Bytes:
 
 
 _BLOCKS = {Kind.Q8_0: _eight_bits, Kind.Q4_0: _four_bits}
-
-
-def _row_bytes(kind: Kind, inputs: int) -> int:
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return int(inputs // block * size)
-
-
-def _finite(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if not np.isfinite(array).all():
-        raise CheckpointError(f"tensor {name} holds numbers that are not finite at this precision")
-    return array

@@ -72,7 +72,7 @@ class WeightFolder:
 
     def vector(self, name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Read a norm's weight or a bias, which is stored inside the graph because it is small."""
-        vector = _converted(name, self.checkpoint.tensor(name), np.dtype(dtype))
+        vector = converted(name, self.checkpoint.tensor(name), np.dtype(dtype))
         self._advance(self.checkpoint.nbytes(name))
         return vector
 
@@ -127,7 +127,7 @@ class WeightFolder:
             dtype = np.dtype(_FLOATS[precision])
             file = "head" if name == "lm_head.weight" or kept is not None else "embedding"
             shape = self._shape(name, kept)
-            blocks = (_converted(name, rows, dtype) for _, rows in self._blocks(name, kept))
+            blocks = (converted(name, rows, dtype) for _, rows in self._blocks(name, kept))
             stored_as = f"{key[0]}.{precision}"
             self._tables[key] = self._append_blocks(file, stored_as, blocks, shape, dtype)
         return self._tables[key]
@@ -182,7 +182,7 @@ class WeightFolder:
         transposed = np.empty((inputs, outputs), dtype)
         for first, rows in self._blocks(name, kept):
             for start in range(0, len(rows), _TRANSPOSED_ROWS):
-                part = _converted(name, rows[start : start + _TRANSPOSED_ROWS], dtype)
+                part = converted(name, rows[start : start + _TRANSPOSED_ROWS], dtype)
                 transposed[:, first + start : first + start + len(part)] = part.T
         return transposed
 
@@ -191,11 +191,7 @@ class WeightFolder:
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
         """Read and quantise a matrix. Return the result of `quantise`."""
         outputs, inputs = self._shape(name, kept)
-        if inputs % BLOCK_INPUTS:
-            raise UnsupportedModel(
-                f"{name} has {inputs} inputs, no multiple of {BLOCK_INPUTS}, so it cannot be "
-                f"stored as {precision}; export it as fp32 or fp16"
-            )
+        check_inputs(name, inputs, precision)
         values = np.empty((inputs, outputs), np.int8 if precision == "int8" else ml_dtypes.int4)
         scales = np.empty((inputs // BLOCK_INPUTS, outputs), np.float32)
         for first, rows in self._blocks(name, kept):
@@ -229,7 +225,16 @@ class WeightFolder:
         )  # fmt: skip
 
 
-def _converted(name: str, block: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def check_inputs(name: str, inputs: int, precision: Precision) -> None:
+    """Raises `UnsupportedModel` for a matrix that cannot be cut into blocks."""
+    if inputs % BLOCK_INPUTS:
+        raise UnsupportedModel(
+            f"{name} has {inputs} inputs, no multiple of {BLOCK_INPUTS}, so it cannot be "
+            f"stored as {precision}; export it as fp32 or fp16"
+        )
+
+
+def converted(name: str, block: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Convert to a float type. Raises `CheckpointError` for a number that is not finite in it."""
     with np.errstate(over="ignore"):  # checked below
         converted = block.astype(dtype, copy=False)

@@ -85,6 +85,8 @@ class Measurement:
     def _operators(self) -> dict[str, int]:
         """Nodes of a one-token step by operator, in an engine that is loaded for this alone; none
         in llama.cpp."""
+        if self._role == "llamacpp draft":
+            return {}
         with (
             tempfile.TemporaryDirectory(prefix="edgespec-bench-") as folder,
             session_profiles(Path(folder)) as profiles,

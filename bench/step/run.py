@@ -106,10 +106,8 @@ def _llama_model(
         source = folder / "weights.gguf"
         if not source.exists():
             weights = open_checkpoint(str(checkpoint))
-            total = sum(weights.nbytes(name) for name in weights.names())
-            with progress("writing GGUF", total) as advance:
-                context = weights.architecture.context
-                write_gguf(source, weights, precisions("fp16"), context, advance)
+            context = weights.architecture.context
+            write_gguf(source, weights, precisions("fp16"), context, "writing GGUF")
     path = folder / f"weights-{precision}.gguf"
     programs.quantise(source, path, precision, usable_cores())
     return LlamaModel(programs, path)
