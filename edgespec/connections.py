@@ -3,41 +3,35 @@
 ZeroMQ bounds the size of a frame (MAXMSGSIZE) and the number of complete messages that wait
 (RCVHWM). It bounds neither the frames of one message nor the bytes of those that wait, and it
 collects them before any code of ours runs. `ConnectionGuard` therefore compares, for each TCP
-connection, what the kernel has received (`tcpi_bytes_received`, Linux 4.1) with what the cloud has
-taken out of the socket, and shuts down a connection whose backlog exceeds its bound. It works with
-CurveZMQ too, since it looks at no content.
+connection, what the kernel has received with what the cloud has taken out of the socket, and ends
+a connection whose backlog exceeds its bound. It looks at no content, so CurveZMQ does not matter.
 
 In the other direction ZeroMQ bounds the messages that wait for a peer (SNDHWM), not their bytes.
-The guard compares the bytes sent with those that the peer's machine has acknowledged
-(`tcpi_bytes_acked`).
+The guard compares the bytes sent with those that the peer's machine has acknowledged.
 
-Where the kernel does not count received bytes (other systems than Linux), connections are capped in
-number and time only.
+It also ends connections whose peer has vanished, since ZeroMQ must not find out by itself
+(`edgespec.tcp`). Where the kernel does not count (other systems than Linux), connections are capped
+in number and time only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import math
 import resource
-import socket
-import struct
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
+from edgespec import tcp
 from edgespec.policies import LinkLimits
 
 log = logging.getLogger("edgespec.cloud")
 
-_BYTES_ACKNOWLEDGED_OFFSET, _BYTES_RECEIVED_OFFSET = 120, 128
-"""Offsets of `tcpi_bytes_acked` and `tcpi_bytes_received`, u64, in Linux's `struct tcp_info`."""
 _HANDSHAKE_BYTES = 2048
 """Largest ZMTP handshake, with CurveZMQ."""
 _HEARTBEAT_BYTES_PER_S = 64
@@ -53,6 +47,8 @@ class _Connection:
     address: str
     taken_bytes: int = 0
     """Bytes of its messages that the cloud has taken out of the socket."""
+    ended: bool = False
+    """True once the cloud has ended it; ZeroMQ closes it when it has read to the end."""
     greeted: bool = False
     """True once the cloud has taken a valid Hello from it."""
     owner: bytes = b""
@@ -70,13 +66,14 @@ class _Connection:
     def look(self, file: int) -> None:
         """Updates the acknowledged bytes. Handshake and heartbeats are among them, so they may
         exceed the sent ones, which then count as acknowledged."""
-        self.acknowledged_bytes = _counter(file, _BYTES_ACKNOWLEDGED_OFFSET)
+        counts = tcp.counts(file)
+        self.acknowledged_bytes = counts.acknowledged_bytes if counts else 0
         self.sent_bytes = max(self.sent_bytes, self.acknowledged_bytes)
 
-    def backlog_bytes(self, file: int, now: float) -> float:
+    def backlog_bytes(self, received_bytes: int, now: float) -> float:
         """Bytes received and not yet taken, without what handshake and heartbeats may have been."""
         allowed = _HANDSHAKE_BYTES + _HEARTBEAT_BYTES_PER_S * (now - self.accepted_s)
-        return _counter(file, _BYTES_RECEIVED_OFFSET) - self.taken_bytes - allowed
+        return received_bytes - self.taken_bytes - allowed
 
 
 class ConnectionGuard:
@@ -95,7 +92,7 @@ class ConnectionGuard:
         """Connections accepted so far."""
         self.cut_count = 0
         """Connections shut down so far."""
-        events = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
+        events = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
         self._monitor = bound.get_monitor_socket(events)
         self._bound = bound
         self._stopping = threading.Event()
@@ -122,7 +119,7 @@ class ConnectionGuard:
             connection = self._register(file)
             connection.greeted, connection.owner = True, owner
             if owner:
-                same = [f for f, c in self._connections.items() if c.owner == owner]
+                same = [f for f, c in self._connections.items() if c.owner == owner and not c.ended]
                 if len(same) > self._limits.connections_per_key:
                     self._shut(same[0], "its device has too many connections")
 
@@ -161,10 +158,15 @@ class ConnectionGuard:
         self._monitor.close()
 
     def _run(self) -> None:
+        due = time.monotonic()
         while not self._stopping.is_set():
-            if self._monitor.poll(math.ceil(1e3 * self._limits.guard_interval_s)):
+            if self._monitor.poll(max(0, math.ceil(1e3 * (due - time.monotonic())))):
                 self._follow()
-            self._check(time.monotonic())
+            if (now := time.monotonic()) >= due:
+                self._check(now)
+                end = time.monotonic()
+                rest_s = (end - now) / self._limits.guard_cpu_share
+                due = end + max(self._limits.guard_interval_s, rest_s)
 
     def _follow(self) -> None:
         """Reads the monitor's events until there are none."""
@@ -173,7 +175,9 @@ class ConnectionGuard:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
                 file = int(event["value"])
                 with self._lock:
-                    if event["event"] == zmq.EVENT_DISCONNECTED:
+                    if event["event"] == zmq.EVENT_LISTENING:
+                        tcp.ignore_resets(file)
+                    elif event["event"] == zmq.EVENT_DISCONNECTED:
                         self._forget(file)
                     else:
                         self.accepted_count += 1
@@ -187,23 +191,25 @@ class ConnectionGuard:
         given to anything next.
         """
         connection = self._connections.get(file)
-        address = _address(file)
+        address = tcp.address(file)
         if connection is None or connection.address != address:
             connection = _Connection(time.monotonic(), address)
             if address:
                 self._connections[file] = connection
+                tcp.ignore_resets(file)  # it may have come before the listening socket did so
         return connection
 
     def _forget(self, file: int) -> None:
         """Drops the record of a closed connection, unless a new one has its descriptor already."""
         connection = self._connections.get(file)
-        if connection is not None and connection.address != _address(file):
+        if connection is not None and connection.address != tcp.address(file):
             del self._connections[file]
 
     def _keep_to_capacity(self) -> None:
         """Ends the oldest connection without a Hello if there are too many, or the newest one."""
         if len(self._connections) > self._capacity:
-            strangers = (file for file, c in self._connections.items() if not c.greeted)
+            every = self._connections.items()
+            strangers = (file for file, c in every if not (c.greeted or c.ended))
             file = next(strangers, next(reversed(self._connections)))
             self._shut(file, f"the cloud takes {self._capacity} connections")
 
@@ -211,69 +217,38 @@ class ConnectionGuard:
         with self._lock:
             backlogs: dict[int, float] = {}
             for file, connection in list(self._connections.items()):
-                backlogs[file] = backlog = connection.backlog_bytes(file, now)
+                counts = tcp.counts(file)
+                if connection.ended or counts is None:
+                    self._forget(file)  # the event of its end may come before its end
+                if connection.ended:
+                    continue
+                backlog = connection.backlog_bytes(counts.received_bytes, now) if counts else 0.0
+                backlogs[file] = backlog
                 bound = self._backlog_bytes if connection.greeted else self._limits.hello_bytes
                 late = self.read_s - connection.accepted_s > self._limits.hello_timeout_s
                 if backlog > bound:
                     self._shut(file, f"{backlog:.0f} bytes wait, {bound} are allowed")
                 elif late and not connection.greeted:
                     self._shut(file, "it sent no Hello in time")
+                elif counts and counts.silent_s > self._limits.vanished_s:
+                    self._shut(file, "its machine does not answer")
             while sum(backlogs.values()) > self._limits.total_backlog_bytes:
                 file = max(backlogs, key=backlogs.__getitem__)
                 del backlogs[file]
                 self._shut(file, "too many bytes wait in all")
 
     def _shut(self, file: int, reason: str) -> None:
-        """Resets the connection; ZeroMQ then notices, closes it and frees what it holds."""
-        connection = self._connections.pop(file, None)
-        if connection is None or _address(file) != connection.address:
-            return  # closed meanwhile; the number may belong to another connection
+        """Ends the connection; ZeroMQ then notices, closes it and frees what it holds."""
+        connection = self._connections.get(file)
+        if connection is None or connection.ended:
+            return
+        if tcp.address(file) != connection.address:
+            del self._connections[file]  # closed meanwhile; the number may belong to another one
+            return
+        connection.ended = True
         self.cut_count += 1
         log.info("the connection from %s is cut: %s", connection.address or "a local peer", reason)
-        _reset(file)
-
-
-@contextlib.contextmanager
-def _borrowed(file: int) -> Iterator[socket.socket]:
-    """A socket object over a descriptor that ZeroMQ owns and closes."""
-    borrowed = socket.socket(fileno=file)
-    try:
-        yield borrowed
-    finally:
-        borrowed.detach()
-
-
-def _reset(file: int) -> None:
-    """Resets a TCP connection and drops what the kernel holds of it.
-
-    `connect` to no address does that on Linux. `shutdown` would not: data that arrives later could
-    still be read.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        nowhere = struct.pack("H14x", socket.AF_UNSPEC)
-        ctypes.CDLL(None).connect(file, nowhere, len(nowhere))
-
-
-def _address(file: int) -> str:
-    """HOST:PORT of the peer; empty where the descriptor is no connected TCP socket."""
-    try:
-        with _borrowed(file) as peer:
-            name = peer.getpeername()
-    except OSError:
-        return ""
-    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "local"
-
-
-def _counter(file: int, offset: int) -> int:
-    """A byte counter of the kernel's about a TCP connection; 0 where the kernel has none."""
-    if not hasattr(socket, "TCP_INFO"):
-        return 0
-    try:
-        with _borrowed(file) as peer:
-            info = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    except OSError:
-        return 0
-    return int(struct.unpack_from("Q", info, offset)[0]) if len(info) >= offset + 8 else 0
+        tcp.end(file)
 
 
 def _file_limit() -> int:

@@ -245,6 +245,8 @@ class LinkLimits:
     """The same for all connections, in equal shares."""
     guard_interval_s: float = 0.01
     """Interval at which connections are compared with these bounds."""
+    guard_cpu_share: float = 0.1
+    """Largest part of the time spent comparing; with many connections the interval grows."""
     known_devices: int = 4096
     """Connections that the cloud remembers after their Hello, and as many before it. A forgotten
     device must send its Hello again."""

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import zmq
 
+from edgespec import tcp
 from edgespec.connections import ConnectionGuard
 from edgespec.errors import LinkError, UsageError
 from edgespec.keys import ClientFolder, read_pair, read_public
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 _FRAME_BYTES, _CURVE_FRAME_BYTES = 9, 42
 """Most bytes that ZMTP adds to a frame, plain and with CurveZMQ (nonce, MAC, command name)."""
+
+_MOST_PROBES = 127
+"""Most probes that Linux sends to a silent connection before it closes it."""
 
 Fate = Literal["gone", "unread"]
 """Why a packet was not sent: the connection is closed, or too much waits for it already."""
@@ -142,6 +146,7 @@ class DealerLink:
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, _ms(limits.connect_attempt_s))
         self._socket.setsockopt(zmq.SNDHWM, limits.device_queue_packets)
         _bound(self._socket, limits)
+        _probe(self._socket, limits, limits.vanished_s)
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         self.bytes_up = self.bytes_down = 0
         try:
@@ -225,6 +230,7 @@ class RouterHub(Hub):
         self._socket.setsockopt(zmq.SNDHWM, limits.send_queue_packets)
         self._socket.setsockopt(zmq.RCVHWM, limits.receive_queue_packets)
         _bound(self._socket, limits, packet_bytes)
+        _probe(self._socket, limits, 0 if tcp.COUNTED else limits.vanished_s)  # the guard closes
         self._socket.setsockopt(zmq.HANDSHAKE_IVL, _ms(limits.hello_timeout_s))
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         self._guard: ConnectionGuard | None = None
@@ -379,20 +385,25 @@ def _descriptor(name: zmq.Frame) -> int | None:
 
 
 def _bound(socket: zmq.Socket[bytes], limits: LinkLimits, packet_bytes: int = MAX_PACKET) -> None:
-    """Bounds the packets of a socket, and closes connections whose other end has vanished.
-
-    The kernel looks after the other end. ZeroMQ's heartbeats are not used: libzmq 4.3 ends the
-    process if one is due, or waits to be answered, on a connection that was reset behind a full
-    queue (`out_event` of `stream_engine_base.cpp` asserts).
-    """
+    """Bounds the packets of a socket and the time that closing it takes."""
     socket.setsockopt(zmq.LINGER, _ms(limits.linger_s))
     socket.setsockopt(zmq.MAXMSGSIZE, packet_bytes)
+
+
+def _probe(socket: zmq.Socket[bytes], limits: LinkLimits, vanished_s: float) -> None:
+    """Lets the kernel probe silent connections, and close those silent for `vanished_s`; 0: none.
+
+    ZeroMQ's heartbeats are not used: libzmq 4.3 ends the process if one is due, or waits to be
+    answered, on a connection that was reset behind a full queue (see `edgespec.tcp`).
+    """
     probe_s = math.ceil(limits.probe_s)
+    count = math.ceil(vanished_s / probe_s) - 1 if vanished_s else _MOST_PROBES
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, probe_s)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, probe_s)
-    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, max(1, math.ceil(limits.vanished_s / probe_s) - 1))
-    socket.setsockopt(zmq.TCP_MAXRT, _ms(limits.vanished_s))
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, max(1, count))
+    if vanished_s:
+        socket.setsockopt(zmq.TCP_MAXRT, _ms(vanished_s))
 
 
 def _ms(seconds: float) -> int:

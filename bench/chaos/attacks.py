@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,8 @@ from edgespec.protocol import SECRET_BYTES, Close, Draft, Open, Packet, Resume, 
 ATTACK_S = 1.0
 SEND_BYTES = 65_536
 ZMTP_NULL_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-ZMTP_READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+ZMTP_READY = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+ZMTP_PING = b"\x04\x07\x04PING\0\0"
 MORE_FRAME_BYTES = 8192
 SECRET = bytes(SECRET_BYTES)
 HOST = "127.0.0.1"
@@ -79,6 +81,19 @@ def empty_frames(victim: Victim) -> None:
     with _guarded(), _tcp(victim) as end:
         end.sendall(ZMTP_NULL_GREETING + ZMTP_READY)
         _pour(end, lambda: b"\x01\x00" * (SEND_BYTES // 2))
+
+
+def broken_queues(victim: Victim) -> None:
+    """Fills the cloud's receive queue, leaves a PING behind it and breaks the connection."""
+    packets = b"\0\1a" * 400 + ZMTP_PING + b"\0\1a" * 100 + ZMTP_PING
+    stop = time.monotonic() + ATTACK_S
+    while time.monotonic() < stop:
+        with _guarded(), _tcp(victim) as end:
+            end.sendall(ZMTP_NULL_GREETING + ZMTP_READY)
+            end.recv(SEND_BYTES)
+            end.sendall(packets)
+            time.sleep(victim.chance.uniform(0.0, 0.01))
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def silent_connections(victim: Victim) -> None:
@@ -179,6 +194,7 @@ ATTACKS: dict[str, Callable[[Victim], None]] = {
     "garbage bytes": garbage_bytes,
     "endless multipart": endless_multipart,
     "empty frames": empty_frames,
+    "broken queues": broken_queues,
     "silent connections": silent_connections,
     "garbage packets": garbage_packets,
     "random valid-looking packets": random_packets,

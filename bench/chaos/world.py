@@ -25,6 +25,7 @@ from bench.chaos.toy import CONTEXT_TOKENS
 from bench.lab.processes import resident_mb
 from edgespec.errors import EdgespecError
 from edgespec.keys import make_keys
+from edgespec.policies import LinkLimits
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
@@ -33,6 +34,8 @@ FINISH_TIMEOUT_S = 100.0
 SETTLE_S = 6.5
 """Time without another fault after a cut whose recovery is measured."""
 SAMPLE_S = 0.1
+VANISHED_MARGIN_S = 3.0
+"""Time beyond the limit in which the connections of peers that vanished must be closed."""
 SESSION_BYTES = 8 * CONTEXT_TOKENS
 
 
@@ -230,7 +233,10 @@ class World:
             device.process.terminate()
         for device in self._devices:
             device.finish(end)
+        end = time.monotonic() + LinkLimits().vanished_s + VANISHED_MARGIN_S
         time.sleep(1.0)
+        while self._cloud_use()[1] > self.use.first_files and time.monotonic() < end:
+            time.sleep(SAMPLE_S)
         self.use.final_mb, self.use.final_files = self._cloud_use()
 
     def _seconds(self, least: float, most: float, rare: float) -> float:

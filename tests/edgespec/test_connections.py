@@ -10,6 +10,7 @@ import time
 import pytest
 import zmq
 
+from edgespec import tcp
 from edgespec.policies import LinkLimits
 from edgespec.protocol import MAX_PACKET, VERSION, Close, Hello, Verdict, Welcome, pack, unpack
 from edgespec.transport import DealerLink, RouterHub
@@ -174,6 +175,20 @@ def test_a_connection_that_sends_no_hello_is_cut_in_time(cloud):
         assert time.monotonic() - began < 3
     time.sleep(0.3)
     assert answers(device), "a device that said hello stays"
+    device.close()
+
+
+def test_a_peer_whose_machine_vanishes_is_cut_and_a_silent_one_is_not(cloud):
+    one = cloud(probe_s=1.0, vanished_s=2.5)
+    device = DealerLink(one.hub.endpoint)
+    assert answers(device)
+    with one.connect() as raw:
+        tcp.end(raw.fileno())  # from now on it takes nothing in, as if it was switched off
+        end = time.monotonic() + 10
+        while not one.cuts and time.monotonic() < end:
+            time.sleep(0.1)
+        assert one.cuts == 1
+    assert answers(device)
     device.close()
 
 
