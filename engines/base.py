@@ -10,7 +10,6 @@ between.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -34,8 +33,7 @@ class Row(NamedTuple):
         return self.choice_count > 0 and (final or self.hints)
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(NamedTuple):
     """A head's outputs after the last N tokens of one row, N being the row's `choice_count`."""
 
     argmax: npt.NDArray[np.int64]
@@ -53,12 +51,11 @@ class Choices:
         return bool(np.isfinite(self.top_logits).all())
 
 
-HEAD_OUTPUTS = tuple(field.name for field in fields(Choices))
+HEAD_OUTPUTS = Choices._fields
 """Names of a head's outputs in its graph, in the order of `Choices`."""
 
 
-@dataclass(frozen=True)
-class SegmentDone:
+class SegmentDone(NamedTuple):
     """Progress of a pass after one segment has run."""
 
     layer: int
@@ -143,5 +140,5 @@ def check_rows(engine: Engine, rows: Sequence[Row]) -> None:
             raise ValueError(f"row starts at {row.start}, cached are {engine.cached(row.slot)}")
         if row.start + len(row.tokens) > engine.context:
             raise ValueError(f"row ends at {row.start + len(row.tokens)} of {engine.context}")
-        if not all(0 <= token < engine.vocabulary for token in row.tokens):
+        if min(row.tokens) < 0 or max(row.tokens) >= engine.vocabulary:
             raise ValueError(f"a token id outside the vocabulary of {engine.vocabulary}")

@@ -48,6 +48,9 @@ def plan_calls(rows: Sequence[Row], cache: SlotCache, min_tokens: int) -> list[C
     """Reserves capacity for every row and returns the calls that run all rows."""
     for row in rows:
         cache.reserve(row.slot, row.start + max(min_tokens, len(row.tokens)))
+    if len(rows) == 1:
+        pool, index = cache.location(rows[0].slot)
+        return [Call(pool, index, (0,), max(min_tokens, len(rows[0].tokens)))]
     groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for number, row in enumerate(rows):
         pool, index = cache.location(row.slot)

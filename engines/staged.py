@@ -6,9 +6,11 @@ selects the tokens whose choices a head computes. A runner runs one call through
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -36,12 +38,33 @@ class Inputs:
     """Input arrays of a call, in host memory."""
 
     def __init__(self, count: int, width: int) -> None:
-        self.ids = np.zeros((count, width), np.int64)
-        self.positions = np.zeros((count, width), np.int64)
-        self.starts = np.zeros(count, np.int64)
+        self._width = width
+        tokens = count * width
+        memory = np.zeros(2 * (tokens + count), np.int64)
+        self._memory = memory.data.cast("B").cast("q")
+        ids, positions, starts, lengths = np.split(memory, np.cumsum([tokens, tokens, count]))
+        self.ids = ids.reshape(count, width)
+        self.positions = positions.reshape(count, width)
+        self.starts = starts
         """[count]: positions before the new tokens."""
-        self.lengths = np.zeros(count, np.int64)
+        self.lengths = lengths
         """[count]: starts + width."""
+
+    def fill(self, ids: list[int], starts: list[int], last_position: int) -> None:
+        """Sets the ids, [count * width], and what follows from the starts, [count]. Pads beyond the
+        last position have that position.
+
+        All in one assignment, since each call of numpy takes some µs after a step has emptied the
+        processor's caches.
+        """
+        width = self._width
+        positions = [
+            min(position, last_position)
+            for start in starts
+            for position in range(start, start + width)
+        ]
+        values = ids + positions + starts + [start + width for start in starts]
+        self._memory[:] = array("q", values)
 
     def named(self) -> dict[str, npt.NDArray[np.int64]]:
         """The arrays by their input names in the graphs."""
@@ -159,18 +182,16 @@ class StagedEngine(SlotEngine):
     def _fill(self, call: Call, rows: Sequence[Row]) -> Frame:
         """Returns the call's frame with its inputs filled; unused tokens are pads (id 0)."""
         frame = self._frame(call)
-        inputs = frame.inputs
-        inputs.ids.fill(0)
+        ids: list[int] = []
+        starts = []
         for place, number in enumerate(call.members):
             if number is None:
-                start = self._cache.length[call.pool.occupants[call.first + place]]
+                starts.append(self._cache.length[call.pool.occupants[call.first + place]])
             else:
-                start = rows[number].start
-                inputs.ids[place, : len(rows[number].tokens)] = rows[number].tokens
-            inputs.starts[place] = start
-        np.add(inputs.starts, call.width, out=inputs.lengths)
-        np.add(inputs.starts[:, None], np.arange(call.width), out=inputs.positions)
-        np.minimum(inputs.positions, self.context - 1, out=inputs.positions)
+                ids += rows[number].tokens
+                starts.append(rows[number].start)
+            ids += [0] * ((place + 1) * call.width - len(ids))
+        frame.inputs.fill(ids, starts, self.context - 1)
         return frame
 
 
@@ -187,11 +208,17 @@ def _select(
     call: Call, rows: Sequence[Row], asking: Sequence[tuple[int, int]]
 ) -> npt.NDArray[np.int64]:
     """Returns flat indices, in `[count * width]`, of the tokens whose choices a head computes."""
-    picked = [
-        place * call.width + len(rows[number].tokens) - rows[number].choice_count + j
-        for place, number in asking
-        for j in range(rows[number].choice_count)
-    ]
+    picked: list[int] = []
+    for place, number in asking:
+        row = rows[number]
+        end = place * call.width + len(row.tokens)
+        picked += range(end - row.choice_count, end)
+    return _indices(tuple(picked))
+
+
+@lru_cache(maxsize=MAX_FRAMES)
+def _indices(picked: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Returns an array of indices, the same one for the next call: most steps select alike."""
     return np.array(picked, np.int64)
 
 
@@ -202,6 +229,9 @@ def _split(
     choices: list[Choices | None],
 ) -> None:
     """Splits a head's outputs, [N, …] each, into `choices` of the rows that they belong to."""
+    if len(asking) == 1:
+        choices[asking[0][1]] = Choices(*outputs)
+        return
     done = 0
     for _, number in asking:
         cut = slice(done, done + rows[number].choice_count)

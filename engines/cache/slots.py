@@ -8,8 +8,8 @@ pool of resting slots, or it fills the gap that another slot left in its pool.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 
 from edgespec.errors import EngineError
 from engines.cache.pools import CAPACITIES, CacheTensor, HostPool, MakePool, Pool, capacity_for
@@ -22,6 +22,19 @@ def check_copy(lengths: Mapping[int, int], source: int, target: int, start: int,
             f"[{start}, {end}) cannot be copied from a slot of {lengths[source]} positions "
             f"to one of {lengths[target]}"
         )
+
+
+def open_slot(lengths: dict[int, int], slots: int, closing: int = 0) -> int:
+    """Adds an empty slot with the lowest free number to `lengths`, and returns it. `closing`:
+    number of slots that are about to leave.
+
+    Raises `EngineError` when all slots are taken.
+    """
+    if len(lengths) - closing >= slots:
+        raise EngineError(f"all {slots} slots are taken")
+    slot = next(number for number in itertools.count() if number not in lengths)
+    lengths[slot] = 0
+    return slot
 
 
 class SlotCache:
@@ -69,11 +82,7 @@ class SlotCache:
 
     def open(self) -> int:
         """Returns a new, empty slot. Raises `EngineError` when all slots are taken."""
-        if len(self.length) - len(self._closing) >= self.slots:
-            raise EngineError(f"all {self.slots} slots are taken")
-        slot = next(number for number in itertools.count() if number not in self.length)
-        self.length[slot] = 0
-        return slot
+        return open_slot(self.length, self.slots, len(self._closing))
 
     def close(self, slot: int) -> None:
         """Frees a slot: now, or after the current `pinned` block. Needs no memory."""
@@ -95,20 +104,21 @@ class SlotCache:
             with suppress(EngineError):
                 self._move(slot, self._pool(self._capacity(self.length[slot]), resting=True))
 
-    @contextmanager
-    def pinned(self) -> Iterator[None]:
+    def pinned(self) -> AbstractContextManager[None]:
         """Delays moves of slots until the block ends, because a running batch uses locations."""
+        return _Pinned(self)
+
+    def pin(self) -> None:
         self._pinned = True
-        try:
-            yield
-        finally:
-            self._pinned = False
-            while self._closing:
-                self.close(self._closing.pop())
-            while self._resting:
-                slot = self._resting.pop()
-                if slot in self.length:
-                    self.rest(slot)
+
+    def unpin(self) -> None:
+        self._pinned = False
+        while self._closing:
+            self.close(self._closing.pop())
+        while self._resting:
+            slot = self._resting.pop()
+            if slot in self.length:
+                self.rest(slot)
 
     def generations(self) -> dict[int, int]:
         """Returns the generation of each pool of running slots, by capacity."""
@@ -210,6 +220,19 @@ class SlotCache:
 
     def _capacity(self, positions: int) -> int:
         return capacity_for(positions, self._capacities)
+
+
+class _Pinned:
+    """The block of `SlotCache.pinned`. `contextlib.contextmanager` would cost 15 µs a step."""
+
+    def __init__(self, cache: SlotCache) -> None:
+        self._cache = cache
+
+    def __enter__(self) -> None:
+        self._cache.pin()
+
+    def __exit__(self, *error: object) -> None:
+        self._cache.unpin()
 
 
 class SlotEngine:

@@ -32,7 +32,7 @@ from engines.cuda import CudaDevice, GpuDevice, Runtime, count, free_memory
 from engines.machine import profiles
 from engines.machine.profiles import CPU, CUDA
 from engines.onnxruntime_backend.graph import Graph, Tensor, bind
-from engines.onnxruntime_backend.head import BoundHead
+from engines.onnxruntime_backend.head import BoundHead, output_memory
 from engines.onnxruntime_backend.session import ORT_ERRORS, OrtSettings, reason
 from engines.staged import Inputs, Sizes, Stage, StagedEngine
 
@@ -66,6 +66,7 @@ class OrtRunner:
         """
         self.segments = segments
         self.head = head
+        self.outputs = output_memory(head or segments[-1].graph)
         self.stages = [Stage(segment.end, segment.exit is not None) for segment in segments]
         self.tensors = [tensor for part in segments for tensor in part.graph.cache_tensors()]
         self.make_pool: MakePool = device_pools(device) if device else HostPool
@@ -134,7 +135,7 @@ class OrtFrame:
             if features is not None:
                 binding = graph.session.io_binding()
                 bind(binding.bind_input, "features", features)
-            self._heads[stage] = BoundHead(graph, binding)
+            self._heads[stage] = BoundHead(graph, binding, self._runner.outputs)
         return self._heads[stage]
 
     def _exit(self, stage: int) -> Tensor:

@@ -42,7 +42,7 @@ class BoundedEngine(StagedEngine):
                         earlier[n].setdefault(step.layer, []).append(choices)
             rows = [_rest(row, self._most_tokens) for row in rows]
         for step in self._pass(rows):
-            yield replace(step, choices=_merged(step, earlier))
+            yield step._replace(choices=_merged(step, earlier))
 
     def _pass(self, rows: Sequence[Row]) -> Iterator[SegmentDone]:
         planned = plan_calls(rows, self._cache, self.min_tokens)

@@ -1,6 +1,5 @@
 """The probe finds what it is made to find."""
 
-import dataclasses
 import json
 
 import pytest
@@ -18,7 +17,7 @@ class Off(ToyEngine):
     def _choices(self, row, layer):
         choices = super()._choices(row, layer)
         error = 1e-3 if len(row.tokens) == 1 else 0.0
-        return dataclasses.replace(choices, logits=choices.logits + error)
+        return choices._replace(logits=choices.logits + error)
 
 
 class Leaky(ToyEngine):
@@ -27,12 +26,8 @@ class Leaky(ToyEngine):
     def run(self, rows):
         for step in super().run(rows):
             if len(rows) > 1:
-                step = dataclasses.replace(
-                    step,
-                    choices=[
-                        c and dataclasses.replace(c, logits=c.logits * 2.0) for c in step.choices
-                    ],
-                )
+                choices = [c and c._replace(logits=c.logits * 2.0) for c in step.choices]
+                step = step._replace(choices=choices)
             yield step
 
 
