@@ -23,13 +23,13 @@ from edgespec.config import usable_cores
 from edgespec.errors import EngineError
 from edgespec.manifest import Bundle
 from engines.base import Choices, Row, SegmentDone, check_rows
-from engines.cache.slots import check_copy
+from engines.cache.slots import check_copy, open_slot
+from engines.llamacpp_backend.batch import BATCH_TOKENS, Batch, Token
 from engines.llamacpp_backend.bindings import open_bindings
 from engines.llamacpp_backend.top import top_choices
 from engines.machine import profiles
+from engines.outputs import OutputMemory
 
-BATCH_TOKENS = 256
-"""Tokens of one call; a longer batch takes several."""
 FIRST_CELLS = 1024
 """Positions of a new cache."""
 MAX_SLOTS = 256
@@ -57,14 +57,17 @@ class LlamaCppEngine:
         self._length: dict[int, int] = {}
         self._model = _load(self._api, path)
         self._context: Any = None
+        self._memory: Any = None
+        """Cache of the context."""
         self._cells = 0
         vocabulary = self._api.llama_model_get_vocab(self._model)
         self.vocabulary = int(self._api.llama_vocab_n_tokens(vocabulary))
-        self._batch = self._api.llama_batch_init(BATCH_TOKENS, 0, 1)
+        self._batch = Batch(self._api)
+        self._outputs = OutputMemory(
+            lambda tokens: [np.empty((tokens, self.vocabulary), np.float32)]
+        )
 
     def __del__(self) -> None:
-        if getattr(self, "_batch", None) is not None:
-            self._api.llama_batch_free(self._batch)
         if getattr(self, "_context", None) is not None:
             self._api.llama_free(self._context)
         if getattr(self, "_model", None) is not None:
@@ -81,11 +84,7 @@ class LlamaCppEngine:
 
     def open(self) -> int:
         """Returns a new, empty slot. Raises `EngineError` when all slots are taken."""
-        if len(self._length) >= self.slots:
-            raise EngineError(f"all {self.slots} slots are taken")
-        slot = next(number for number in range(self.slots) if number not in self._length)
-        self._length[slot] = 0
-        return slot
+        return open_slot(self._length, self.slots)
 
     def close(self, slot: int) -> None:
         del self._length[slot]
@@ -113,52 +112,44 @@ class LlamaCppEngine:
     def run(self, rows: Sequence[Row]) -> Iterator[SegmentDone]:
         check_rows(self, rows)
         tokens = [
-            (token, row.start + place, row.slot, place >= len(row.tokens) - row.choice_count)
+            Token(token, row.start + place, row.slot, place >= len(row.tokens) - row.choice_count)
             for row in rows
             for place, token in enumerate(row.tokens)
         ]
         if self._context is None:
-            self._context = self._open(min(FIRST_CELLS, self._most_cells))
+            self._open(min(FIRST_CELLS, self._most_cells))
         for row in rows:
             self._remove(row.slot, row.start)
             self._length[row.slot] = row.start
-        logits = [np.empty((0, self.vocabulary), np.float32)]
+        (logits,) = self._outputs.take(sum(token.wanted for token in tokens)).arrays()
+        done = 0
         for start in range(0, len(tokens), BATCH_TOKENS):
-            logits.append(self._decode(tokens[start : start + BATCH_TOKENS]))
+            done += self._decode(tokens[start : start + BATCH_TOKENS], logits[done:])
         for row in rows:
             self._length[row.slot] = row.start + len(row.tokens)
-        yield SegmentDone(self._layers, True, _split(np.concatenate(logits), rows))
-
-    @property
-    def _memory(self) -> Any:
-        return self._api.llama_get_memory(self._context)
+        yield SegmentDone(self._layers, True, _split(logits, rows))
 
     def _remove(self, slot: int, start: int) -> None:
         """Empties the positions of a slot from `start` on."""
         self._api.llama_memory_seq_rm(self._memory, slot, start, -1)
 
-    def _decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> Any:
-        """Runs (id, position, slot, wanted) of some tokens; returns logits of the wanted ones."""
-        batch, api = self._batch, self._api
-        batch.n_tokens = len(tokens)
-        for place, (token, position, slot, wanted) in enumerate(tokens):
-            batch.token[place] = token
-            batch.pos[place] = position
-            batch.n_seq_id[place] = 1
-            batch.seq_id[place][0] = slot
-            batch.logits[place] = wanted
+    def _decode(self, tokens: Sequence[Token], logits: npt.NDArray[np.float32]) -> int:
+        """Runs some tokens. Writes the logits of the wanted ones, and returns their number."""
+        api = self._api
+        batch = self._batch.filled(tokens)
         while (status := api.llama_decode(self._context, batch)) == _FULL:
             self._grow()
         if status:
             raise EngineError(f"llama.cpp failed on {len(tokens)} tokens (status {status})")
-        places = [place for place, (*_, wanted) in enumerate(tokens) if wanted]
-        logits = np.empty((len(places), self.vocabulary), np.float32)
-        for row, place in zip(logits, places, strict=True):
-            pointer = api.llama_get_logits_ith(self._context, place)
-            ctypes.memmove(row.ctypes.data, pointer, row.nbytes)
-        return logits
+        wanted = sum(token.wanted for token in tokens)
+        if wanted:
+            written = logits[:wanted]
+            pointer = api.llama_get_logits(self._context)
+            ctypes.memmove(written.ctypes.data, pointer, written.nbytes)
+        return wanted
 
-    def _open(self, cells: int) -> Any:
+    def _open(self, cells: int) -> None:
+        """Opens a context with an empty cache."""
         parameters = self._api.llama_context_default_params()
         parameters.n_ctx = cells
         parameters.n_batch = parameters.n_ubatch = BATCH_TOKENS
@@ -169,8 +160,8 @@ class LlamaCppEngine:
         context = self._api.llama_init_from_model(self._model, parameters)
         if not context:
             raise EngineError(f"llama.cpp has no memory for a cache of {cells} positions")
+        self._context, self._memory = context, self._api.llama_get_memory(context)
         self._cells = int(self._api.llama_n_ctx(context))
-        return context
 
     def _grow(self) -> None:
         """Moves the cache into one of twice the size. Raises `EngineError` at the limit."""
@@ -180,7 +171,7 @@ class LlamaCppEngine:
         size = int(api.llama_state_get_size(old))
         state = (ctypes.c_uint8 * size)()
         size = int(api.llama_state_get_data(old, state, size))
-        self._context = self._open(min(2 * self._cells, self._most_cells))
+        self._open(min(2 * self._cells, self._most_cells))
         api.llama_free(old)
         if not api.llama_state_set_data(self._context, state, size):
             raise EngineError("llama.cpp cannot move a cache into a larger one")

@@ -185,3 +185,5 @@ def test_the_top_is_that_of_a_sort(vocabulary):
     assert choices.finite
     rows[2, vocabulary // 2] = np.nan
     assert not top_choices(rows).finite
+    rows[2] = np.nan
+    assert not top_choices(rows).finite
