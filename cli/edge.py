@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -28,8 +27,6 @@ from edgespec.config import EdgeSettings, Mode, Offline, PreDraft, Tactics
 from edgespec.errors import UsageError
 
 DEFAULT = EdgeSettings()
-TERMINATED = 143
-"""Exit code after SIGTERM."""
 _SERVER_KEY = click.option(
     "--server-key",
     type=PATH,
@@ -218,8 +215,6 @@ def edge_run(bundle: Path, **options: Any) -> None:
         target_rate=options["target_rate"],
         energy=energy_root(options),
     )
-    # SIGTERM ends the process in order, so that the session is closed at the cloud.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     edge_run(Bundle.open(bundle, options["bundle_key"]), settings, text)
 
 

@@ -1,12 +1,14 @@
 """Entry point of the command line: the commands, and one sentence and an exit code for each error.
 
-Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted.
+Exit codes: 0 success, 1 failure, 2 usage error, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +19,7 @@ from edgespec import __version__
 from edgespec.errors import EdgespecError
 from edgespec.plain_text import plain
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 EXTRAS = {
     "onnx_ir": "export",
     "onnx": "export",
@@ -99,3 +101,6 @@ def main() -> None:
     A small draft model on a device proposes tokens; a large target model in the cloud verifies
     them. The answer is exactly the target's own, token for token.
     """
+    # SIGTERM ends a command in order: sessions are closed and unfinished files removed.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))

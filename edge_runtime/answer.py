@@ -128,6 +128,10 @@ class Answer:
         """Characters of the committed text."""
         self._resuming = False
         """True while the reply to a Resume is awaited."""
+        self._begun = False
+        """True once the session was opened."""
+        self._interrupted = False
+        """True while nothing was heard since the answer was last asked for again."""
         self._reopened_tokens = 0
         """Number of committed tokens when the session was last opened again without a pause."""
         self._adapt()
@@ -176,6 +180,7 @@ class Answer:
         """
         self._adapt()
         self.terms = terms or self.terms
+        self._interrupted, self._begun = self._begun, True
         self._forget()
         return Open(
             session=self.session_id,
@@ -277,6 +282,8 @@ class Answer:
         if self.done or verdict.session != self.session_id or verdict.base > base:
             return News()
         self._resuming = False
+        self.stats.resumed += self._interrupted
+        self._interrupted = False
         skipped = base - verdict.base
         fresh = verdict.tokens[skipped:]
         if not fresh:
@@ -386,7 +393,6 @@ class Answer:
             return None
         if self.lost(error):
             self._reopened_tokens = len(self.state.tokens)
-            self.stats.resumed += 1
             return self.open(terms)
         raise LinkError(
             f"the cloud refused: {refusal(error)}", code=error.code, retryable=error.retryable
@@ -397,8 +403,7 @@ class Answer:
         after silence it is asked again, since the first request may be lost."""
         if self._resuming and not silence:
             return None
-        self._resuming = True
-        self.stats.resumed += 1
+        self._resuming = self._interrupted = True
         return Resume(self.session_id, self._secret, len(self.state.tokens))
 
     def reconnected(self) -> Resume | None:

@@ -47,8 +47,8 @@ class Connection:
         drafter = _open_drafter(bundle, settings)
         if settings.offline == "draft" and drafter.name in (NGRAM, NO_DRAFTER):
             raise UsageError(
-                "--offline draft needs a draft model on this device; pass --drafter PROFILE, and "
-                "no --mode that leaves drafting to the cloud"
+                "writing offline needs a draft model on this device; choose a drafter that is one "
+                "(--drafter PROFILE), and no mode that leaves drafting to the cloud"
             )
         identity = DeviceIdentity.of(bundle, socket.gethostname(), drafter.name, brief())
         link = WakeableLink(settings)

@@ -329,7 +329,6 @@ class EdgeLoop:
         """Opens a session from its committed tokens. Another cloud may listen there by now, so
         the device introduces itself again."""
         answer.deferral.tried()
-        answer.stats.resumed += 1
         self._introduce()
         self._open_again(answer)
 

@@ -146,9 +146,10 @@ def test_a_missing_verdict_is_asked_for_once():
     assert answer.resume() == Resume(9, secret, 3)
     assert answer.resume() is None, "it is on its way"
     assert answer.resume(silence=True) == Resume(9, secret, 3), "it may have been lost"
+    assert answer.stats.resumed == 0, "nothing was heard yet"
     hear(answer, verdict(3, 20, 21, 22))
+    assert answer.stats.resumed == 1
     assert answer.resume() == Resume(9, secret, 6)
-    assert answer.stats.resumed == 3
 
 
 def test_in_lockstep_a_draft_goes_out_and_is_waited_for():
@@ -244,10 +245,12 @@ def test_other_terms_and_another_server_begin_a_new_tree():
 
 def test_errors_that_can_be_mended_and_those_that_cannot():
     answer = begin()
+    answer.open()
     hear(answer, verdict(3, 20))
     assert answer.on_error(Error("session", "gone", 8)) is None, "another's"
     for code in ("session", "hello"):
         assert answer.on_error(Error(code, "gone", 9)).tokens == [1, 2, 3, 20]
+        hear(answer, verdict(4))
     assert answer.stats.resumed == 2
     for error in (Error("busy", "full", 9, True), Error("malformed", "x"), Error("hello", "x")):
         with pytest.raises(LinkError, match=error.message) as caught:

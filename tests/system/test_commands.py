@@ -309,6 +309,18 @@ def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(tmp_path, tiny_
     assert not list(tmp_path.glob(".b.*"))
 
 
+def test_an_export_that_is_asked_to_end_removes_what_it_wrote(tmp_path, tiny_llama_folder):
+    code = (
+        "import os, sys, export.bundle as b\n"
+        "from cli.main import main\n"
+        "b.describe_all = lambda *_: os.kill(os.getpid(), 15)\n"
+        "main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "export", tiny_llama_folder, "--out", tmp_path / "b"]
+    assert subprocess.run(command).returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_bundle_caught_between_two_renames_is_put_back(tmp_path, tiny_llama_folder):
     fine = ["export", tiny_llama_folder, "--out", tmp_path / "b"]
     assert invoke(*fine).exit_code == 0
