@@ -39,6 +39,14 @@ DEVICE = click.option(
     help="Processor that torch computes on.",
 )
 SEED = seed_option("Seed of everything random.")
+OBJECTIVE = click.option(
+    "--objective",
+    type=click.Choice(["mixed", "accepted", "sampled", "argmax", "divergence"]),
+    default="mixed",
+    show_default=True,
+    help="Quantity that training optimises: 'accepted' for greedy text, 'sampled' for sampled "
+    "text, 'mixed' for both.",
+)
 
 
 def _stopped(sentence: str) -> NoReturn:
@@ -111,13 +119,7 @@ def _stopped(sentence: str) -> NoReturn:
     show_default=True,
     help="Learning rate.",
 )
-@click.option(
-    "--objective",
-    type=click.Choice(["accepted", "argmax", "divergence"]),
-    default="accepted",
-    show_default=True,
-    help="Quantity that training optimises.",
-)
+@OBJECTIVE
 @DEVICE
 @SEED
 def distill(target: str, out: Path, **options: Any) -> None:
@@ -223,15 +225,30 @@ def calibrate(target: str, bundle: Path, secret: Path | None, **options: Any) ->
     type=click.IntRange(min=0),
     default=60,
     show_default=True,
-    help="Steps of training scales and norms afterwards.",
+    help="Most steps of training afterwards; 0 for none.",
 )
+@click.option(
+    "--hours",
+    type=FiniteRange(0, min_open=True),
+    default=1e6,
+    show_default="as --recovery allows",
+    help="Longest time of training afterwards.",
+)
+@OBJECTIVE
 @DEVICE
 @SEED
 def quantise(model: str, target: str | None, bits: str, **options: Any) -> None:
-    """Pack MODEL (a Hugging Face folder or hub id, or a GGUF file) to int4 and int8."""
+    """Pack MODEL (a Hugging Face folder or hub id, or a GGUF file) to int4 and int8.
+
+    With the target itself as MODEL, the result is a draft of full depth. After an interruption the
+    same command continues.
+    """
     from calibration.quantisation.quantise import QuantiseSettings, run
     from export.sources.open import open_checkpoint
 
     base = open_checkpoint(target) if target else None
     settings = QuantiseSettings(bits=4 if bits == "4" else 8, **options)
-    run(open_checkpoint(model, base=base), base, settings)
+    try:
+        run(open_checkpoint(model, base=base), base, settings)
+    except KeyboardInterrupt:
+        _stopped(f"stopped; the same command continues in {settings.out}")

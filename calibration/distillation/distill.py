@@ -143,12 +143,7 @@ def run(target: Checkpoint, settings: DistillSettings) -> None:
                 err=True,
             )
         elif step.agreement is not None:
-            minutes = step.state.seconds / 60
-            click.echo(
-                f"{minutes:.1f} min, step {step.state.step}, {step.state.tokens} tokens: "
-                f"loss {step.loss:.3f}, held-out agreement {step.agreement:.3f}",
-                err=True,
-            )
+            click.echo(step.sentence(), err=True)
 
 
 def _depth(target: Checkpoint, settings: DistillSettings) -> int:

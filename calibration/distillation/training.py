@@ -51,7 +51,7 @@ class Schedule:
     """Limit of steps; 0: none."""
     batch_tokens: int = 4096
     rate: float = 4e-4
-    objective: Objective = "accepted"
+    objective: Objective = "mixed"
 
 
 @dataclass
@@ -75,6 +75,13 @@ class TrainingStep:
     state: State
     loss: float
     agreement: float | None
+
+    def sentence(self) -> str:
+        """Return a line about a step whose agreement was measured."""
+        return (
+            f"{self.state.seconds / 60:.1f} min, step {self.state.step}, {self.state.tokens} "
+            f"tokens: loss {self.loss:.3f}, held-out agreement {self.agreement:.3f}"
+        )
 
 
 class Trainer:
@@ -108,7 +115,7 @@ class Trainer:
             {"params": matrices, "weight_decay": 0.01},
             {"params": vectors, "weight_decay": 0},
         ]
-        self._optimizer = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.95))
+        self._optimizer = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.95), fused=True)
         self._trained = {n: p for n, p in draft.named_parameters() if p.requires_grad}
 
     def run(self) -> Iterator[TrainingStep]:

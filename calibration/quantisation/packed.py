@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -83,6 +84,42 @@ def write_checkpoint(
         _write_json(partial / "config.json", config)
         if not shares_embedding:
             _write_tokenizer(partial, source)
+
+
+def write_blocks(path: Path, blocks: Mapping[str, Blocks]) -> None:
+    """Store the rounded matrices of unfinished work. Raises `CheckpointError`."""
+    tensors = {
+        f"{name}.{field}": torch.as_tensor(value)
+        for name, one in blocks.items()
+        for field, value in one._asdict().items()
+    }
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(tensors, partial)
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"writing {path} failed ({error})") from error
+
+
+def read_blocks(path: Path) -> dict[str, Blocks] | None:
+    """Return what `write_blocks` stored; None without a file. Raises `CheckpointError`."""
+    if not path.is_file():
+        return None
+    try:
+        tensors = load_file(path)
+        names = [name.removesuffix(".bits") for name in tensors if name.endswith(".bits")]
+        return {
+            name: Blocks(
+                tensors[f"{name}.values"].numpy(),
+                tensors[f"{name}.scales"].numpy(),
+                4 if int(tensors[f"{name}.bits"]) == 4 else 8,
+            )
+            for name in names
+        }
+    except (OSError, SafetensorError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}); remove it to round again"
+        ) from error
 
 
 def refuse_to_replace(folder: Path) -> None:

@@ -18,7 +18,7 @@ from calibration.decoder import Decoder
 from calibration.distillation.batches import batch
 from calibration.quantisation.gptq import NumberedLayer, Unit, units
 from calibration.quantisation.rounding import Bits, floats, plain
-from edgespec.checkpoint import BLOCK_INPUTS
+from edgespec.checkpoint import Blocks
 
 
 @torch.no_grad()
@@ -70,10 +70,9 @@ def choose_bits(decoder: Decoder, measured: Mapping[Unit, float], share: float) 
     return chosen
 
 
-def packed_bytes(decoder: Decoder, bits: Mapping[str, Bits]) -> int:
-    """Return the bytes of the matrices in `bits`, integers and float16 scales."""
-    sizes = {name: decoder.get_parameter(name).numel() for name in bits}
-    return sum(size * bits[name] // 8 + size // BLOCK_INPUTS * 2 for name, size in sizes.items())
+def packed_bytes(blocks: Mapping[str, Blocks]) -> int:
+    """Return the bytes of packed matrices, integers and float16 scales."""
+    return sum(one.values.size * one.bits // 8 + one.scales.size * 2 for one in blocks.values())
 
 
 def _logprobs(decoder: Decoder, x: Tensor, words: Tensor) -> Tensor:

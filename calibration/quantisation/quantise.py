@@ -2,10 +2,14 @@
 
 The text is the target's own (`corpus`). Agreement is the fraction of held-out answer tokens at
 which the model's arg-max is the target's token, in float32 arithmetic, before and after.
+
+Work in progress is in `<out>.work`: settings, the rounded matrices, and a checkpoint of the
+training that follows. Another run of the same command continues from there.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -19,19 +23,32 @@ from torch import Tensor
 
 from calibration.corpus import Corpus, Sample
 from calibration.decoder import Decoder, load
+from calibration.distillation.losses import Objective
+from calibration.distillation.training import Schedule
 from calibration.quantisation.gptq import batches, quantise, units
-from calibration.quantisation.packed import refuse_to_replace, write_checkpoint
+from calibration.quantisation.packed import (
+    read_blocks,
+    refuse_to_replace,
+    write_blocks,
+    write_checkpoint,
+)
 from calibration.quantisation.precision import choose_bits, damages, packed_bytes
-from calibration.quantisation.recover import recover
+from calibration.quantisation.recover import Recovery
 from calibration.quantisation.rounding import Bits
-from calibration.target import device, identity, prepare, written_by
+from calibration.target import device, identity, prepare, same_settings, written_by
 from edgespec.checkpoint import Blocks, Checkpoint
 from edgespec.errors import UsageError
 from edgespec.progress import progress
 from edgespec.tokenizer import fingerprint
 
 WRITTEN_TOKENS = 100_000
-"""Size of the corpus that is written if there is none."""
+"""Least size of the corpus that is written if there is none."""
+_WRITTEN_PER_STEP_TOKENS = 1_500
+"""Size of that corpus for a step of training, about half of the tokens that a step learns from."""
+_MOST_WRITTEN_TOKENS = 1_000_000
+LEARNING_RATE = 1.5e-3
+"""Learning rate of the training after rounding."""
+_ROUNDED = "rounded.safetensors"
 _MEASURED_TOKENS = 4_000
 _DAMAGE_SAMPLES = 8
 _CHUNK_ROWS = 1024
@@ -54,9 +71,18 @@ class QuantiseSettings:
     tokens: int = 65_536
     """Tokens of text to quantise on."""
     recovery: int = 60
-    """Steps of training the scales and norms after rounding."""
+    """Most steps of training after rounding; 0: none."""
+    hours: float = 1e6
+    """Longest time of training."""
+    objective: Objective = "mixed"
     device: str = "auto"
     seed: int = 0
+
+    def schedule(self) -> Schedule:
+        """The schedule of the training after rounding."""
+        return Schedule(
+            hours=self.hours, steps=self.recovery, rate=LEARNING_RATE, objective=self.objective
+        )
 
 
 @dataclass(frozen=True)
@@ -80,24 +106,28 @@ def run(model: Checkpoint, target: Checkpoint | None, settings: QuantiseSettings
     Weights that are equal to the target's are not stored. Raises one of edgespec's errors.
     """
     refuse_to_replace(settings.out)
-    decoder = load(model).requires_grad_(False)
-    where = device(settings.device)
-    corpus = _corpus(target or model, decoder if target is None else load(target), settings)
+    corpus = _corpus(target or model, settings)
     text, held_out = _samples(corpus, model, settings.tokens)
-    decoder = decoder.to(where)
+    where = device(settings.device)
+    decoder = load(model).requires_grad_(False).to(where)
     before = _choices(decoder, held_out, model, "agreement before")
-    bits = _bits(decoder, text, settings)
-    blocks = _blocks(decoder, corpus, text, held_out, bits, settings)
+    work = settings.out.parent / f"{settings.out.name}.work"
+    if settings.recovery:
+        same_settings(work, "settings.json", _stored_settings(model, settings), f"{work}", "--out")
+        blocks = read_blocks(work / _ROUNDED)
+        if blocks is None:
+            blocks = _rounded(decoder, text, settings)
+            write_blocks(work / _ROUNDED, blocks)
+            decoder = load(model).requires_grad_(False).to(where)
+        kept_out = frozenset(sample.ids.tobytes() for sample in held_out)
+        blocks = _recovered(
+            Recovery(decoder, blocks, corpus, settings.schedule(), work, settings.seed, kept_out),
+            settings.schedule(),
+        )
+    else:
+        blocks = _rounded(decoder, text, settings)
     after = _choices(decoder, held_out, model, "agreement after")
-    truth = np.concatenate([s.top_ids[s.answer : len(s.ids) - 1, 0] for s in _by_length(held_out)])
-    expected = torch.from_numpy(truth.astype(np.int64))
-    result = Quantised(
-        agreement_before=_fraction(before == expected),
-        agreement=_fraction(after == expected),
-        same_token=_fraction(after == before),
-        bytes=packed_bytes(decoder, bits),
-        int8=sorted(n for n, b in bits.items() if b == 8) if settings.bits == 4 else [],
-    )
+    result = _result(blocks, before, after, held_out, settings)
     extra = {
         "quantised_from": model.name,
         "quantised": asdict(result) | {"tokens": sum(len(s.ids) for s in text)},
@@ -111,33 +141,61 @@ def run(model: Checkpoint, target: Checkpoint | None, settings: QuantiseSettings
         kept_ids=model.kept_ids,
         blocks=blocks,
     )
+    shutil.rmtree(work, ignore_errors=True)
     click.echo(_sentence(result, settings.out, len(blocks)), err=True)
     return result
 
 
-def _blocks(
-    decoder: Decoder,
-    corpus: Corpus,
-    text: Sequence[Sample],
-    held_out: Sequence[Sample],
-    bits: Mapping[str, Bits],
-    settings: QuantiseSettings,
+def _rounded(
+    decoder: Decoder, text: Sequence[Sample], settings: QuantiseSettings
 ) -> dict[str, Blocks]:
-    """Round the matrices, then train scales and norms. Changes `decoder` accordingly."""
+    """Choose the bits of the matrices and round them, also in `decoder`."""
+    bits = _bits(decoder, text, settings)
     with progress("quantising", decoder.architecture.layers, unit="layers") as advance:
-        blocks = quantise(decoder, text, bits, advance=advance)
-    if not settings.recovery:
-        return blocks
-    with progress("recovering", settings.recovery, unit="steps") as advance:
-        return recover(
-            decoder,
-            blocks,
-            corpus,
-            settings.recovery,
-            settings.seed,
-            kept_out=frozenset(sample.ids.tobytes() for sample in held_out),
-            advance=advance,
-        )
+        return quantise(decoder, text, bits, advance=advance)
+
+
+def _recovered(recovery: Recovery, schedule: Schedule) -> dict[str, Blocks]:
+    """Train to the end of the schedule. Print a line for each measurement on stderr."""
+    done = 0
+    with progress("recovering", 1000, unit="per mille") as advance:
+        for step in recovery.run():
+            over = round(1000 * step.state.over(schedule))
+            advance(over - done, f"loss {step.loss:.3f}")
+            done = over
+            if step.agreement is not None:
+                click.echo(step.sentence(), err=True)
+    return recovery.settle()
+
+
+def _result(
+    blocks: Mapping[str, Blocks],
+    before: Tensor,
+    after: Tensor,
+    held_out: Sequence[Sample],
+    settings: QuantiseSettings,
+) -> Quantised:
+    truth = np.concatenate([s.top_ids[s.answer : len(s.ids) - 1, 0] for s in _by_length(held_out)])
+    expected = torch.from_numpy(truth.astype(np.int64))
+    return Quantised(
+        agreement_before=_fraction(before == expected),
+        agreement=_fraction(after == expected),
+        same_token=_fraction(after == before),
+        bytes=packed_bytes(blocks),
+        int8=sorted(n for n, b in blocks.items() if b.bits == 8) if settings.bits == 4 else [],
+    )
+
+
+def _stored_settings(model: Checkpoint, settings: QuantiseSettings) -> dict[str, object]:
+    return {
+        "model": identity(model),
+        "bits": settings.bits,
+        "int8_share": settings.int8_share,
+        "corpus": str(settings.corpus.resolve()) if settings.corpus else "",
+        "tokens": settings.tokens,
+        "seed": settings.seed,
+        **asdict(settings.schedule()),
+    }
 
 
 def _sentence(result: Quantised, out: Path, matrices: int) -> str:
@@ -152,10 +210,12 @@ def _fraction(right: Tensor) -> float:
     return round(float(right.float().mean()), 4)
 
 
-def _corpus(writer: Checkpoint, decoder: Decoder, settings: QuantiseSettings) -> Corpus:
+def _corpus(writer: Checkpoint, settings: QuantiseSettings) -> Corpus:
     if settings.corpus is None:
         where = device(settings.device)
-        return prepare(writer, decoder, None, None, WRITTEN_TOKENS, settings.seed, where)
+        wanted = min(settings.recovery * _WRITTEN_PER_STEP_TOKENS, _MOST_WRITTEN_TOKENS)
+        tokens = max(wanted, WRITTEN_TOKENS)
+        return prepare(writer, load(writer), None, None, tokens, settings.seed, where)
     corpus = Corpus(settings.corpus)
     if not corpus.shards():
         raise UsageError(
