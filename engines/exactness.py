@@ -113,6 +113,20 @@ def _in_a_ragged_batch(engine: Engine, ids: Sequence[int]) -> Logits:
     return np.concatenate(parts)
 
 
+def _alone_in_a_batch(engine: Engine, ids: Sequence[int]) -> Logits:
+    """Computes the tail one token at a time, in a batch with single tokens of two other slots."""
+    slots = [_prefill(engine, ids) for _ in range(3)]
+    parts = []
+    for place in range(REFERENCE_TOKENS - TAIL_TOKENS, REFERENCE_TOKENS):
+        rows = [Row(slot, place, [ids[place - number]]) for number, slot in enumerate(slots)]
+        choices = final_choices(engine, rows)[0]
+        assert choices is not None
+        parts.append(choices.logits)
+    for slot in slots:
+        engine.close(slot)
+    return np.concatenate(parts)
+
+
 def _after_rollback(engine: Engine, ids: Sequence[int]) -> Logits:
     """Computes the tail over positions that rejected drafts have written."""
     slot = _prefill(engine, ids)
@@ -140,6 +154,7 @@ WAYS: dict[str, Way] = {
     "prefill again, in a used slot": _again,
     "prefill in ragged chunks, growing": _in_chunks,
     "one token at a time": _by_rows(1),
+    "one token at a time, in a batch of three": _alone_in_a_batch,
     **{f"verify of {size} tokens": _by_rows(size) for size in range(2, 9)},
     "in a ragged batch of four": _in_a_ragged_batch,
     "after rollback": _after_rollback,

@@ -5,9 +5,11 @@ one shape of call (pool, slots, width) are made once and kept in a frame. On a G
 states and features stay in its memory. ONNX Runtime itself copies ids from the host and choices to
 it. Its own CUDA graphs are not used: they require every tensor on the device and one shape each.
 
-A target never runs one new token alone (`min_tokens=2`): ORT's attention has another path for it,
-whose result differs by 4e-7, and int8 activations amplify that to logit differences near 1. From
-two tokens up, every way of computing a position gives the same bits.
+A target never asks `Attention` for a single query, because that takes another path in ORT, with
+other bits (`two_queries.py`). The products of one token have the bits of those of many on the CPUs
+that were tried. A target is asked at load whether that holds here; if not, or on a GPU, the engine
+pads single tokens to two (`min_tokens=2`). From two tokens up, every way of computing a position
+gives the same bits.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +28,7 @@ import onnxruntime
 from edgespec.config import usable_cores
 from edgespec.errors import EngineError
 from edgespec.manifest import Bundle
+from engines.base import Engine, Row, final_choices
 from engines.cache.device_memory import DeviceStore, device_pools
 from engines.cache.pools import HostPool, MakePool
 from engines.calls import Call
@@ -34,11 +38,14 @@ from engines.machine.profiles import CPU, CUDA
 from engines.onnxruntime_backend.graph import Graph, Tensor, bind
 from engines.onnxruntime_backend.head import BoundHead, output_memory
 from engines.onnxruntime_backend.session import ORT_ERRORS, OrtSettings, reason
+from engines.onnxruntime_backend.two_queries import ASKED, query_places
 from engines.staged import Inputs, Sizes, Stage, StagedEngine
 
 __all__ = ["OrtSettings", "load_draft", "load_target"]
 
 log = logging.getLogger("edgespec.engines")
+PROBE_TOKENS = 4
+"""Tokens of `same_bits_alone`, half of which run alone."""
 SPIN_US = 50
 """Two threads, 30 layers of SmolLM2 at int4: 8.2 ms a step without, 6.6 with 10 µs, 6.4 with 50.
 Beside a target that steps on the same two cores it costs: 12.7 ms without and 22.5 with 50 µs, and
@@ -84,7 +91,7 @@ class OrtFrame:
         self.inputs = Inputs(call.count, call.width)
         self._runner = runner
         self._shape = (call.count, call.width)
-        self._tensors: dict[str, Tensor] = dict(self.inputs.named())
+        self._tensors: dict[str, Tensor] = {**self.inputs.named(), **query_places(call.width)}
         for name, array in call.pool.arrays.items():
             self._tensors[name] = array[call.first : call.first + call.count]
         self._bindings = [self._bind(segment.graph) for segment in runner.segments]
@@ -199,7 +206,30 @@ def load_target(
         for part in target.segments
     ]
     runner = OrtRunner(segments, graph(target.head), device)
-    return _engine(runner, target.architecture.vocabulary, bundle, settings, device)
+    vocabulary = target.architecture.vocabulary
+    if all(ASKED in segment.graph.inputs for segment in segments):
+        single = replace(settings, min_tokens=1)
+        if same_bits_alone(_engine(runner, vocabulary, bundle, replace(single, slots=1), device)):
+            settings = single
+    return _engine(runner, vocabulary, bundle, settings, device)
+
+
+def same_bits_alone(engine: Engine) -> bool:
+    """Returns True if tokens that run alone get the bits that they get together.
+
+    Whether a product takes another path for one row depends on its kernel, and this shows in nearly
+    every logit.
+    """
+    slot = engine.open()
+    ids = [place % engine.vocabulary for place in range(1, PROBE_TOKENS + 1)]
+    (together,) = final_choices(engine, [Row(slot, 0, ids, PROBE_TOKENS)])
+    assert together is not None
+    for place in range(PROBE_TOKENS // 2, PROBE_TOKENS):
+        (alone,) = final_choices(engine, [Row(slot, place, ids[place : place + 1])])
+        assert alone is not None
+        if not np.array_equal(alone.logits[0], together.logits[place]):
+            return False
+    return True
 
 
 def open_target(bundle: Bundle, threads: int) -> StagedEngine:

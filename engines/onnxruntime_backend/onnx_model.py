@@ -80,6 +80,12 @@ class OnnxModel:
             self.initializers[name] = Stored(message, name, array.shape)
         return name
 
+    def add_integer_input(self, name: str) -> None:
+        """Adds an input of int64 [any size]."""
+        any_size = wire.text(1, wire.text(2, name))
+        tensor = wire.integer(1, _INT64) + wire.text(2, any_size)
+        self.inputs.append(Stored(wire.text(1, name) + wire.text(2, wire.text(1, tensor)), name))
+
     def written(self) -> bytes:
         """Returns the model as a file's bytes."""
         graph = [wire.text(_NODE, _written(node)) for node in self.nodes]

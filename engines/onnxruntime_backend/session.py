@@ -14,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _native
 from engines.cache.pools import CAPACITIES
 from engines.machine.profiles import CPU
 from engines.onnxruntime_backend.rewrite import rewritten
+from engines.onnxruntime_backend.two_queries import with_two_queries
 
 log = logging.getLogger("edgespec.engines")
 
@@ -36,7 +37,8 @@ class OrtSettings:
     threads: int = 1
     slots: int = 16
     min_tokens: int = 2
-    """2 for exactness. A draft may use 1: the target verifies its tokens anyway."""
+    """Tokens that `Attention` computes at least: 2 for exactness. A draft may use 1: the target
+    verifies its tokens anyway."""
     arena: bool = True
     """ORT's memory arena: faster, but keeps its peak. Off on devices with little memory."""
     providers: tuple[str, ...] = (CPU,)
@@ -45,7 +47,8 @@ class OrtSettings:
     spin_us: int = 0
     """Microseconds that a thread of the pool waits awake for more work of a step; 0: it sleeps."""
     rewrite: bool = True
-    """True to rewrite drafts that run single tokens on a CPU (`rewrite.py`)."""
+    """True to rewrite graphs for a CPU: drafts that run single tokens (`rewrite.py`), and targets
+    (`two_queries.py`)."""
 
 
 def reason(error: Exception) -> str:
@@ -58,29 +61,35 @@ def open_session(
 ) -> Any:
     """Loads a file. Raises one of `ORT_ERRORS`.
 
-    `placement`: record which provider runs which node. A draft may be rewritten; if this ONNX
+    `placement`: record which provider runs which node. A graph may be rewritten; if this ONNX
     Runtime does not take the result, the file is loaded as it is.
     """
-    if draft and settings.rewrite and settings.min_tokens == 1 and list(providers) == [CPU]:
-        model = _rewritten(path, settings)
-        if model is not None:
-            options = session_options(settings, placement=placement)
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
-            )
-            try:
-                return onnxruntime.InferenceSession(model, options, providers=providers)
-            except ORT_ERRORS as error:
-                log.info("ONNX Runtime loads %s as it is: %s", path, reason(error))
+    model = None
+    if settings.rewrite and list(providers) == [CPU]:
+        model = _rewritten(path, settings, draft=draft)
+    if model is not None:
+        options = session_options(settings, placement=placement)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
+        )
+        try:
+            return onnxruntime.InferenceSession(model, options, providers=providers)
+        except ORT_ERRORS as error:
+            log.info("ONNX Runtime loads %s as it is: %s", path, reason(error))
     options = session_options(settings, placement=placement)
     return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 
-def _rewritten(path: Path, settings: OrtSettings) -> bytes | None:
+def _rewritten(path: Path, settings: OrtSettings, *, draft: bool) -> bytes | None:
+    """Returns a file's graph as it is loaded instead of the file; None to load the file."""
     try:
-        return rewritten(path.read_bytes(), settings.capacities)
+        if draft and settings.min_tokens == 1:
+            return rewritten(path.read_bytes(), settings.capacities)
+        if not draft and settings.min_tokens > 1:
+            return with_two_queries(path.read_bytes())
     except OSError:  # reported when the file is loaded
-        return None
+        pass
+    return None
 
 
 def session_options(settings: OrtSettings, *, placement: bool = False) -> Any:
