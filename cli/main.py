@@ -32,6 +32,9 @@ EXTRAS = {
     "matplotlib": "plots",
     "prometheus_client": "cloud",
     "cryptography": "signing",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "anyio": "serve",
 }
 """The extra that installs a module which a lean install lacks."""
 COMMANDS = {
@@ -47,6 +50,7 @@ COMMANDS = {
     "inspect": "cli.export:inspect",
     "keygen": "cli.cloud:keygen",
     "quantise": "cli.calibration:quantise",
+    "serve": "cli.serve:serve",
     "top": "cli.cloud:top",
     "verify": "cli.edge:verify",
 }

@@ -10,11 +10,15 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
+from edgespec.config import EdgeSettings, Mode
 from edgespec.errors import UsageError
+
+EDGE = EdgeSettings()
+"""The defaults of a device."""
 
 POSITIVE = click.IntRange(min=1)
 PATH = click.Path(path_type=Path)
@@ -142,6 +146,47 @@ def force_option(help: str) -> Decorator[Any]:
     return click.option("-f", "--force", is_flag=True, help=help)
 
 
+server_key_option = click.option(
+    "--server-key",
+    type=PATH,
+    metavar="FILE",
+    help="File with the cloud's public key, required if the cloud is another machine.",
+)
+device_key_option = click.option(
+    "--key",
+    type=PATH,
+    metavar="FILE",
+    help="File with this device's secret key, for a cloud that admits known devices only.",
+)
+drafter_option = click.option(
+    "--drafter",
+    default=EDGE.drafter,
+    metavar="PROFILE|ngram|none",
+    show_default="the bundle's first draft",
+    help="Draft of the bundle, prompt lookup (ngram), or no drafting on the device (none).",
+)
+mode_option = click.option(
+    "-m",
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    default=EDGE.mode,
+    show_default=True,
+    help="Who drafts: the device (edge), the cloud, neither (cloud), or what is faster (auto).",
+)
+connect_timeout_option = click.option(
+    "--connect-timeout",
+    type=SECONDS,
+    default=EDGE.connect_timeout,
+    show_default=True,
+    help="Seconds to wait for the cloud's first reply.",
+)
+give_up_option = click.option(
+    "--give-up",
+    type=SECONDS,
+    default=EDGE.give_up,
+    show_default=True,
+    help="Seconds to wait during an answer while the cloud is silent, full or restarting.",
+)
 bundle_key_option = click.option(
     "--bundle-key",
     type=PATH,

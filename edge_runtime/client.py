@@ -82,10 +82,8 @@ class _Asking(Generic[C]):
         stop: str | Sequence[str] = (),
     ) -> C:
         """Starts a continuation of `prompt`, a text or its token ids. See `chat` for the rest."""
-        if isinstance(prompt, str):
-            prompt = self._connected().codec.encode(prompt)
         sampling = Sampling(temperature, top_p, top_k, seed)
-        return self._begin(prompt, max_tokens, sampling, stop)
+        return self._begin(self.prompt_tokens(prompt), max_tokens, sampling, stop)
 
     def start(self, request: Request) -> C:
         """Starts the answer to a request in tokens. Raises `UsageError` if it does not fit."""
@@ -95,12 +93,18 @@ class _Asking(Generic[C]):
         """The prompt of a chat, in tokens. `system` becomes its first message."""
         return chat_tokens(self._connected().codec, messages, system)
 
+    def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        """The tokens of a text, or the given ones, checked. Raises `UsageError`."""
+        if isinstance(prompt, str):
+            return self._connected().codec.encode(prompt)
+        return _token_ids(prompt)
+
     def _begin(
         self, prompt: Sequence[int], max_tokens: int, sampling: Sampling, stop: str | Sequence[str]
     ) -> C:
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; it must be at least 1")
-        return self.start(Request(_token_ids(prompt), max_tokens, sampling, _stops(stop)))
+        return self.start(Request(tuple(prompt), max_tokens, sampling, _stops(stop)))
 
     @property
     def welcome(self) -> Welcome:
@@ -116,14 +120,19 @@ class _Asking(Generic[C]):
         return self._connected().loop.arithmetic
 
     @property
+    def connected(self) -> bool:
+        """True while there is a connection to the cloud."""
+        return self._connected().loop.connected
+
+    @property
     def mode(self) -> str:
         """Current mode, as `--explain` shows it."""
         return self._connected().loop.modes.name
 
 
-def _token_ids(prompt: Sequence[int]) -> tuple[int, ...]:
+def _token_ids(prompt: Sequence[int]) -> list[int]:
     try:
-        return msgspec.convert([operator.index(token) for token in prompt], tuple[Token, ...])
+        return msgspec.convert([operator.index(token) for token in prompt], list[Token])
     except (TypeError, msgspec.ValidationError) as error:
         raise UsageError(
             f"the prompt is {reprlib.repr(prompt)}; pass a text, or a list of token ids"
@@ -197,6 +206,11 @@ class AsyncClient(_Asking[AsyncCompletion]):
 
     def _read(self, answer: Answer) -> AsyncCompletion:
         return AsyncCompletion(self._connected().background, answer)
+
+    @property
+    def running(self) -> bool:
+        """True while answers can be started."""
+        return self._client is not None and self._client.running
 
     async def close(self) -> None:
         """Ends all answers, here and at the cloud, and the link."""

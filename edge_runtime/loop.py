@@ -119,6 +119,11 @@ class EdgeLoop:
         return self._context.welcome
 
     @property
+    def connected(self) -> bool:
+        """True while there is a connection to the cloud, as of the last turn."""
+        return self._link.state.connected
+
+    @property
     def running(self) -> Sequence[Answer]:
         """Answers that are open, those that are over but not closed included."""
         return list(self._answers.values())

@@ -22,7 +22,7 @@ BELOW = {
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "onnx", "onnx_ir", "gguf", "safetensors", "ml_dtypes",
-    "prometheus_client", "cryptography", "prompt_toolkit", "llama_cpp",
+    "prometheus_client", "cryptography", "prompt_toolkit", "llama_cpp", "starlette", "uvicorn",
 )  # fmt: skip
 TORCH = {"torch", "onnx_ir", "ml_dtypes"}
 """What `engines/torch_backend` may import besides; the device's packages do not import it."""
@@ -32,6 +32,10 @@ OPTIONAL = {
     "signing.py": {"cryptography"},
 }  # fmt: skip
 """What a module imports only if it is installed, or asked for."""
+
+
+API = {"starlette", "uvicorn", "anyio", "prometheus_client"}
+"""What `edge_runtime/api` may import besides."""
 
 
 class _WithoutTypeChecking(ast.NodeTransformer):
@@ -93,7 +97,8 @@ def top_level(path):
 def test_the_device_side_imports_only_what_the_lean_install_has(package):
     for path in modules(package):
         outside = set(imported(path)) - set(BELOW) - set(sys.stdlib_module_names)
-        allowed = LEAN | TORCH if is_torch(path) else LEAN | OPTIONAL.get(path.name, set())
+        allowed = LEAN | OPTIONAL.get(path.name, set())
+        allowed |= TORCH if is_torch(path) else API if path.parent.name == "api" else set()
         assert outside <= allowed, f"{path} imports {outside - allowed}"
 
 

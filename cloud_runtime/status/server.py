@@ -14,7 +14,6 @@ A request for a host name that is not allowed gets 403.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import socket
 import sys
@@ -31,6 +30,7 @@ from cloud_runtime.service import Service
 from cloud_runtime.status.metrics import exposition
 from cloud_runtime.status.snapshot import Recent, view
 from cloud_runtime.status.tally import Tally
+from edgespec.allowed_hosts import AllowedHosts
 from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import Fleet
 from engines.machine.energy.meter import EnergyMeter
@@ -47,7 +47,6 @@ CUT_S = 0.2
 """Time for a request that is cut to end, after which the further one is closed unanswered."""
 
 
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 FOREIGN = "this host name is not allowed here; start the cloud with --status-host NAME to allow it"
 
 
@@ -123,41 +122,6 @@ class Status:
 
 def _words(code: int, sentence: str) -> Reply:
     return Reply(code, "text/plain; charset=utf-8", sentence.encode() + b"\n")
-
-
-class AllowedHosts:
-    """The hosts by which clients may address the port.
-
-    A web page whose name an attacker points at this machine (DNS rebinding) makes the browser send
-    that name, so other names are refused.
-    """
-
-    def __init__(self, bound: str, names: Iterable[str] = ()) -> None:
-        """`bound`: the host of the listening address. A wildcard admits every IP address."""
-        self._names = {*LOOPBACK_HOSTS, bound.lower(), *(name.lower() for name in names)}
-        self._any_address = _is_wildcard(bound)
-
-    def admits(self, header: str) -> bool:
-        """True if a `Host` header, HOST or HOST:PORT, names an allowed host."""
-        if "@" in header:
-            return False
-        try:
-            host = (urlsplit(f"//{header}").hostname or "").rstrip(".")
-        except ValueError:
-            return False
-        return host in self._names or (self._any_address and _is_address(host))
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_wildcard(host: str) -> bool:
-    return _is_address(host) and ipaddress.ip_address(host).is_unspecified
 
 
 class _Server(ThreadingHTTPServer):

@@ -5,7 +5,6 @@ import contextlib
 import gc
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -22,45 +20,9 @@ import edgespec
 from bench.lab.processes import cloud, cloud_process
 from edgespec.config import Tactics
 from edgespec.errors import LinkError, UsageError
-from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
-from edgespec.text import Codec
-from engines.alone import write_alone
-from engines.onnxruntime_backend.engine import OrtSettings, load_target
-from export.publish import described, write_manifest
 
-TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 CHAT = [{"role": "user", "content": "Why is the sky blue?"}]
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle, tmp_path_factory):
-    """The tiny bundle with a chat template."""
-    folder = tmp_path_factory.mktemp("chat") / "bundle"
-    shutil.copytree(tiny_bundle.folder, folder)
-    template = folder / "tokenizer/chat_template.jinja"
-    template.write_text(TEMPLATE)
-    files = tiny_bundle.manifest.files | {"tokenizer/chat_template.jinja": described(template)}
-    write_manifest(folder, msgspec.structs.replace(tiny_bundle.manifest, files=files))
-    return Bundle.open(folder)
-
-
-@pytest.fixture(scope="module")
-def endpoint(bundle):
-    with cloud(bundle.folder) as endpoint:
-        yield endpoint
-
-
-@pytest.fixture(scope="module")
-def alone(bundle):
-    engine, codec = load_target(bundle, OrtSettings()), Codec(bundle)
-    ends = bundle.manifest.text.end_ids
-
-    def write(prompt, most, sampling=Sampling(), *, chat=False):
-        tokens = codec.encode(prompt, chat=chat)
-        return write_alone(engine, tokens, most, sampling, ends)
-
-    return write
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from cloud_runtime.status import server as module
 from cloud_runtime.status.server import (
     SNAPSHOT_INTERVAL_S,
     STUCK_S,
-    AllowedHosts,
     Status,
     StatusServer,
 )
+from edgespec.allowed_hosts import AllowedHosts
 from edgespec.config import CloudSettings
 from edgespec.errors import LinkError, UsageError
 from edgespec.fleet import Fleet

@@ -1,0 +1,410 @@
+"""The HTTP application: endpoints, admission and errors. `edgespec serve` runs it.
+
+POST /v1/chat/completions, /v1/completions     whole, or as server-sent events
+GET  /v1/models, /v1/models/NAME
+GET  /health, /props, /metrics
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+import msgspec
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
+
+from edge_runtime.api import errors
+from edge_runtime.api.connector import Connector
+from edge_runtime.api.errors import ApiError
+from edge_runtime.api.metrics import Metrics
+from edge_runtime.api.replies import DONE, Reply, event
+from edge_runtime.api.requests import MOST_CHOICES, ChatRequest, CompletionRequest, read
+from edge_runtime.api.streaming import Gone, Sender, Written, read_all, while_connected
+from edge_runtime.client import AsyncClient
+from edge_runtime.completion import AsyncCompletion
+from edge_runtime.pieces import Piece
+from edgespec.allowed_hosts import AllowedHosts
+from edgespec.config import Request as Asked
+from edgespec.errors import EdgespecError
+
+log = logging.getLogger("edgespec.serve")
+
+_EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+_JSON = {"content-type": "application/json"}
+_CLOSED = 499
+"""Status in the metrics of a request whose client left before the reply."""
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """What the application needs to know besides the client."""
+
+    model: str = ""
+    """Name of the model, as clients may give it."""
+    fingerprint: str = ""
+    """Fingerprint of the target."""
+    host: str = "127.0.0.1"
+    """Listening address; without an API key, requests to other host names are refused."""
+    api_key: str = ""
+    """Key that clients must send; empty: none."""
+    cors: tuple[str, ...] = ()
+    """Origins of web pages that may use the API."""
+    answers: int = 64
+    """Answers written at once."""
+    queue: int = 256
+    """Requests that may wait for a place."""
+    body_bytes: int = 4 << 20
+    """Largest body of a request."""
+
+
+class Api:
+    """The endpoints."""
+
+    def __init__(self, connector: Connector, settings: ApiSettings) -> None:
+        self._connector = connector
+        self._settings = settings
+        self._places = anyio.Semaphore(settings.answers)
+        self._turn = anyio.Lock()
+        """Held while a request takes its places, so that two do not wait for each other's."""
+        self._waiting = 0
+        self._began = int(time.time())
+        self.metrics = Metrics()
+
+    def application(self, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
+        """The ASGI application; `lifespan` runs around its life."""
+        middleware = [Middleware(_Guard, api=self)]
+        if self._settings.cors:
+            middleware.insert(
+                0,
+                Middleware(
+                    CORSMiddleware,
+                    allow_origins=list(self._settings.cors),
+                    allow_methods=["GET", "POST"],
+                    allow_headers=["Authorization", "Content-Type"],
+                ),
+            )
+        routes = [
+            Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name:path}", self._model),
+            Route("/health", self._health),
+            Route("/props", self._props),
+            Route("/metrics", self._metrics),
+        ]
+        return Starlette(
+            routes=routes,
+            lifespan=lifespan,
+            middleware=middleware,
+            exception_handlers={
+                ApiError: _refused,
+                EdgespecError: _failed,
+                404: _no_such_path,
+                405: _no_such_method,
+                500: _bug,
+            },
+        )
+
+    def admits(self, request: Request) -> ApiError | None:
+        """Why a request must not be served; None if it may."""
+        settings = self._settings
+        if settings.api_key:
+            given = request.headers.get("authorization", "")
+            wanted = f"Bearer {settings.api_key}"
+            if request.url.path != "/health" and not hmac.compare_digest(
+                given.encode(), wanted.encode()
+            ):
+                return ApiError(
+                    401, "this server needs an API key: Authorization: Bearer KEY",
+                    errors.UNAUTHORISED, code="invalid_api_key",
+                )  # fmt: skip
+        elif not AllowedHosts(settings.host).admits(request.headers.get("host", "")):
+            return ApiError(
+                403,
+                "this host name is not allowed here; start the server with an API key to allow any",
+            )
+        return None
+
+    # Answers
+
+    async def _chat(self, request: Request) -> Response:
+        asked = read(ChatRequest, await self._body(request))
+        self._check_model(asked.model)
+        client = await self._connector.client()
+        prompt = client.chat_tokens([message.plain() for message in asked.messages])
+        reply = Reply("chat", self._settings.model, self._settings.fingerprint)
+        return self._answer(client, [prompt], asked, asked.limit, reply)
+
+    async def _complete(self, request: Request) -> Response:
+        asked = read(CompletionRequest, await self._body(request))
+        self._check_model(asked.model)
+        client = await self._connector.client()
+        prompts = [client.prompt_tokens(prompt) for prompt in asked.prompts()]
+        reply = Reply("text", self._settings.model, self._settings.fingerprint)
+        return self._answer(client, prompts, asked, asked.limit, reply)
+
+    def _answer(
+        self,
+        client: AsyncClient,
+        prompts: Sequence[Sequence[int]],
+        asked: ChatRequest | CompletionRequest,
+        limit: int | None,
+        reply: Reply,
+    ) -> Response:
+        """The response to a request; its answers start once there are places."""
+        most = client.welcome.context if limit is None else limit
+        if most < 1:
+            raise ApiError(400, f"max_tokens is {most}; it must be at least 1", param="max_tokens")
+        wanted = [
+            Asked(tuple(prompt), most, sampling, asked.stops)
+            for prompt in prompts
+            for sampling in asked.samplings()
+        ]
+        if len(wanted) > MOST_CHOICES:
+            raise ApiError(400, f"{len(wanted)} choices were asked for; at most {MOST_CHOICES} fit")
+        if self._waiting >= self._settings.queue:
+            raise ApiError(
+                429, f"{self._waiting} requests wait already; try again later",
+                errors.OVERLOADED, code="queue_full",
+            )  # fmt: skip
+        write = self._stream if asked.stream else self._whole
+
+        async def run(receive: Receive, send: Send) -> None:
+            sender = Sender(send, _EVENTS if asked.stream else _JSON)
+
+            async def work() -> None:
+                await self._placed(client, wanted, sender, partial(write, asked, reply, sender))
+
+            with suppress(Gone):
+                await while_connected(receive, sender, work)
+
+        return Written(run)
+
+    async def _placed(
+        self,
+        client: AsyncClient,
+        wanted: Sequence[Asked],
+        sender: Sender,
+        write: Callable[[Sequence[AsyncCompletion]], Awaitable[None]],
+    ) -> None:
+        """Waits for places, writes the answers, and reports an error to the client."""
+        taken = 0
+        try:
+            self._waiting += 1
+            try:
+                async with self._turn:
+                    for _ in wanted:
+                        await self._places.acquire()
+                        taken += 1
+            finally:
+                self._waiting -= 1
+            answers = [client.start(each) for each in wanted]
+            with self.metrics.running(answers):
+                await write(answers)
+        except (EdgespecError, ApiError) as failure:
+            error = failure if isinstance(failure, ApiError) else errors.of(failure)
+            if sender.started:
+                await sender.chunk(event(error.body()))
+                await sender.chunk(DONE, more=False)
+            else:
+                await sender.chunk(
+                    msgspec.json.encode(error.body()),
+                    more=False,
+                    status=error.status,
+                    headers={**_JSON, **error.headers()},
+                )
+        finally:
+            for _ in range(taken):
+                self._places.release()
+
+    async def _whole(
+        self,
+        asked: ChatRequest | CompletionRequest,
+        reply: Reply,
+        sender: Sender,
+        answers: Sequence[AsyncCompletion],
+    ) -> None:
+        pieces: list[list[Piece]] = [[] for _ in answers]
+
+        async def keep(number: int, text: str, piece: Piece | None) -> None:
+            del text
+            if piece and asked.edgespec:
+                pieces[number].append(piece)
+
+        await read_all(answers, keep)
+        choices = [
+            reply.choice(
+                number,
+                answer.partial_text,
+                answer.stats,
+                pieces[number] if asked.edgespec else None,
+            )
+            for number, answer in enumerate(answers)
+        ]
+        await sender.chunk(reply.whole(choices, [answer.stats for answer in answers]), more=False)
+
+    async def _stream(
+        self,
+        asked: ChatRequest | CompletionRequest,
+        reply: Reply,
+        sender: Sender,
+        answers: Sequence[AsyncCompletion],
+    ) -> None:
+        held: list[list[Piece]] = [[] for _ in answers]
+        begun: set[int] = set()
+
+        async def begin(number: int) -> None:
+            if number not in begun:
+                begun.add(number)
+                await sender.chunk(reply.first(number))
+
+        async def pass_on(number: int, text: str, piece: Piece | None) -> None:
+            await begin(number)
+            if piece:
+                held[number].append(piece)
+            if text:
+                shown, held[number] = held[number], []
+                await sender.chunk(reply.text(number, text, shown if asked.edgespec else None))
+
+        await read_all(answers, pass_on)
+        for number, answer in enumerate(answers):
+            await begin(number)
+            await sender.chunk(reply.last(number, answer.stats))
+        if asked.wants_usage:
+            await sender.chunk(reply.usage([answer.stats for answer in answers]))
+        await sender.chunk(DONE, more=False)
+
+    async def _body(self, request: Request) -> bytes:
+        """The body. Raises `ApiError` if it is too large, before it is read to the end."""
+        body = bytearray()
+        try:
+            async for part in request.stream():
+                body += part
+                if len(body) > self._settings.body_bytes:
+                    raise ApiError(
+                        413, f"the body is larger than {self._settings.body_bytes} bytes"
+                    )
+        except ClientDisconnect as error:
+            raise ApiError(400, "the body is incomplete") from error
+        return bytes(body)
+
+    def _check_model(self, name: str | None) -> None:
+        if name and name != self._settings.model:
+            raise ApiError(
+                404, f"there is no model {name!r}; this server has {self._settings.model!r}",
+                param="model", code="model_not_found",
+            )  # fmt: skip
+
+    # Facts
+
+    def _card(self) -> dict[str, Any]:
+        client = self._connector.present
+        card = {"id": self._settings.model, "object": "model", "created": self._began}
+        length = {"max_model_len": client.welcome.context} if client else {}
+        return card | {"owned_by": "edgespec"} | length
+
+    async def _models(self, request: Request) -> Response:
+        del request
+        return _json({"object": "list", "data": [self._card()]})
+
+    async def _model(self, request: Request) -> Response:
+        self._check_model(request.path_params["name"])
+        return _json(self._card())
+
+    async def _health(self, request: Request) -> Response:
+        del request
+        client = await self._connector.client()
+        if not client.connected:
+            raise ApiError(503, "the cloud is away", errors.FAILED, code="cloud_unavailable")
+        return _json({"status": "ok"})
+
+    async def _props(self, request: Request) -> Response:
+        del request
+        client = await self._connector.client()
+        return _json(
+            {
+                "model_alias": self._settings.model,
+                "total_slots": self._settings.answers,
+                "default_generation_settings": {"n_ctx": client.welcome.context},
+                "edgespec": {"mode": client.mode, "arithmetic": client.arithmetic},
+            }
+        )
+
+    async def _metrics(self, request: Request) -> Response:
+        del request
+        kind, body = self.metrics.exposition()
+        return Response(body, headers={"content-type": kind})
+
+
+class _Guard:
+    """Refuses requests without the API key, or to foreign host names, and counts what is asked."""
+
+    def __init__(self, app: ASGIApp, api: Api) -> None:
+        self._app = app
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        status, complete = _CLOSED, False
+
+        async def noted(message: Message) -> None:
+            nonlocal status, complete
+            status = message.get("status", status)
+            complete = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
+        error = self._api.admits(Request(scope))
+        await (_response(error) if error else self._app)(scope, receive, noted)
+        if scope["method"] == "POST":
+            self._api.metrics.finished(status if complete else _CLOSED, time.monotonic() - began)
+
+
+def _json(data: object, status: int = 200, headers: Any = None) -> Response:
+    return Response(msgspec.json.encode(data), status, headers, media_type="application/json")
+
+
+def _response(error: ApiError) -> Response:
+    return _json(error.body(), error.status, error.headers())
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, ApiError)
+    return _response(error)
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    del request
+    assert isinstance(error, EdgespecError)
+    return _response(errors.of(error))
+
+
+def _no_such_path(request: Request, error: Exception) -> Response:
+    del error
+    return _response(ApiError(404, f"there is no {request.url.path} here"))
+
+
+def _no_such_method(request: Request, error: Exception) -> Response:
+    del error
+    return _response(ApiError(405, f"{request.url.path} does not take {request.method}"))
+
+
+def _bug(request: Request, error: Exception) -> Response:
+    log.error("%s failed", request.url.path, exc_info=error)
+    return _response(ApiError(500, "the server failed; its log has the details", errors.FAILED))

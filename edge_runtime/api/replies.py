@@ -1,0 +1,132 @@
+"""Replies of OpenAI's API: one object, or the chunks of a stream.
+
+A chat streams a chunk with the role, one for each piece of text with `finish_reason` null, and one
+with an empty delta and the reason. A text completion's last chunk has an empty text instead. Usage
+comes in a chunk of its own without choices, if it was asked for.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from edge_runtime.pieces import Piece
+from edgespec.session import Finish
+from edgespec.telemetry import AnswerStats
+
+DONE = b"data: [DONE]\n\n"
+_REASONS: dict[Finish, str] = {"end": "stop", "stop": "stop", "length": "length", "": "stop"}
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def pieces_of(pieces: Iterable[Piece]) -> list[dict[str, str]]:
+    """The pieces as clients may ask for them: text and origin of each token."""
+    return [{"text": piece.text, "origin": piece.origin} for piece in pieces]
+
+
+class Reply:
+    """The objects of one reply; all of them have its id, time and model."""
+
+    def __init__(self, kind: Literal["chat", "text"], model: str, fingerprint: str) -> None:
+        self._chat = kind == "chat"
+        prefix, name = (
+            ("chatcmpl", "chat.completion") if self._chat else ("cmpl", "text_completion")
+        )
+        self._name = name
+        self._common = {
+            "id": f"{prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint,
+        }
+
+    def whole(self, choices: Sequence[dict[str, Any]], all_stats: Sequence[AnswerStats]) -> bytes:
+        """The reply in one object; `choices` come from `choice`."""
+        return msgspec.json.encode(
+            self._object(self._name, choices)
+            | {"usage": usage(all_stats), "timings": timings(all_stats)}
+        )
+
+    def choice(
+        self, index: int, text: str, stats: AnswerStats, pieces: Sequence[Piece] | None
+    ) -> dict[str, Any]:
+        content = {"message": _message(text)} if self._chat else {"text": text}
+        return self._choice(index, content, stats.finish, pieces)
+
+    def first(self, index: int) -> bytes:
+        """The first chunk of a choice: the role in a chat, nothing in a text completion."""
+        return self._chunk([_choice(index, {"delta": _message("")}, None)]) if self._chat else b""
+
+    def text(self, index: int, text: str, pieces: Sequence[Piece] | None) -> bytes:
+        """A chunk with text; `pieces` if the client asked for them."""
+        content = {"delta": {"content": text}} if self._chat else {"text": text}
+        return self._chunk([self._choice(index, content, None, pieces)])
+
+    def last(self, index: int, stats: AnswerStats) -> bytes:
+        """The last chunk of a choice."""
+        content: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
+        return self._chunk([_choice(index, content, _REASONS[stats.finish])])
+
+    def usage(self, all_stats: Sequence[AnswerStats]) -> bytes:
+        """The chunk after all choices."""
+        return self._chunk([], {"usage": usage(all_stats), "timings": timings(all_stats)})
+
+    def _choice(
+        self,
+        index: int,
+        content: dict[str, Any],
+        finish: Finish | None,
+        pieces: Sequence[Piece] | None,
+    ) -> dict[str, Any]:
+        choice = _choice(index, content, None if finish is None else _REASONS[finish])
+        return choice if pieces is None else choice | {"edgespec": pieces_of(pieces)}
+
+    def _chunk(self, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
+        name = "chat.completion.chunk" if self._chat else self._name
+        return event(self._object(name, choices) | (more or {}))
+
+    def _object(self, name: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"object": name, **self._common, "choices": choices}
+
+
+def _message(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text}
+
+
+def _choice(index: int, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+
+
+def usage(all_stats: Sequence[AnswerStats]) -> dict[str, int]:
+    """Tokens of a request; the prompt of several choices counts once for each prompt's tokens."""
+    prompt = sum(stats.prompt_tokens for stats in all_stats)
+    written = sum(stats.tokens for stats in all_stats)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+    }
+
+
+def timings(all_stats: Sequence[AnswerStats]) -> dict[str, float]:
+    """Speed and drafts of a request, with llama-server's names."""
+    seconds = max((stats.seconds for stats in all_stats), default=0.0)
+    first = max((stats.first_token_seconds for stats in all_stats), default=0.0)
+    written = sum(stats.tokens for stats in all_stats)
+    return {
+        "prompt_n": sum(stats.prompt_tokens for stats in all_stats),
+        "prompt_ms": round(1e3 * first, 3),
+        "predicted_n": written,
+        "predicted_ms": round(1e3 * (seconds - first), 3),
+        "predicted_per_second": round(sum(s.tokens_per_second for s in all_stats), 3),
+        "draft_n": sum(stats.verified for stats in all_stats),
+        "draft_n_accepted": sum(stats.confirmed for stats in all_stats),
+    }

@@ -1,0 +1,234 @@
+"""Requests of OpenAI's API. Fields that are not declared here are ignored.
+
+Fields that would change the text in a way that edgespec does not offer are refused, unless they ask
+for nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from edge_runtime.api.errors import ApiError
+from edgespec.sampling import Sampling
+
+MOST_CHOICES = 16
+"""Largest product of `n` and the number of prompts."""
+_MOST_STOPS = 16
+_COMPLETION_TOKENS = 16
+"""OpenAI's default length of a text completion."""
+_ROLES = {"developer": "system"}
+"""Roles that chat templates know by another name."""
+_REFUSED_ROLES = frozenset({"tool", "function"})
+_PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`")
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class Part(msgspec.Struct):
+    """A part of a message's content."""
+
+    type: str = "text"
+    text: str = ""
+
+
+class Message(msgspec.Struct):
+    role: str
+    content: str | list[Part] | None = None
+
+    def plain(self) -> Mapping[str, str]:
+        """Role and text. Raises `ApiError` for what a text model cannot read."""
+        if self.role in _REFUSED_ROLES:
+            raise ApiError(
+                400, f"messages of the role {self.role!r} are not supported", param="messages"
+            )
+        parts = self.content if isinstance(self.content, list) else []
+        for part in parts:
+            if part.type != "text":
+                raise ApiError(
+                    400,
+                    f"content of the type {part.type!r} is not supported; send text",
+                    param="messages",
+                )
+        text = self.content if isinstance(self.content, str) else "".join(p.text for p in parts)
+        return {"role": _ROLES.get(self.role, self.role), "content": text}
+
+
+class _Asked(msgspec.Struct, kw_only=True):
+    """What both kinds of request have in common."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    edgespec: bool | None = None
+    """Our own: each chunk or choice lists its pieces with their origins."""
+    logprobs: Any = None
+    logit_bias: Any = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    repetition_penalty: Any = None
+    min_p: Any = None
+
+    @property
+    def count(self) -> int:
+        """Choices for each prompt. Raises `ApiError`."""
+        count = 1 if self.n is None else self.n
+        if not 1 <= count <= MOST_CHOICES:
+            raise ApiError(400, f"n is {count}; it must be from 1 to {MOST_CHOICES}", param="n")
+        return count
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(stops) > _MOST_STOPS:
+            raise ApiError(400, f"more than {_MOST_STOPS} stop texts were given", param="stop")
+        return tuple(stop for stop in stops if stop)
+
+    @property
+    def wants_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def samplings(self) -> list[Sampling]:
+        """The parameters of each choice. Without a seed, each request gets a random one.
+
+        OpenAI's default temperature is 1. The choices of one request differ in their seeds.
+        """
+        seed = secrets.randbits(62) if self.seed is None else self.seed
+        return [
+            Sampling(
+                temperature=1.0 if self.temperature is None else self.temperature,
+                top_p=1.0 if self.top_p is None else self.top_p,
+                top_k=max(self.top_k or 0, 0),  # -1 is vLLM's word for all
+                seed=(seed + number) % 2**63,
+            )
+            for number in range(self.count)
+        ]
+
+    def check(self, neutral: Mapping[str, Sequence[object]]) -> None:
+        """Raises `ApiError` for the first field that is set to more than nothing.
+
+        `neutral`: for each field that is not supported, the values that ask for nothing.
+        """
+        for name, values in neutral.items():
+            value = getattr(self, name)
+            if not any(value is each or _equal(value, each) for each in values):
+                raise ApiError(
+                    400, f"{name} is not supported yet; leave it out", param=name,
+                    code="unsupported_parameter",
+                )  # fmt: skip
+        if self.stream_options and not self.stream:
+            raise ApiError(400, "stream_options needs stream", param="stream_options")
+
+
+def _equal(value: object, other: object) -> bool:
+    return type(value) is not bool and type(other) is not bool and value == other
+
+
+_NEUTRAL: Mapping[str, Sequence[object]] = {
+    "logprobs": (None, False),
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "min_p": (None, 0),
+}
+
+
+class ChatRequest(_Asked, kw_only=True):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    top_logprobs: Any = None
+    response_format: Any = None
+    grammar: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the answer; None: as many as fit."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def check_fields(self) -> None:
+        self.check(
+            {
+                **_NEUTRAL,
+                "top_logprobs": (None, 0),
+                "response_format": (None, {"type": "text"}),
+                "grammar": (None, ""),
+                "tools": (None, []),
+                "tool_choice": (None, "none", "auto"),
+                "functions": (None, []),
+            }
+        )
+
+
+class CompletionRequest(_Asked, kw_only=True):
+    """The body of `POST /v1/completions`."""
+
+    prompt: str | list[Any]
+    echo: Any = None
+    suffix: Any = None
+    best_of: Any = None
+
+    @property
+    def limit(self) -> int:
+        return _COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
+
+    def check_fields(self) -> None:
+        alike = (None, 1, self.n)
+        self.check({**_NEUTRAL, "echo": (None, False), "suffix": (None, ""), "best_of": alike})
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, as texts or token ids. Raises `ApiError`."""
+        given: Any = self.prompt
+        if isinstance(given, str) or (given and all(_is_id(each) for each in given)):
+            given = [given]
+        if not given or not all(
+            isinstance(each, str)
+            or (isinstance(each, list) and each and all(_is_id(token) for token in each))
+            for each in given
+        ):
+            raise ApiError(
+                400, "prompt must be a text, a list of token ids, or a list of either",
+                param="prompt",
+            )  # fmt: skip
+        return list(given)
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int
+
+
+R = TypeVar("R", ChatRequest, CompletionRequest)
+
+
+def read(kind: type[R], body: bytes) -> R:
+    """Decodes and checks a request. Raises `ApiError`."""
+    try:
+        request = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error))
+        words = _PLACE.sub("", str(error)).replace("`", "'")
+        param = place["place"] if place else None
+        where = f"{param}: " if param else ""
+        raise ApiError(400, f"{where}{words}", param=param) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from error
+    request.check_fields()
+    return request

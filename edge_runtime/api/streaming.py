@@ -1,0 +1,136 @@
+"""Writing several answers into one HTTP reply, while the client is there and reads.
+
+An answer that nobody waits for any more is cancelled, here and at the cloud.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import anyio
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from edge_runtime.completion import AsyncCompletion
+from edge_runtime.pieces import Piece
+
+STALLED_S = 60.0
+"""Time that a client may take to read what was sent; then its answers are cancelled."""
+
+OnText = Callable[[int, str, Piece | None], Awaitable[None]]
+"""Takes the number of an answer, new text of it, and the piece that it came with."""
+
+
+class Gone(Exception):
+    """The client has disconnected, or reads nothing."""
+
+
+async def read_all(answers: Sequence[AsyncCompletion], on_text: OnText) -> None:
+    """Reads answers until all have ended. Raises the first error of any, and cancels the others.
+
+    `on_text` is called for one piece at a time. At the end of an answer it is called without a
+    piece if text had been held back.
+    """
+    turn = anyio.Lock()
+
+    async def read(number: int, answer: AsyncCompletion) -> None:
+        shown = 0
+        async for piece in answer:
+            shown += len(piece.text)
+            async with turn:
+                await on_text(number, piece.text, piece)
+        if tail := answer.partial_text[shown:]:
+            async with turn:
+                await on_text(number, tail, None)
+
+    failures: list[Exception] = []
+    async with anyio.create_task_group() as group:
+
+        async def guarded(number: int, answer: AsyncCompletion) -> None:
+            try:
+                await read(number, answer)
+            except Exception as error:  # noqa: BLE001 - raised again, without a group around it
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        for number, answer in enumerate(answers):
+            group.start_soon(guarded, number, answer)
+    if failures:
+        raise failures[0]
+
+
+class Sender:
+    """Sends the chunks of a stream. The status goes with the first of them."""
+
+    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
+        self._send = send
+        self._headers = headers
+        self.started = False
+        self.finished = False
+        """True once the last chunk was handed over."""
+
+    async def chunk(
+        self,
+        data: bytes,
+        *,
+        more: bool = True,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Sends data; status and headers count with the first. Raises `Gone` if the client does not
+        read."""
+        self.finished = not more
+        if not self.started:
+            self.started = True
+            named = (self._headers if headers is None else headers).items()
+            fields = [(name.encode(), value.encode()) for name, value in named]
+            await self._within({"type": "http.response.start", "status": status, "headers": fields})
+        await self._within({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _within(self, message: Message) -> None:
+        try:
+            with anyio.fail_after(STALLED_S):
+                await self._send(message)
+        except (TimeoutError, OSError) as error:
+            raise Gone from error
+
+
+async def while_connected(
+    receive: Receive, sender: Sender, work: Callable[[], Awaitable[None]]
+) -> None:
+    """Awaits `work`, which is cancelled when the client disconnects before the end of the reply.
+    Raises `Gone` then."""
+    gone = False
+    failures: list[Exception] = []
+    async with anyio.create_task_group() as group:
+
+        async def watch() -> None:
+            nonlocal gone
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            if not sender.finished:
+                gone = True
+                group.cancel_scope.cancel()
+
+        group.start_soon(watch)
+        try:
+            await work()
+        except Exception as error:  # noqa: BLE001 - raised again, without a group around it
+            failures.append(error)
+        group.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+    if gone:
+        raise Gone
+
+
+class Written(Response):
+    """A reply that `write` sends by itself."""
+
+    def __init__(self, write: Callable[[Receive, Send], Awaitable[None]]) -> None:
+        super().__init__()
+        self._write = write
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        await self._write(receive, send)

@@ -1,0 +1,189 @@
+"""What clients may send, and what they are told of the rest."""
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_runtime.api import errors
+from edge_runtime.api.errors import ApiError
+from edge_runtime.api.requests import ChatRequest, CompletionRequest, read
+from edgespec.errors import BundleError, LinkError, UsageError
+from edgespec.sampling import Sampling
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def chat(**fields):
+    return read(ChatRequest, json.dumps({"messages": HELLO, **fields}).encode())
+
+
+def completion(**fields):
+    return read(CompletionRequest, json.dumps({"prompt": "Hello", **fields}).encode())
+
+
+def test_the_defaults_are_those_of_openai():
+    asked = chat()
+    (sampling,) = asked.samplings()
+    assert sampling == Sampling(1.0, 1.0, 0, sampling.seed) and asked.limit is None
+    assert chat().samplings() != [sampling], "each request has a seed of its own"
+    assert not asked.stream and not asked.wants_usage and asked.stops == ()
+    assert completion().limit == 16
+
+
+def test_each_choice_has_a_seed_of_its_own():
+    asked = chat(temperature=0.5, top_p=0.9, top_k=-1, seed=-1, n=3)
+    assert asked.samplings() == [Sampling(0.5, 0.9, 0, (n - 1) % 2**63) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [({"max_tokens": 5}, 5), ({"max_tokens": 5, "max_completion_tokens": 7}, 7)],
+)
+def test_the_limit_of_a_chat(fields, limit):
+    assert chat(**fields).limit == limit
+
+
+def test_content_may_come_in_parts_and_developers_are_systems():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [
+        {"role": "developer", "content": parts, "name": "x"},
+        {"role": "assistant", "content": None},
+    ]
+    assert [each.plain() for each in chat(messages=messages).messages] == [
+        {"role": "system", "content": "ab"},
+        {"role": "assistant", "content": ""},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+        (["a", [2, 3]], ["a", [2, 3]]),
+    ],
+)
+def test_prompts_of_every_form(prompt, prompts):
+    assert completion(prompt=prompt).prompts() == prompts
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [1.5], [True], [[1, "a"]], [None], [{}]])
+def test_what_is_no_prompt(prompt):
+    with pytest.raises(ApiError, match="prompt must be") as raised:
+        completion(prompt=prompt).prompts()
+    assert raised.value.status == 400
+
+
+def test_what_asks_for_nothing_is_taken():
+    chat(
+        logprobs=False, top_logprobs=0, logit_bias={}, presence_penalty=0, frequency_penalty=0.0,
+        min_p=0, response_format={"type": "text"}, tools=[], tool_choice="auto", user="me",
+        prediction={"type": "content", "content": "x"}, unknown=[1, {"a": 2}], store=True,
+        repetition_penalty=1.0, stop=None, n=None,
+    )  # fmt: skip
+    completion(echo=False, suffix=None, best_of=1, logprobs=None)
+    completion(n=2, best_of=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"logprobs": True}, "logprobs"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"temperature": []}, "temperature"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"content": "hello"}]}, "messages[0]"),
+    ],
+)
+def test_what_is_refused_is_named(fields, param):
+    with pytest.raises(ApiError) as raised:
+        chat(**fields)
+    error = raised.value
+    assert error.status == 400 and error.body()["error"]["param"] == param
+    assert error.body()["error"]["type"] == "invalid_request_error" and str(error)
+
+
+@pytest.mark.parametrize("n", [0, -1, 17])
+def test_choices_are_bounded(n):
+    with pytest.raises(ApiError, match="must be from 1 to 16"):
+        chat(n=n).samplings()
+
+
+def test_stop_texts_are_bounded_and_empty_ones_left_out():
+    assert chat(stop=["", "a"]).stops == ("a",)
+    with pytest.raises(ApiError, match="more than 16"):
+        _ = chat(stop=["a"] * 17).stops
+
+
+@pytest.mark.parametrize("role", ["tool", "function"])
+def test_messages_of_tools_are_refused(role):
+    (message,) = chat(messages=[{"role": role, "content": "x"}]).messages
+    with pytest.raises(ApiError, match="not supported"):
+        message.plain()
+
+
+def test_an_image_is_refused():
+    image = {"type": "image_url", "image_url": {"url": "x"}}
+    (message,) = chat(messages=[{"role": "user", "content": [image]}]).messages
+    with pytest.raises(ApiError, match="'image_url' is not supported"):
+        message.plain()
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"messages": 1}']
+)
+def test_what_is_no_request(body):
+    with pytest.raises(ApiError) as raised:
+        read(ChatRequest, body)
+    assert raised.value.status == 400
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(-2, 2) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(ChatRequest.__struct_fields__ + CompletionRequest.__struct_fields__)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(NAMES, ANY_JSON, max_size=6), st.sampled_from([ChatRequest, CompletionRequest])
+)
+def test_anything_is_read_or_refused(fields, kind):
+    body = json.dumps({"messages": HELLO, "prompt": "a"} | fields).encode()
+    with contextlib.suppress(ApiError):
+        asked = read(kind, body)
+        assert asked.samplings() and isinstance(asked.stops, tuple)
+        if isinstance(asked, ChatRequest):
+            assert all(each.plain() for each in asked.messages)
+        else:
+            assert asked.prompts()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError("x"), 400),
+        (LinkError("x"), 503),
+        (LinkError("x", code="busy"), 429),
+        (LinkError("x", code="invalid"), 400),
+        (BundleError("x"), 500),
+    ],
+)
+def test_errors_of_edgespec_get_a_status(error, status):
+    told = errors.of(error)
+    assert told.status == status and str(told) == "x"
+    assert ("Retry-After" in told.headers()) is (status in (429, 503))
