@@ -44,8 +44,7 @@ OBJECTIVE = click.option(
     type=click.Choice(["mixed", "accepted", "sampled", "argmax", "divergence"]),
     default="mixed",
     show_default=True,
-    help="Quantity that training optimises: 'accepted' for greedy text, 'sampled' for sampled "
-    "text, 'mixed' for both.",
+    help="Quantity that training optimises; 'mixed' serves greedy and sampled text.",
 )
 
 
