@@ -123,6 +123,8 @@ BAD = [
     (USAGE, ["build", NOWHERE]),
     (MISSING, ["build", NOWHERE, "--profile", "cuda"]),
     (USAGE, ["build", NOWHERE, "--profile", "cuda", "--capacity", "0"]),
+    (MISSING, ["serve", NOWHERE]),
+    (USAGE, ["serve"]),
     (USAGE, ["cloud-run"]),
     (USAGE, ["cloud-run", NOWHERE, "--kv-memory", "4X"]),
     (USAGE, ["cloud-run", NOWHERE, "--max-draft", "65"]),
