@@ -129,7 +129,7 @@ DEFAULT = CloudSettings()
     metavar="PROFILE",
     help="Draft of the bundle to load in the cloud and use where that is faster.",
 )
-@threads_option("Threads of the target and of the cloud draft.", automatic="every core")
+@threads_option("Threads of the target and of the cloud draft.", automatic="tuned, or every core")
 @trace_option
 @click.option(
     "--idle-timeout",

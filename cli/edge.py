@@ -110,7 +110,7 @@ DEFAULT = EdgeSettings()
 )
 @click.option("--explain", is_flag=True, help="Print which mode is used, and why.")
 @trace_option
-@threads_option("Threads of the draft.", automatic="the profile's")
+@threads_option("Threads of the draft.", automatic="tuned, or the profile's")
 @connect_timeout_option
 @give_up_option
 @click.option(
@@ -203,7 +203,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
 @max_tokens_option(64)
 @seed_option("Seed of the sampled answers.")
 @drafter_option
-@threads_option("Threads of the draft.", automatic="the profile's")
+@threads_option("Threads of the draft.", automatic="tuned, or the profile's")
 @click.option(
     "--local",
     is_flag=True,

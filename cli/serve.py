@@ -63,7 +63,7 @@ from edgespec.errors import UsageError
 )
 @drafter_option
 @mode_option
-@threads_option("Threads of the draft.", automatic="the profile's")
+@threads_option("Threads of the draft.", automatic="tuned, or the profile's")
 @click.option(
     "--answers", type=POSITIVE, default=64, show_default=True, help="Answers written at once."
 )

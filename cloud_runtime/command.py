@@ -26,6 +26,7 @@ from engines.backends import open_draft, open_target
 from engines.base import Engine
 from engines.drafters.model import ModelDrafter
 from engines.machine.arithmetic import fingerprint
+from engines.machine.threads import draft_model, target_model, tuned_threads
 from engines.staged import StagedEngine
 
 if TYPE_CHECKING:
@@ -113,9 +114,10 @@ class _Models(NamedTuple):
 
 def _load(bundle: Bundle, settings: CloudSettings) -> _Models:
     """Loads the target and the cloud draft, and divides the KV cache between them."""
-    threads = settings.threads or usable_cores()
+    tuned = tuned_threads(bundle, target_model(settings.backend))
+    threads = settings.threads or tuned or usable_cores()
     engine = open_target(bundle, settings.backend, threads)
-    cloud_draft = _cloud_draft(bundle, settings, threads)
+    cloud_draft = _cloud_draft(bundle, settings)
     memory = settings.kv_memory or default_limit(engine)
     share = share_of(memory, engine, cloud_draft)
     settings = replace(settings, kv_memory=memory - share)
@@ -178,9 +180,10 @@ def _drain_on_signals(loop: CloudLoop) -> list[int]:
     return interrupts
 
 
-def _cloud_draft(bundle: Bundle, settings: CloudSettings, threads: int) -> Engine | None:
+def _cloud_draft(bundle: Bundle, settings: CloudSettings) -> Engine | None:
     """Loads the cloud draft, if one is configured."""
     if not settings.draft:
         return None
     log.info("loading the draft %s", settings.draft)
-    return open_draft(bundle, settings.draft, threads, 1)
+    tuned = tuned_threads(bundle, draft_model(settings.draft))
+    return open_draft(bundle, settings.draft, settings.threads or tuned or usable_cores(), 1)

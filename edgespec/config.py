@@ -79,7 +79,7 @@ class CloudSettings:
     drain_timeout: float = 30.0
     """Seconds to finish answers in flight after SIGTERM."""
     threads: int = 0
-    """Threads of the target; 0: every core that this process may use."""
+    """Threads of the target; 0: the number that `doctor --tune` kept, or every usable core."""
     trace: Path | None = None
     """File for the trace of this process."""
     status: str = ""
@@ -143,7 +143,7 @@ class EdgeSettings:
     draft_length: int = 4
     """Tokens drafted per round in lockstep; streaming does not use it."""
     threads: int = 0
-    """Threads of the draft; 0: the profile's number."""
+    """Threads of the draft; 0: the number that `doctor --tune` kept, or the profile's."""
     connect_timeout: float = 10.0
     """Seconds to wait for the cloud's welcome."""
     patience: float = 5.0

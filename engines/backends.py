@@ -11,6 +11,7 @@ from edgespec.errors import EngineError, UsageError
 from edgespec.manifest import Bundle
 from engines.base import Engine
 from engines.machine import profiles
+from engines.machine.threads import draft_model, tuned_threads
 from engines.staged import StagedEngine
 
 log = logging.getLogger("edgespec.engines")
@@ -45,8 +46,9 @@ def open_target(bundle: Bundle, backend: str, threads: int) -> StagedEngine:
 def open_draft(
     bundle: Bundle, profile: str, threads: int, slots: int, *, alone: bool = False
 ) -> Engine:
-    """Loads the bundle's draft for a profile. `threads` 0 takes the profile's number. `alone`: no
-    cloud computes on this machine's cores, so the draft's threads may wait awake within a step.
+    """Loads the bundle's draft for a profile. `threads` 0 takes the number that was measured here
+    (`engines/machine/threads.py`), or else the profile's. `alone`: no cloud computes on this
+    machine's cores, so the draft's threads may wait awake within a step.
 
     The profile names the back end. If that is ONNX Runtime and the draft also has TensorRT engines
     that match this machine and its GPU, those are used instead. If they cannot run, the reason is
@@ -55,6 +57,7 @@ def open_draft(
     Raises `UsageError` for an unknown draft, and `EngineError` if it cannot run here.
     """
     draft = bundle.draft(profile)
+    threads = threads or tuned_threads(bundle, draft_model(profile))
     if profiles.profile(profile).backend == "tensorrt":
         from engines.tensorrt_backend import target as tensorrt
 

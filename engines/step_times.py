@@ -12,6 +12,9 @@ from engines.base import Engine, Row, final_choices
 PAST_TOKENS = 200
 """Cached positions of every row; fewer if the context is shorter."""
 
+BUSY_LOAD = 0.5
+"""Load average of the last minute above which other programs disturb a measurement."""
+
 Step = Callable[[], object]
 
 

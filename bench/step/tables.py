@@ -10,9 +10,7 @@ from rich.table import Table
 from bench.lab.tables import MIN_WIDTH_COLUMNS, Column, table
 from bench.step.figures import StepFigures, TimedStep
 from bench.step.settings import ROLES
-
-BUSY_LOAD = 0.5
-"""Load average before the run from which on the figures are not to be relied on."""
+from engines.step_times import BUSY_LOAD
 
 
 class _Line(NamedTuple):
