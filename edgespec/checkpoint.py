@@ -92,6 +92,9 @@ class Checkpoint(Protocol):
     def tensor(self, name: str) -> Weights:
         """Read the complete tensor."""
 
+    def bits(self, name: str) -> int | None:
+        """Bits of the integers of a quantised matrix; None where floats are stored."""
+
     def blocks(self, name: str) -> Blocks | None:
         """Read the integers of a quantised matrix; None where floats are stored."""
 

@@ -130,9 +130,8 @@ def _kind(checkpoint: Checkpoint, name: str, chosen: Precisions) -> Kind:
     """The type in which a tensor is stored. The embedding has the head's, as a tied one must."""
     if len(checkpoint.shape(name)) == 1:
         return Kind.F32
-    blocks = checkpoint.blocks(name)
-    if blocks is not None:
-        return Kind.Q8_0 if blocks.bits == 8 else Kind.Q4_0
+    if bits := checkpoint.bits(name):
+        return Kind.Q8_0 if bits == 8 else Kind.Q4_0
     precision = chosen.head if name in _VOCABULARY else chosen.layers
     if _KINDS[precision] in _BLOCKS:
         check_inputs(name, checkpoint.shape(name)[1], precision)

@@ -60,6 +60,8 @@ class Machine:
     providers: tuple[str, ...] = ()
     tensorrt: Mapping[str, str] = field(default_factory=dict)
     """TensorRT's versions by module."""
+    llamacpp: str = ""
+    """Version of llama.cpp's bindings."""
     gpus: tuple[Gpu, ...] = ()
     energy: str = ""
     """Sensors that `--energy` would use, or the reason why there are none."""
@@ -214,6 +216,7 @@ def describe(root: Path = ROOT) -> Machine:
         onnxruntime=version,
         providers=providers,
         tensorrt=installed.tensorrt(),
+        llamacpp=installed.llamacpp(),
         gpus=installed.gpus() or ((Gpu(board),) if jetson and board else ()),
         energy=find(root).describe(),
     )
@@ -243,6 +246,7 @@ def report(machine: Machine) -> str:
         ("ONNX Runtime", f"{machine.onnxruntime} ({fits})" if machine.onnxruntime else "none"),
         ("providers", ", ".join(machine.providers) or "none"),
         ("TensorRT", ", ".join(tensorrt) or "none"),
+        ("llama.cpp", f"bindings {machine.llamacpp}" if machine.llamacpp else "none"),
         ("GPU", "; ".join(map(str, machine.gpus)) or "none found"),
         ("energy", machine.energy),
         ("profile", f"{profile or 'none'}: {reason}"),

@@ -64,6 +64,11 @@ def tensorrt() -> dict[str, str]:
     return {module: _version(names) for module, names in _TENSORRT.items() if _is_there(module)}
 
 
+def llamacpp() -> str:
+    """Returns the version of llama.cpp's bindings, without importing them; empty if missing."""
+    return _version(("llama-cpp-python",)) if _is_there("llama_cpp") else ""
+
+
 def gpus() -> tuple[Gpu, ...]:
     """Returns the GPUs that `nvidia-smi` lists. A query may take `QUERY_TIMEOUT_S`."""
     program = shutil.which("nvidia-smi")

@@ -96,6 +96,12 @@ class FolderCheckpoint:
             return self._shared[name].tensor(name)
         return self._stored[name].read()
 
+    def bits(self, name: str) -> int | None:
+        if name in self._shared:
+            return self._shared[name].bits(name)
+        stored = self._stored[name]
+        return stored.bits if isinstance(stored, Packed) else None
+
     def blocks(self, name: str) -> Blocks | None:
         if name in self._shared:
             return self._shared[name].blocks(name)

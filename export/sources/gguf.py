@@ -113,6 +113,9 @@ class GgufCheckpoint:
     def tensor(self, name: str) -> npt.NDArray[Any]:
         return self._dequantised(self._stored[name], self._row_order(name))
 
+    def bits(self, name: str) -> int | None:  # noqa: ARG002
+        return None
+
     def blocks(self, name: str) -> Blocks | None:  # noqa: ARG002
         return None
 

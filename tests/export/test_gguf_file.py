@@ -66,11 +66,17 @@ def test_integers_of_a_quantised_checkpoint_are_kept(tmp_path, monkeypatch):
     generator, name = np.random.default_rng(0), "model.layers.1.self_attn.k_proj.weight"
     values = generator.integers(-8, 8, source.shape(name), dtype=np.int8)
     scales = np.full((values.shape[0], 2), 0.25, np.float32)
-    monkeypatch.setattr(
-        type(source), "blocks", lambda _, n: Blocks(values, scales, 4) if n == name else None
-    )
+    read = []
+
+    def blocks(_, asked):
+        read.append(asked)
+        return Blocks(values, scales, 4) if asked == name else None
+
+    monkeypatch.setattr(type(source), "blocks", blocks)
+    monkeypatch.setattr(type(source), "bits", lambda _, asked: 4 if asked == name else None)
     stored = floats(written(source, tmp_path, precisions("fp16")), "blk.1.attn_k.weight")
     assert np.array_equal(stored[rotary_order(len(values), 16)], values * 0.25)
+    assert read.count(name) == 1
 
 
 @pytest.mark.parametrize("family", ["llama, yarn", "trimmed", "odd"])

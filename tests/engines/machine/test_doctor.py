@@ -55,6 +55,11 @@ def test_hardware_that_nobody_knows_gets_a_generic_profile(
     assert machine.notes == () or profile == "cpu-compat"
 
 
+def test_llama_cpp_is_reported() -> None:
+    assert "llama.cpp     none\n" in report(Machine())
+    assert "llama.cpp     bindings 0.3.36\n" in report(Machine(llamacpp="0.3.36"))
+
+
 def test_what_does_instead_is_what_the_runtime_runs() -> None:
     pi = Machine(board="Raspberry Pi 5 Model B Rev 1.0", onnxruntime="1.31.1", providers=(CPU,))
     assert pi.instead == ("cpu-int4", "cpu-int8", "cpu-compat", "cpu-fp32")

@@ -115,6 +115,7 @@ def test_integers_and_the_numbers_they_stand_for(packed: Path) -> None:
         np.testing.assert_array_equal(checkpoint.rows(name, 3, 7), expected[3:7])
         assert checkpoint.shape(name) == expected.shape
         blocks = checkpoint.blocks(name)
+        assert checkpoint.bits(name) == (blocks and blocks.bits)
         assert (blocks is None) == ("_proj" not in name or ".2." in name)
         if blocks is not None:
             assert blocks.scales.dtype == np.float32
