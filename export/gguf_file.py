@@ -2,8 +2,10 @@
 
 int8 is stored as Q8_0 and int4 as Q4_0: 32 inputs of an output share a scale, as in
 `export/quantise.py`, and the scale is rounded to fp16. The integers of a quantised checkpoint are
-kept. The file holds no tokenizer, since ids go in and logits come out. Its layout is that of the
-GGUF specification in github.com/ggml-org/ggml; `export/sources/gguf.py` reads it back.
+kept, and so are the blocks of a GGUF file where they are small enough: a target in Q4_1 is its own
+int4 draft, with exactly its weights. The file holds no tokenizer, since ids go in and logits come
+out. Its layout is that of the GGUF specification in github.com/ggml-org/ggml;
+`export/sources/gguf.py` reads it back.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from edgespec.errors import UnsupportedModel
 from edgespec.manifest import Precision, Precisions
 from edgespec.progress import progress
 from export.quantise import quantise
-from export.sources.gguf import rotary_order
+from export.sources.gguf import GgufCheckpoint, rotary_order
 from export.weights import check_inputs, converted
 
 _KINDS: dict[Precision, Kind] = {
@@ -34,6 +36,8 @@ _KINDS: dict[Precision, Kind] = {
     "int4": Kind.Q4_0,
 }
 _FLOATS: dict[Kind, Any] = {Kind.F32: np.float32, Kind.F16: np.float16}
+_MOST_BITS: dict[Precision, float] = {"int8": 8.5, "int4": 5.0}
+"""Largest bits of a weight, with its share of scales, in the kept blocks of a GGUF file."""
 _ROWS = 4096
 """Rows that are read and rounded at a time."""
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
@@ -67,9 +71,9 @@ def write_gguf(
         for name, kind in kinds.items():
             stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
             bytes_shape = gguf.quants.quant_shape_to_byte_shape(checkpoint.shape(name), kind)
-            shape = bytes_shape if kind in _BLOCKS else checkpoint.shape(name)
+            shape = checkpoint.shape(name) if kind in _FLOATS else bytes_shape
             dtype = np.dtype(_FLOATS.get(kind, np.uint8))
-            raw = kind if kind in _BLOCKS else None
+            raw = None if kind in _FLOATS else kind
             writer.add_tensor_info(stored, shape, dtype, math.prod(bytes_shape), raw)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -133,14 +137,28 @@ def _kind(checkpoint: Checkpoint, name: str, chosen: Precisions) -> Kind:
     if bits := checkpoint.bits(name):
         return Kind.Q8_0 if bits == 8 else Kind.Q4_0
     precision = chosen.head if name in _VOCABULARY else chosen.layers
+    kept = _kept_kind(checkpoint, name, precision)
+    if kept is not None:
+        return kept
     if _KINDS[precision] in _BLOCKS:
         check_inputs(name, checkpoint.shape(name)[1], precision)
     return _KINDS[precision]
 
 
+def _kept_kind(checkpoint: Checkpoint, name: str, precision: Precision) -> Kind | None:
+    """The type of a GGUF file's own blocks if they fit `precision`, else None."""
+    if not isinstance(checkpoint, GgufCheckpoint) or precision not in _MOST_BITS:
+        return None
+    kind = checkpoint.kind(name)
+    weights, size = gguf.GGML_QUANT_SIZES[kind]
+    return kind if 8 * size / weights <= _MOST_BITS[precision] else None
+
+
 def _packed(checkpoint: Checkpoint, name: str, kind: Kind) -> npt.NDArray[Any]:
     """A tensor as the file has it: floats, or a row of blocks for each output."""
     packed: npt.NDArray[Any]
+    if isinstance(checkpoint, GgufCheckpoint) and kind == checkpoint.kind(name) not in _FLOATS:
+        return checkpoint.stored_rows(name)
     if len(checkpoint.shape(name)) == 1:
         packed = converted(name, checkpoint.tensor(name), np.dtype(np.float32))
     elif (blocks := checkpoint.blocks(name)) is not None:

@@ -119,6 +119,13 @@ class GgufCheckpoint:
     def blocks(self, name: str) -> Blocks | None:  # noqa: ARG002
         return None
 
+    def kind(self, name: str) -> Kind:
+        return self._stored[name].kind
+
+    def stored_rows(self, name: str) -> npt.NDArray[np.uint8]:
+        """Read a tensor as it is in the file, a row of bytes for each output, in stored order."""
+        return self._raw(self._stored[name])
+
     def rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         stored = self._stored[name]
         start, stop, _ = slice(start, stop).indices(stored.shape[0])
@@ -148,13 +155,7 @@ class GgufCheckpoint:
         self, stored: _GgufTensor, order: npt.NDArray[np.intp] | None = None
     ) -> npt.NDArray[Any]:
         """Read the tensor, reorder its rows in their stored form, then convert them to floats."""
-        try:
-            raw = np.fromfile(self._path, np.uint8, stored.nbytes, offset=stored.offset)
-        except OSError as error:
-            raise CheckpointError(f"{self._path} cannot be read ({error.strerror})") from error
-        if raw.size != stored.nbytes:
-            raise CheckpointError(f"{self._path} became shorter while it was read")
-        rows = raw.reshape(stored.shape[0], -1) if stored.shape[0] else raw.reshape(0, 1)
+        rows = self._raw(stored)
         if order is not None:
             rows = rows[order]
         shape = (rows.shape[0], *stored.shape[1:])
@@ -164,6 +165,15 @@ class GgufCheckpoint:
             return rows.view(_PLAIN[stored.kind]).reshape(shape)
         values = np.asarray(gguf.dequantize(rows, stored.kind), np.float32)
         return values.reshape(shape)
+
+    def _raw(self, stored: _GgufTensor) -> npt.NDArray[np.uint8]:
+        try:
+            raw = np.fromfile(self._path, np.uint8, stored.nbytes, offset=stored.offset)
+        except OSError as error:
+            raise CheckpointError(f"{self._path} cannot be read ({error.strerror})") from error
+        if raw.size != stored.nbytes:
+            raise CheckpointError(f"{self._path} became shorter while it was read")
+        return raw.reshape(stored.shape[0], -1) if stored.shape[0] else raw.reshape(0, 1)
 
     def _check_kinds(self) -> None:
         for name in self._names:

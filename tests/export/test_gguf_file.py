@@ -12,6 +12,8 @@ from export.gguf_file import write_gguf
 from export.quantise import quantise
 from export.sources.gguf import GgufCheckpoint, rotary_order
 from export.sources.open import open_checkpoint
+from tests.export.sources.test_checkpoint import make_model
+from tests.export.sources.test_checkpoint import write_gguf as write_model
 from tests.export.test_graph import FAMILIES, make
 
 INT4 = precisions("int4", head="int8", embedding="int8")
@@ -77,6 +79,24 @@ def test_integers_of_a_quantised_checkpoint_are_kept(tmp_path, monkeypatch):
     stored = floats(written(source, tmp_path, precisions("fp16")), "blk.1.attn_k.weight")
     assert np.array_equal(stored[rotary_order(len(values), 16)], values * 0.25)
     assert read.count(name) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(
+    ("kind", "layers", "vocabulary"),
+    [("Q4_1", "Q4_1", "Q4_1"), ("Q5_1", "Q4_0", "Q5_1"), ("Q8_0", "Q4_0", "Q8_0")],
+)
+def test_small_blocks_of_a_gguf_file_are_kept(tmp_path, family, kind, layers, vocabulary):
+    model = make_model(family, vocab_size=96, hidden_size=64, head_dim=16, intermediate_size=96)
+    target = write_model(tmp_path / "target.gguf", model, kind=Kind[kind], tokens=96)
+    reader = written(open_checkpoint(str(target)), tmp_path)
+    own = {tensor.name: tensor for tensor in gguf.GGUFReader(target).tensors}
+    matrices = [one for one in reader.tensors if len(one.shape) == 2]
+    assert matrices and {one.name for one in reader.tensors} == set(own)
+    for one in matrices:
+        kept = vocabulary if one.name in ("token_embd.weight", "output.weight") else layers
+        assert one.tensor_type == Kind[kept], one.name
+        assert (kept != kind) or np.array_equal(one.data, own[one.name].data), one.name
 
 
 @pytest.mark.parametrize("family", ["llama, yarn", "trimmed", "odd"])
