@@ -240,3 +240,20 @@ def test_common_prefixes_are_those_of_a_walk():
             other = [*one[:at], 10, *one[at + 1 :], 7]
             assert common_prefix(one, other) == common_prefix(other, one) == at
             assert common_prefix(one[:at], other) == at
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("size", [50, 4096, 4099])
+@pytest.mark.parametrize("spread", [0.1, 2.0, 10.0])
+def test_what_is_kept_is_what_sorting_keeps(kind, size, spread):
+    """Also with ties: float16 has few values."""
+    logits = (np.random.default_rng(0).standard_normal(size) * spread).astype(kind)
+    order = np.argsort(-logits, kind="stable")
+    for top_k in (1, 5, 40, 64, 1500):
+        kept = keep(logits, Sampling(1.0, top_k=top_k))
+        assert kept.tolist() == sorted(order[:top_k].tolist())
+    mass = np.exp(logits[order].astype(np.float64) - float(logits.max()))
+    before = np.cumsum(mass) - mass
+    for top_p in (0.05, 0.5, 0.9, 0.999):
+        kept = keep(logits, Sampling(1.0, top_p=top_p))
+        assert kept.tolist() == sorted(order[before < top_p * mass.sum()].tolist())
