@@ -103,7 +103,7 @@ def test_every_way_of_computing_a_token_gives_the_same_bits(tmp_path, bundle, pr
         )
         bundle = export(settings)
     cases = measure_bundle(bundle)
-    assert len(cases) == 24
+    assert len(cases) == 26
     assert all(case.identical for case in cases), report_cases(cases)
 
 
