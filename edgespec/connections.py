@@ -36,7 +36,13 @@ _HANDSHAKE_BYTES = 2048
 """Largest ZMTP handshake, with CurveZMQ."""
 _HEARTBEAT_BYTES_PER_S = 64
 """Pings and pongs of a peer that sends heartbeats; edgespec's devices do not."""
-_RESERVED_FILES_COUNT = 96
+_LATEST_BYTES = 65_536
+"""What a connection may have sent, at a guess, since the guard last looked at it."""
+_SAY_S = 1.0
+"""Time between two log lines about connections that were cut."""
+_HELD = "no connections are taken until what closed ones have left is read"
+_TAKEN = "connections are taken again"
+_RESERVED_FILES_COUNT = 128
 """File descriptors kept for models, logs, the status server and ZeroMQ itself."""
 
 
@@ -57,6 +63,8 @@ class _Connection:
     """Bytes of messages for it that ZeroMQ has accepted, raised to what the peer has taken."""
     acknowledged_bytes: int = 0
     """Bytes that the peer's machine had taken at the last look."""
+    waiting_bytes: float = 0.0
+    """Bytes received and not yet taken, at the last look."""
 
     @property
     def unread_bytes(self) -> int:
@@ -92,6 +100,15 @@ class ConnectionGuard:
         """Connections accepted so far."""
         self.cut_count = 0
         """Connections shut down so far."""
+        self._left_bytes = 0.0
+        """Bytes, at most, that closed connections have left in the socket."""
+        self._listening: int | None = None
+        """Descriptor of the listening socket."""
+        self._holding = False
+        """True while no connections are taken, since too much of closed ones waits."""
+        self._said_s = -math.inf
+        """Monotonic time at which the log was last told of a cut."""
+        self._unsaid = 0
         events = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED
         self._monitor = bound.get_monitor_socket(events)
         self._bound = bound
@@ -151,9 +168,18 @@ class ConnectionGuard:
         with self._lock:
             self._shut(file, reason)
 
+    def emptied(self) -> None:
+        """The socket had no packet left."""
+        self._left_bytes = 0.0
+
     def close(self) -> None:
+        """Stops watching. The connections, which are about to be closed, heed resets again: the
+        kernel keeps a closed one until its peer replies, or for minutes."""
         self._stopping.set()
         self._thread.join()
+        for file, connection in self._connections.items():
+            if tcp.address(file) == connection.address:
+                tcp.heed_resets(file)
         self._bound.disable_monitor()
         self._monitor.close()
 
@@ -176,6 +202,7 @@ class ConnectionGuard:
                 file = int(event["value"])
                 with self._lock:
                     if event["event"] == zmq.EVENT_LISTENING:
+                        self._listening = file
                         tcp.ignore_resets(file)
                     elif event["event"] == zmq.EVENT_DISCONNECTED:
                         self._forget(file)
@@ -193,6 +220,8 @@ class ConnectionGuard:
         connection = self._connections.get(file)
         address = tcp.address(file)
         if connection is None or connection.address != address:
+            if connection is not None:
+                self._leave(connection)
             connection = _Connection(time.monotonic(), address)
             if address:
                 self._connections[file] = connection
@@ -204,6 +233,12 @@ class ConnectionGuard:
         connection = self._connections.get(file)
         if connection is not None and connection.address != tcp.address(file):
             del self._connections[file]
+            self._leave(connection)
+
+    def _leave(self, connection: _Connection) -> None:
+        """Counts what a closed connection may have left to be read."""
+        most = _LATEST_BYTES if connection.greeted else self._limits.hello_bytes
+        self._left_bytes += max(0.0, connection.waiting_bytes) + most
 
     def _keep_to_capacity(self) -> None:
         """Ends the oldest connection without a Hello if there are too many, or the newest one."""
@@ -223,7 +258,7 @@ class ConnectionGuard:
                 if connection.ended:
                     continue
                 backlog = connection.backlog_bytes(counts.received_bytes, now) if counts else 0.0
-                backlogs[file] = backlog
+                backlogs[file] = connection.waiting_bytes = backlog
                 bound = self._backlog_bytes if connection.greeted else self._limits.hello_bytes
                 late = self.read_s - connection.accepted_s > self._limits.hello_timeout_s
                 if backlog > bound:
@@ -236,6 +271,14 @@ class ConnectionGuard:
                 file = max(backlogs, key=backlogs.__getitem__)
                 del backlogs[file]
                 self._shut(file, "too many bytes wait in all")
+            self._hold(self._left_bytes > self._limits.total_left_bytes)
+
+    def _hold(self, on: bool) -> None:
+        """Takes no connections while the cloud has too much to read of closed ones."""
+        if on != self._holding and self._listening is not None:
+            self._holding = on
+            tcp.hold(self._listening, on)
+            log.info("%s", _HELD if on else _TAKEN)
 
     def _shut(self, file: int, reason: str) -> None:
         """Ends the connection; ZeroMQ then notices, closes it and frees what it holds."""
@@ -243,12 +286,22 @@ class ConnectionGuard:
         if connection is None or connection.ended:
             return
         if tcp.address(file) != connection.address:
-            del self._connections[file]  # closed meanwhile; the number may belong to another one
+            self._forget(file)  # closed meanwhile; the number may belong to another one
             return
         connection.ended = True
         self.cut_count += 1
-        log.info("the connection from %s is cut: %s", connection.address or "a local peer", reason)
+        self._say(connection, reason)
         tcp.end(file)
+
+    def _say(self, connection: _Connection, reason: str) -> None:
+        """Logs the end of a connection; many in a second are counted in one line."""
+        now = time.monotonic()
+        if now - self._said_s < _SAY_S:
+            self._unsaid += 1
+            return
+        more = f" ({self._unsaid} more since the last line)" if self._unsaid else ""
+        log.info("the connection from %s is cut: %s%s", connection.address, reason, more)
+        self._said_s, self._unsaid = now, 0
 
 
 def _file_limit() -> int:

@@ -233,12 +233,16 @@ class LinkLimits:
     """Connections of one device key after their Hello; beyond that the oldest is cut."""
     hello_timeout_s: float = 10.0
     """Time within which a new connection must have sent a valid Hello."""
-    hello_bytes: int = 65_536
+    hello_bytes: int = 8192
     """Bytes of a connection that may wait before its Hello is read."""
     backlog_bytes: int = 1 << 20
     """Bytes of a connection, beyond one packet of the largest size, that may wait to be read."""
-    total_backlog_bytes: int = 64 << 20
+    total_backlog_bytes: int = 16 << 20
     """Bytes of all connections that may wait to be read."""
+    total_left_bytes: int = 8 << 20
+    """Bytes that closed connections may have left to be read; beyond that no new ones are taken."""
+    listen_backlog: int = 4096
+    """Connections that the kernel keeps until they are taken; its own limit is `somaxconn`."""
     unread_bytes: int = 1 << 20
     """Bytes that the cloud sends to a device beyond those that the device's machine has taken."""
     total_unread_bytes: int = 256 << 20

@@ -27,6 +27,7 @@ _BYTES_OFFSET = 120
 _INFO_BYTES = _BYTES_OFFSET + 16
 
 _ATTACH_FILTER = getattr(socket, "SO_ATTACH_FILTER", 26)
+_DETACH_FILTER = getattr(socket, "SO_DETACH_FILTER", 27)
 _LOAD_BYTE, _JUMP_IF_SET, _RETURN = 0x30, 0x45, 0x06
 """Instructions of the kernel's packet filter (`linux/filter.h`): code, two jumps, operand."""
 _KEEP, _DROP = (_RETURN, 0, 0, 0xFFFF_FFFF), (_RETURN, 0, 0, 0)
@@ -89,6 +90,36 @@ def ignore_resets(file: int) -> None:
     """
     with contextlib.suppress(OSError), borrowed(file) as sock:
         _filter(sock, _NO_RESETS)
+
+
+def listen(host: str, port: int, backlog: int) -> socket.socket:
+    """A listening socket that ignores resets from its first connection on; port 0: any free one.
+
+    Raises `OSError`.
+    """
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setblocking(False)
+        ignore_resets(sock.fileno())
+        sock.bind((host, port))
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def heed_resets(file: int) -> None:
+    """Undoes `ignore_resets`."""
+    with contextlib.suppress(OSError), borrowed(file) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
+
+
+def hold(file: int, on: bool) -> None:
+    """Lets a listening socket take no connection (whoever connects tries again), or take them."""
+    with contextlib.suppress(OSError), borrowed(file) as sock:
+        _filter(sock, _NOTHING if on else _NO_RESETS)
 
 
 def end(file: int) -> None:

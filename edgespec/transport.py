@@ -28,6 +28,7 @@ from edgespec.protocol import (
     MAX_FRAMES,
     MAX_PACKET,
     AnyMessage,
+    Error,
     Message,
     Packet,
     Welcome,
@@ -242,8 +243,8 @@ class RouterHub(Hub):
                 self._socket.curve_publickey, self._socket.curve_secretkey = keys
                 self._socket.curve_server = True
             self._guard = ConnectionGuard(self._socket, limits, packet_bytes)
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
+            self._bind(endpoint)
+        except (OSError, zmq.ZMQError) as error:
             self.close()
             reason = (
                 "another program is listening there; choose another port"
@@ -252,6 +253,19 @@ class RouterHub(Hub):
             )
             raise LinkError(f"cannot listen on {endpoint}: {reason}") from error
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def _bind(self, endpoint: str) -> None:
+        """Binds to an endpoint; where it is an IP address, with a socket that was made before, so
+        that no connection comes before its filter. Raises `OSError`."""
+        host, port = _address(endpoint)
+        if tcp.COUNTED and host:
+            with tcp.listen(host, port, self._limits.listen_backlog) as listening:
+                self._socket.setsockopt(zmq.USE_FD, listening.fileno())
+                self._socket.bind(endpoint)
+                listening.detach()
+        else:
+            self._socket.setsockopt(zmq.BACKLOG, self._limits.listen_backlog)
+            self._socket.bind(endpoint)
 
     def send(self, peer: bytes, message: Message) -> Fate | None:
         found, guard = self._peers.get(peer), self._guard
@@ -279,9 +293,9 @@ class RouterHub(Hub):
         taken: Counter[bytes] = Counter()
         if self._guard is not None:
             self._guard.read_s = time.monotonic()
-        if not _readable(self._socket, timeout):
-            return packets
-        with contextlib.suppress(zmq.Again):
+        try:
+            if not _readable(self._socket, timeout):
+                raise zmq.Again
             for _ in range(self._limits.poll_total_packets):
                 peer, packet = self._take()
                 if packet:
@@ -289,6 +303,9 @@ class RouterHub(Hub):
                 taken[peer] += 1
                 if taken[peer] >= self._limits.poll_packets:
                     break
+        except zmq.Again:
+            if self._guard is not None:
+                self._guard.emptied()
         return packets
 
     def _take(self) -> tuple[bytes, Packet]:
@@ -311,12 +328,30 @@ class RouterHub(Hub):
             return b"", []
         owner = str(name.get("User-Id")).encode() if self._authenticator is not None else b""
         peer = self._peers.heard(name.bytes, file, owner)
-        self._guard.took(file, size)
+        if peer.connected:
+            self._guard.took(file, size)
         if reason := self._offence(peer, count):
-            self._guard.cut(file, reason)
+            if self._tell(peer, reason):
+                self._guard.cut(file, reason)
             self._peers.forget(peer.id)
             return peer.id, []
         return peer.id, packet
+
+    def _tell(self, peer: Peer, reason: str) -> bool:
+        """Sends a reason over the connection of a packet; False if that is closed already, so that
+        another one may have its descriptor by now."""
+        self._socket.getsockopt(zmq.EVENTS)  # takes note of the connections that have ended
+        try:
+            self._socket.send_multipart(
+                [peer.name, *pack(Error("malformed", reason))], zmq.NOBLOCK, copy=True
+            )
+        except zmq.Again:
+            return True
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        return True
 
     def _offence(self, peer: Peer, frames: int) -> str:
         """Why a connection is cut after a packet of so many frames; empty: it is not."""
@@ -357,6 +392,16 @@ class RouterHub(Hub):
         self._context.term()
 
 
+def _address(endpoint: str) -> tuple[str, int]:
+    """IP address and port of an endpoint, `*` included; an empty address for any other host."""
+    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+    host = {"*": "0.0.0.0"}.get(host, host.strip("[]"))
+    try:
+        return str(ipaddress.ip_address(host)), int(port.replace("*", "0"))
+    except ValueError:
+        return "", 0
+
+
 def _authenticator(
     context: zmq.Context[zmq.Socket[bytes]], clients: ClientFolder | None
 ) -> ThreadAuthenticator:
@@ -391,7 +436,8 @@ def _bound(socket: zmq.Socket[bytes], limits: LinkLimits, packet_bytes: int = MA
 
 
 def _probe(socket: zmq.Socket[bytes], limits: LinkLimits, vanished_s: float) -> None:
-    """Lets the kernel probe silent connections, and close those silent for `vanished_s`; 0: none.
+    """Lets the kernel probe silent connections, and close those silent for `vanished_s`; 0: as late
+    as it can.
 
     ZeroMQ's heartbeats are not used: libzmq 4.3 ends the process if one is due, or waits to be
     answered, on a connection that was reset behind a full queue (see `edgespec.tcp`).

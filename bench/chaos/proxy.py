@@ -20,6 +20,10 @@ import time
 from contextlib import suppress
 
 READ_BYTES = 65_536
+CONNECT_TIMEOUT_S = 0.25
+"""Time for the connection to the cloud. If the cloud's machine still has another one between the
+same two ports, which was reset, the kernel would try in vain for seconds. A device would try again
+from another port."""
 LARGEST_PIECE_BYTES = 7
 LONGEST_PAUSE_S = 0.0005
 RESET = struct.pack("ii", 1, 0)
@@ -42,8 +46,9 @@ class _Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            up_reader, up_writer = await asyncio.open_connection(HOST, self._port)
-        except OSError:
+            up = asyncio.open_connection(HOST, self._port)
+            up_reader, up_writer = await asyncio.wait_for(up, CONNECT_TIMEOUT_S)
+        except (OSError, asyncio.TimeoutError):
             writer.close()
             return
         pair = writer, up_writer

@@ -135,6 +135,80 @@ def test_garbage_of_several_connections_waits_within_one_bound(cloud):
     assert one.peak_mb - before < 60
 
 
+def leave(one, data, seconds=3.0):
+    """Connects, sends and closes, again and again; the number of connections that were made."""
+    made, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(one.address, 0.2) as raw:
+            raw.settimeout(0.2)
+            raw.sendall(GREETING + b"\x04" + bytes([len(READY)]) + READY)
+            while b"Socket-Type" not in raw.recv(4096):
+                pass
+            raw.sendall(data)
+            raw.shutdown(socket.SHUT_WR)
+            made += 1
+    return made
+
+
+def test_what_closed_connections_leave_is_bounded_while_the_cloud_loads():
+    hub = RouterHub("tcp://127.0.0.1:*", packet_bytes=PACKET_BYTES)
+    one = Cloud.__new__(Cloud)
+    one.address = ("127.0.0.1", int(hub.endpoint.rpartition(":")[2]))
+    before = resident_mb()
+    data = b"\x01\x00" * 30_000 + b"\x00\x00"  # a message of empty frames: 32 times as large here
+    threads = [threading.Thread(target=leave, args=(one, data, 6.0)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert resident_mb() - before < 400
+    assert hub._guard._holding, "no more connections are taken"
+    end = time.monotonic() + 60
+    while hub._guard._holding and time.monotonic() < end:
+        hub.receive(0.1)
+    link = DealerLink(hub.endpoint)
+    link.send(HELLO)
+    packets = []
+    while not packets and time.monotonic() < end:
+        packets = hub.receive(0.1)
+    assert packets, "once it has read what was left, devices connect"
+    link.close()
+    hub.close()
+
+
+def test_nobody_is_cut_for_a_packet_of_a_connection_that_had_its_descriptor(cloud):
+    one = cloud()
+    junk = b"\x01\x00" * 65 + b"\x00\x00"
+    leaving = threading.Thread(target=leave, args=(one, junk, 4.0))
+    leaving.start()
+    lost = tried = 0
+    while leaving.is_alive():
+        with one.connect() as raw:
+            raw.settimeout(0.15)
+            tried += 1
+            try:
+                lost += raw.recv(1) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                lost += 1
+    leaving.join()
+    assert tried > 5 and lost == 0 and one.cuts > 0
+
+
+def test_the_log_counts_cuts_that_come_in_numbers(cloud, caplog):
+    caplog.set_level("INFO", "edgespec.cloud")
+    one = cloud(connections=4)
+    raws = [socket.create_connection(one.address) for _ in range(60)]
+    end = time.monotonic() + 5
+    while one.cuts < 56 and time.monotonic() < end:
+        time.sleep(0.05)
+    for raw in raws:
+        raw.close()
+    assert one.cuts >= 56
+    assert len([line for line in caplog.messages if "is cut" in line]) < 8
+
+
 def test_a_packet_larger_than_any_session_needs_ends_the_connection(cloud):
     one = cloud()
     with one.connect() as raw:

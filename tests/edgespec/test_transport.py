@@ -10,6 +10,9 @@ from contextlib import contextmanager
 import pytest
 import zmq
 
+from edgespec import transport
+from edgespec.errors import LinkError
+from edgespec.keys import make_keys
 from edgespec.policies import LinkLimits
 from edgespec.protocol import MAX_DRAFT, Ping, Verdict, unpack
 from edgespec.transport import DealerLink, RouterHub
@@ -149,6 +152,37 @@ def test_a_connection_that_breaks_behind_a_full_queue_does_not_end_the_cloud(end
     command = [sys.executable, "-c", BROKEN_PEER, ending, str(filled)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "1000 0\n")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address"),
+    [
+        ("tcp://127.0.0.1:*", ("127.0.0.1", 0)),
+        ("tcp://*:5555", ("0.0.0.0", 5555)),
+        ("tcp://[::1]:7", ("::1", 7)),
+        ("tcp://localhost:7", ("", 0)),
+        ("ipc:///tmp/socket", ("", 0)),
+    ],
+)
+def test_addresses_that_are_listened_on_with_a_filter_from_the_start(endpoint, address):
+    assert transport._address(endpoint) == address
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "*"])
+def test_a_cloud_listens_by_any_kind_of_host(host, tmp_path):
+    make_keys(tmp_path, "cloud")
+    hub = RouterHub(f"tcp://{host}:*", tmp_path / "cloud.key_secret")
+    port = hub.endpoint.rpartition(":")[2]
+    reached = "127.0.0.1" if host == "*" else host
+    link = DealerLink(f"tcp://{reached}:{port}", tmp_path / "cloud.key")
+    try:
+        link.send(Ping(1))
+        assert len(take(hub, 1)) == 1
+        with pytest.raises(LinkError, match="another program is listening"):
+            RouterHub(f"tcp://{reached}:{port}", tmp_path / "cloud.key_secret")
+    finally:
+        link.close()
+        hub.close()
 
 
 def test_a_peer_of_an_older_zmtp_is_not_heard():
