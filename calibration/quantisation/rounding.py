@@ -67,7 +67,7 @@ class Rounder:
 
     def _columns(self, weight: Tensor, scales: Tensor, bits: Bits) -> Tensor:
         """Return integers [out, in] as floats. Columns are processed as contiguous rows."""
-        low, high = code_range(bits)
+        low, high = _range(bits)
         left = weight.T[self._order].contiguous()
         steps = scales.T[self._order // BLOCK_INPUTS].contiguous()
         rounded = torch.empty_like(left)
@@ -86,7 +86,7 @@ class Rounder:
 
     def _descend(self, weight: Tensor, values: Tensor, scales: Tensor, bits: Bits) -> Tensor:
         """Set each integer in turn to the best value, given all others."""
-        low, high = code_range(bits)
+        low, high = _range(bits)
         steps = scales.T.repeat_interleave(BLOCK_INPUTS, dim=0)
         rounded = values.T.contiguous()
         slope = self._own @ (rounded * steps - weight.T)
@@ -125,9 +125,7 @@ def plain(weight: Tensor, bits: Bits) -> Blocks:
     """Round `weight` [out, in] without regard to its inputs."""
     same = torch.eye(weight.shape[1], device=weight.device)
     scales = _scales(weight, same, bits)
-    values = (
-        (weight / scales.repeat_interleave(BLOCK_INPUTS, dim=1)).round_().clamp_(*code_range(bits))
-    )
+    values = (weight / scales.repeat_interleave(BLOCK_INPUTS, dim=1)).round_().clamp_(*_range(bits))
     return _blocks(values, scales, bits)
 
 
@@ -136,7 +134,7 @@ def _scales(weight: Tensor, own: Tensor, bits: Bits) -> Tensor:
 
     The result is float32 [out, in / 32] of float16 values.
     """
-    low, high = code_range(bits)
+    low, high = _range(bits)
     blocks = weight.view(len(weight), -1, BLOCK_INPUTS)
     groups = torch.arange(weight.shape[1], device=weight.device).view(-1, BLOCK_INPUTS)
     parts = own[groups[:, :, None], groups[:, None, :]]
@@ -153,7 +151,7 @@ def _scales(weight: Tensor, own: Tensor, bits: Bits) -> Tensor:
     return chosen
 
 
-def code_range(bits: Bits) -> tuple[int, int]:
+def _range(bits: Bits) -> tuple[int, int]:
     return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 

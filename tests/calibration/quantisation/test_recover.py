@@ -12,10 +12,9 @@ from calibration.distillation.losses import divergence
 from calibration.distillation.training import Schedule, Trainer
 from calibration.quantisation.packed import read_blocks, write_blocks
 from calibration.quantisation.quantise import LEARNING_RATE, QuantiseSettings, run
-from calibration.quantisation.recover import _CODES_PER_UNIT, Recovery, _Rounded
-from calibration.quantisation.rounding import code_range, floats, plain
+from calibration.quantisation.recover import Recovery
+from calibration.quantisation.rounding import floats, plain
 from calibration.target import prepare
-from edgespec.checkpoint import BLOCK_INPUTS
 from edgespec.errors import CheckpointError, UsageError
 from export.sources.open import open_checkpoint
 
@@ -81,24 +80,11 @@ def test_recovery_comes_nearer_and_is_what_is_stored(target, blocks, corpus, tmp
     settled = trained.settle()
     assert distance(decoder, corpus) < distance(rounded(target, blocks), corpus) - 0.02
     for name, one in settled.items():
-        assert not np.array_equal(one.values, blocks[name].values), name
-        low, high = code_range(one.bits)
-        assert one.values.min() >= low and one.values.max() <= high
+        assert (one.values == blocks[name].values).all() and one.bits == blocks[name].bits
         assert (one.scales > 0).all() and (one.scales == one.scales.astype(np.float16)).all()
         assert not np.array_equal(one.scales, blocks[name].scales)
         assert torch.equal(decoder.get_parameter(name), floats(one))
     assert set(decoder.state_dict()) == set(load(target).state_dict())
-
-
-def test_the_gradient_passes_through_the_rounding(target, blocks):
-    name, one = next(iter(blocks.items()))
-    module = _Rounded(one)
-    latent, factors = module.right_inverse(load(target).get_parameter(name).detach())
-    latent.requires_grad_()
-    pull = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-    (module(latent, factors) * pull).sum().backward()
-    scales = torch.from_numpy(one.scales).repeat_interleave(BLOCK_INPUTS, dim=1)
-    torch.testing.assert_close(latent.grad, pull * scales * _CODES_PER_UNIT)
 
 
 def test_a_killed_quantisation_goes_on(tiny_llama_folder, target, corpus, tmp_path, monkeypatch):
