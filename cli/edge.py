@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from cli.options import (
+    EDGE,
     PATH,
     SECONDS,
     bundle_argument,
@@ -32,12 +33,10 @@ from cli.options import (
 from edgespec.config import EdgeSettings, Offline, PreDraft, Tactics
 from edgespec.errors import UsageError
 
-DEFAULT = EdgeSettings()
-
 
 @click.command("edge-run")
 @bundle_argument()
-@connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
+@connect_option(EDGE.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
 @server_key_option
 @device_key_option
 @bundle_key_option
@@ -73,13 +72,13 @@ DEFAULT = EdgeSettings()
 @click.option(
     "--pre-draft",
     type=click.Choice(get_args(PreDraft)),
-    default=DEFAULT.tactics.pre_draft,
+    default=EDGE.tactics.pre_draft,
     show_default=True,
     help="What to draft while a verdict is awaited; exits and none wait in lockstep.",
 )
 @click.option(
     "--branches/--no-branches",
-    default=DEFAULT.tactics.branches,
+    default=EDGE.tactics.branches,
     show_default=True,
     help="With tree, also draft for tokens that the target may choose instead.",
 )
@@ -98,7 +97,7 @@ DEFAULT = EdgeSettings()
 @click.option(
     "--draft-length",
     type=click.IntRange(1, 64),
-    default=DEFAULT.draft_length,
+    default=EDGE.draft_length,
     show_default=True,
     help="Tokens drafted per round in lockstep.",
 )
@@ -116,21 +115,21 @@ DEFAULT = EdgeSettings()
 @click.option(
     "--offline",
     type=click.Choice(get_args(Offline)),
-    default=DEFAULT.offline,
+    default=EDGE.offline,
     show_default=True,
     help="Without the cloud: wait (refuse), or write on with the draft, unverified (draft).",
 )
 @click.option(
     "--offline-after",
     type=SECONDS,
-    default=DEFAULT.offline_after,
+    default=EDGE.offline_after,
     show_default=True,
     help="Seconds without the cloud after which --offline draft begins.",
 )
 @click.option(
     "--target-rate",
     type=click.FloatRange(0.0, 1e6, max_open=True),
-    default=DEFAULT.target_rate,
+    default=EDGE.target_rate,
     show_default="as fast as possible",
     help="Tokens a second that are enough; a slower session then goes first in the cloud.",
 )
@@ -188,7 +187,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
 
 @click.command()
 @bundle_argument()
-@connect_option(DEFAULT.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
+@connect_option(EDGE.connect, metavar="ENDPOINT", help="Endpoint of the cloud.")
 @server_key_option
 @device_key_option
 @bundle_key_option

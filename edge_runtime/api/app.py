@@ -76,6 +76,7 @@ class Api:
     def __init__(self, connector: Connector, settings: ApiSettings) -> None:
         self._connector = connector
         self._settings = settings
+        self._hosts = AllowedHosts(settings.host)
         self._places = anyio.Semaphore(settings.answers)
         self._turn = anyio.Lock()
         """Held while a request takes its places, so that two do not wait for each other's."""
@@ -131,7 +132,7 @@ class Api:
                     401, "this server needs an API key: Authorization: Bearer KEY",
                     errors.UNAUTHORISED, code="invalid_api_key",
                 )  # fmt: skip
-        elif not AllowedHosts(settings.host).admits(request.headers.get("host", "")):
+        elif not self._hosts.admits(request.headers.get("host", "")):
             return ApiError(
                 403,
                 "this host name is not allowed here; start the server with an API key to allow any",

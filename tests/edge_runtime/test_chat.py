@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import signal
 import socket
 import stat
@@ -18,7 +17,6 @@ import termios
 import time
 from contextlib import closing
 
-import msgspec
 import pytest
 
 import edgespec
@@ -33,13 +31,10 @@ from edge_runtime.loop import EdgeLoop
 from edge_runtime.printing import AnswerPrinter, TextSettings
 from edgespec.config import EdgeSettings, Request, Tactics
 from edgespec.errors import UsageError
-from edgespec.manifest import Bundle
 from edgespec.text import Codec
 from edgespec.transport import DealerLink
 from engines.drafters.ngram import NgramDrafter
-from export.publish import described, write_manifest
 
-TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 PLAIN = "import sys; sys.modules['prompt_toolkit'] = None; from cli.main import main; main()"
 WITHOUT = [sys.executable, "-c", PLAIN]
 EDITING = [sys.executable, "-m", "edgespec"]
@@ -50,18 +45,6 @@ BOTH = [
     pytest.param(EDITING, id="with-editing", marks=needs_editing),
 ]
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_bundle, tmp_path_factory):
-    """The tiny bundle with a chat template."""
-    folder = tmp_path_factory.mktemp("chat") / "bundle"
-    shutil.copytree(tiny_bundle.folder, folder)
-    template = folder / "tokenizer/chat_template.jinja"
-    template.write_text(TEMPLATE)
-    files = tiny_bundle.manifest.files | {"tokenizer/chat_template.jinja": described(template)}
-    write_manifest(folder, msgspec.structs.replace(tiny_bundle.manifest, files=files))
-    return Bundle.open(folder)
 
 
 @pytest.fixture(scope="module")
