@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from stat import S_ISREG
@@ -26,6 +27,8 @@ _KEY_FILE_BYTES = 65_536
 """Size of a file above which it is no key file."""
 _KEY_CHARS_COUNT = 40
 """Length of a key in Z85."""
+_SUSPENSION_S = 30.0
+"""Time for which a device that sends what no device sends is refused."""
 
 
 def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
@@ -98,6 +101,8 @@ class ClientFolder:
         self._state: Mapping[str, tuple[int, int]] = {}
         self._names: dict[bytes, str] = {}
         self._revoked: set[bytes] = set()
+        self._suspended: dict[bytes, float] = {}
+        """Monotonic time until which a key is refused."""
         self._lock = threading.Lock()
         self.refresh()
         if not self._names:
@@ -109,16 +114,25 @@ class ClientFolder:
         self._thread.start()
 
     def name(self, key: bytes) -> str:
-        """The device's name, which is its file's; empty for a key that is not listed."""
-        return self._names.get(key, "")
+        """The device's name, which is its file's; empty for a key that is not admitted."""
+        return self._names.get(key, "") if self.callback("", key) else ""
 
     def callback(self, domain: str, key: bytes) -> bool:
-        """True if the key (Z85) is listed: the form that pyzmq's authenticator asks in."""
+        """True if the key (Z85) is admitted, that is, listed and not suspended: the form that
+        pyzmq's authenticator asks in."""
         del domain
-        return key in self._names
+        return key in self._names and time.monotonic() >= self._suspended.get(key, 0.0)
+
+    def suspend(self, key: bytes) -> None:
+        """Refuses a key for a while, and revokes what it has."""
+        with self._lock:
+            self._suspended[key] = time.monotonic() + _SUSPENSION_S
+            self._revoked = self._revoked | {key}
+        log.warning("the device %s is refused for %g s, since it sends what is not a message",
+                    self._names.get(key), _SUSPENSION_S)  # fmt: skip
 
     def take_revoked(self) -> set[bytes]:
-        """Keys that were removed since the last call."""
+        """Keys that were removed or suspended since the last call."""
         if not self._revoked:
             return set()
         with self._lock:

@@ -233,9 +233,9 @@ class LinkLimits:
     """Connections of one device key after their Hello; beyond that the oldest is cut."""
     hello_timeout_s: float = 10.0
     """Time within which a new connection must have sent a valid Hello."""
-    hello_bytes: int = 8192
+    hello_bytes: int = 4096
     """Bytes of a connection that may wait before its Hello is read."""
-    backlog_bytes: int = 1 << 20
+    backlog_bytes: int = 1 << 18
     """Bytes of a connection, beyond one packet of the largest size, that may wait to be read."""
     total_backlog_bytes: int = 16 << 20
     """Bytes of all connections that may wait to be read."""

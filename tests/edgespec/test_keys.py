@@ -6,7 +6,7 @@ import pytest
 
 from edgespec.errors import UsageError
 from edgespec.keys import ClientFolder, make_keys, read_pair, read_public
-from edgespec.protocol import VERSION, Hello, Welcome
+from edgespec.protocol import MAX_FRAMES, VERSION, Hello, Welcome
 from edgespec.transport import DealerLink, RouterHub
 
 HELLO = Hello(VERSION, "target", "tokenizer", "a device")
@@ -88,6 +88,37 @@ def answers(hub, link, seconds=5.0):
         if any(isinstance(message, Welcome) for message in link.receive(0.02)):
             return True
     return False
+
+
+def test_a_device_that_attacks_is_refused_for_a_while_and_the_others_notice_nothing(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("edgespec.keys._SUSPENSION_S", 1.5)
+    cloud, cloud_secret = make_keys(tmp_path, "cloud")
+    folder = tmp_path / "clients"
+    pairs = {name: make_keys(folder, name) for name in ("one", "two")}
+    hub = RouterHub("tcp://127.0.0.1:*", cloud_secret, clients=folder)
+    links = {
+        name: DealerLink(hub.endpoint, cloud, key=secret) for name, (_, secret) in pairs.items()
+    }
+    try:
+        assert answers(hub, links["one"]) and answers(hub, links["two"])
+        links["one"]._socket.send_multipart([b""] * (MAX_FRAMES + 1))
+        revoked, end = set(), time.monotonic() + 5
+        while not revoked and time.monotonic() < end:
+            hub.receive(0.02)
+            revoked = hub.take_revoked()
+        assert revoked == {read_public(pairs["one"][0])}
+        assert "the device one is refused" in caplog.text
+        assert not answers(hub, links["one"], 0.5)
+        assert answers(hub, links["two"])
+        time.sleep(1.0)
+        links["one again"] = DealerLink(hub.endpoint, cloud, key=pairs["one"][1])
+        assert answers(hub, links["one again"])
+    finally:
+        for link in links.values():
+            link.close()
+        hub.close()
 
 
 def test_a_removed_device_is_shut_out_and_the_others_notice_nothing(tmp_path):
