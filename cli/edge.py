@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-from click.core import ParameterSource
 
 from cli.options import (
     EDGE,
     PATH,
-    SECONDS,
     bundle_argument,
     bundle_key_option,
+    check_offline,
     connect_option,
     connect_timeout_option,
     device_key_option,
@@ -25,13 +24,13 @@ from cli.options import (
     json_option,
     max_tokens_option,
     mode_option,
+    offline_options,
     seed_option,
     server_key_option,
     threads_option,
     trace_option,
 )
-from edgespec.config import EdgeSettings, Offline, PreDraft, Tactics
-from edgespec.errors import UsageError
+from edgespec.config import EdgeSettings, PreDraft, Tactics
 
 
 @click.command("edge-run")
@@ -112,20 +111,7 @@ from edgespec.errors import UsageError
 @threads_option("Threads of the draft.", automatic="tuned, or the profile's")
 @connect_timeout_option
 @give_up_option
-@click.option(
-    "--offline",
-    type=click.Choice(get_args(Offline)),
-    default=EDGE.offline,
-    show_default=True,
-    help="Without the cloud: wait (refuse), or write on with the draft, unverified (draft).",
-)
-@click.option(
-    "--offline-after",
-    type=SECONDS,
-    default=EDGE.offline_after,
-    show_default=True,
-    help="Seconds without the cloud after which --offline draft begins.",
-)
+@offline_options
 @click.option(
     "--target-rate",
     type=click.FloatRange(0.0, 1e6, max_open=True),
@@ -139,11 +125,7 @@ from edgespec.errors import UsageError
 @json_option("Print the figures as one JSON line to standard error.")
 def edge_run(bundle: Path, **options: Any) -> None:
     """Answer a prompt on this device, with the target in the cloud."""
-    given = click.get_current_context().get_parameter_source("offline_after")
-    if given is ParameterSource.COMMANDLINE and options["offline"] != "draft":
-        raise UsageError(
-            "--offline-after is the time until --offline draft begins; pass --offline draft too"
-        )
+    check_offline(options)
     from edge_runtime.terminal import TextSettings, edge_run
     from edgespec.manifest import Bundle
     from edgespec.sampling import Sampling

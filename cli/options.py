@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
-from edgespec.config import EdgeSettings, Mode
+from edgespec.config import EdgeSettings, Mode, Offline
 from edgespec.errors import UsageError
 
 EDGE = EdgeSettings()
@@ -262,3 +263,30 @@ def energy_root(options: dict[str, Any]) -> Path | None:
     """Removes both energy options from `options`. None: nothing is to be measured."""
     sensors: Path = options.pop("sensors")
     return sensors if options.pop("energy") else None
+
+
+def offline_options(command: Command) -> Command:
+    """`--offline` and `--offline-after`, which `check_offline` compares."""
+    command = click.option(
+        "--offline-after",
+        type=SECONDS,
+        default=EDGE.offline_after,
+        show_default=True,
+        help="Seconds without the cloud after which --offline draft begins.",
+    )(command)
+    return click.option(
+        "--offline",
+        type=click.Choice(get_args(Offline)),
+        default=EDGE.offline,
+        show_default=True,
+        help="Without the cloud: wait (refuse), or write on with the draft, unverified (draft).",
+    )(command)
+
+
+def check_offline(options: dict[str, Any]) -> None:
+    """Raises `UsageError` if a time was given for what was not asked for."""
+    given = click.get_current_context().get_parameter_source("offline_after")
+    if given is ParameterSource.COMMANDLINE and options["offline"] != "draft":
+        raise UsageError(
+            "--offline-after is the time until --offline draft begins; pass --offline draft too"
+        )

@@ -17,12 +17,14 @@ from cli.options import (
     SECONDS,
     bundle_argument,
     bundle_key_option,
+    check_offline,
     connect_option,
     connect_timeout_option,
     device_key_option,
     drafter_option,
     give_up_option,
     mode_option,
+    offline_options,
     server_key_option,
     threads_option,
 )
@@ -69,6 +71,7 @@ from edgespec.errors import UsageError
 )
 @connect_timeout_option
 @give_up_option
+@offline_options
 @click.option(
     "--drain-timeout",
     type=SECONDS,
@@ -83,6 +86,7 @@ def serve(bundle: Path | None, demo: bool, **options: Any) -> None:
     """
     if demo == (bundle is not None):
         raise UsageError("pass the BUNDLE that 'edgespec export' wrote, or --demo, and not both")
+    check_offline(options)
     from edge_runtime.api.app import ApiSettings
     from edge_runtime.api.serve import read_api_key, serve
     from edgespec.manifest import Bundle
@@ -96,6 +100,8 @@ def serve(bundle: Path | None, demo: bool, **options: Any) -> None:
         threads=options["threads"],
         connect_timeout=options["connect_timeout"],
         give_up=options["give_up"],
+        offline=options["offline"],
+        offline_after=options["offline_after"],
     )
     api = ApiSettings(
         model=options["name"],

@@ -34,6 +34,7 @@ from edgespec.manifest import Bundle
 from edgespec.protocol import Token, Welcome
 from edgespec.sampling import Sampling
 from edgespec.text import Codec
+from engines.drafters.base import Drafter
 
 DEFAULT = EdgeSettings()
 C = TypeVar("C", Completion, AsyncCompletion)
@@ -155,12 +156,14 @@ class Client(_Asking[Completion]):
         settings: EdgeSettings = DEFAULT,
         observer: Observer = UNOBSERVED,
         codec: Codec | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """Loads the drafter and greets the cloud. Most programs use `connect` instead.
 
-        `observer` is called in the client's thread. `codec` is the bundle's, if it was read before.
+        `observer` is called in the client's thread. `codec` and `drafter` are the bundle's, if they
+        were opened before (`edge_runtime.connection.drafter_for`).
         """
-        self._connection = Connection(bundle, settings, observer, codec)
+        self._connection = Connection(bundle, settings, observer, codec, drafter)
         # Also at the exit of the interpreter, or when no reference is left.
         self._finalizer = weakref.finalize(self, self._connection.background.close)
 

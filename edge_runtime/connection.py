@@ -35,8 +35,10 @@ class Connection:
         settings: EdgeSettings,
         observer: Observer = UNOBSERVED,
         codec: Codec | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
-        """Loads the drafter and greets the cloud; `observer` is called in the loop's thread.
+        """Loads the drafter, unless one is given, and greets the cloud; `observer` is called in the
+        loop's thread.
 
         Raises `UsageError`, `BundleError` or `EngineError` for what cannot be opened, `LinkError`
         if the cloud cannot be reached or refuses.
@@ -44,7 +46,7 @@ class Connection:
         if settings.drafter == NO_DRAFTER and settings.mode == "auto":
             settings = replace(settings, mode="cloud")
         self.codec = codec or Codec(bundle)
-        drafter = _open_drafter(bundle, settings)
+        drafter = drafter or drafter_for(bundle, settings)
         if settings.offline == "draft" and drafter.name in (NGRAM, NO_DRAFTER):
             raise UsageError(
                 "writing offline needs a draft model on this device; choose a drafter that is one "
@@ -86,8 +88,8 @@ def chat_tokens(codec: Codec, messages: Messages, system: str = "") -> list[int]
     return codec.encode(codec.render([*first, *messages]), chat=True)
 
 
-def _open_drafter(bundle: Bundle, settings: EdgeSettings) -> Drafter:
-    """The drafter that the mode needs. Raises `UsageError` if the two do not fit."""
+def drafter_for(bundle: Bundle, settings: EdgeSettings) -> Drafter:
+    """Opens the drafter that the mode needs. Raises `UsageError` if the two do not fit."""
     if settings.mode in ("cloud", "cloud-draft"):
         return NoDrafter()
     if settings.mode == "edge" and settings.drafter == NO_DRAFTER:

@@ -33,6 +33,7 @@ from edge_runtime.api.metrics import Metrics
 from edge_runtime.api.replies import DONE, Reply, event
 from edge_runtime.api.requests import MOST_CHOICES, ChatRequest, CompletionRequest, read
 from edge_runtime.api.streaming import Gone, Sender, Written, read_all, while_connected
+from edge_runtime.api.unverified import HeldText, settled
 from edge_runtime.client import AsyncClient
 from edge_runtime.completion import AsyncCompletion
 from edge_runtime.pieces import Piece
@@ -60,6 +61,8 @@ class ApiSettings:
     """Listening address; without an API key, requests to other host names are refused."""
     api_key: str = ""
     """Key that clients must send; empty: none."""
+    offline: bool = False
+    """Answers are written without the cloud too, unverified."""
     cors: tuple[str, ...] = ()
     """Origins of web pages that may use the API."""
     answers: int = 64
@@ -251,7 +254,7 @@ class Api:
                 number,
                 answer.partial_text,
                 answer.stats,
-                pieces[number] if asked.edgespec else None,
+                settled(pieces[number]) if asked.edgespec else None,
             )
             for number, answer in enumerate(answers)
         ]
@@ -265,6 +268,7 @@ class Api:
         answers: Sequence[AsyncCompletion],
     ) -> None:
         held: list[list[Piece]] = [[] for _ in answers]
+        unverified = [HeldText() for _ in answers]
         begun: set[int] = set()
 
         async def begin(number: int) -> None:
@@ -274,15 +278,21 @@ class Api:
 
         async def pass_on(number: int, text: str, piece: Piece | None) -> None:
             await begin(number)
-            if piece:
+            if piece and not asked.edgespec:
+                text = unverified[number].pass_on(text, piece)
+            elif piece:
                 held[number].append(piece)
-            if text:
+            await show(number, text, withdrawn=bool(piece and piece.correction is not None))
+
+        async def show(number: int, text: str, *, withdrawn: bool = False) -> None:
+            if text or (withdrawn and asked.edgespec):
                 shown, held[number] = held[number], []
                 await sender.chunk(reply.text(number, text, shown if asked.edgespec else None))
 
         await read_all(answers, pass_on)
         for number, answer in enumerate(answers):
             await begin(number)
+            await show(number, unverified[number].flush())
             await sender.chunk(reply.last(number, answer.stats))
         if asked.wants_usage:
             await sender.chunk(reply.usage([answer.stats for answer in answers]))
@@ -328,9 +338,9 @@ class Api:
     async def _health(self, request: Request) -> Response:
         del request
         client = await self._connector.client()
-        if not client.connected:
+        if not (client.connected or self._settings.offline):
             raise ApiError(503, "the cloud is away", errors.FAILED, code="cloud_unavailable")
-        return _json({"status": "ok"})
+        return _json({"status": "ok" if client.connected else "offline"})
 
     async def _props(self, request: Request) -> Response:
         del request

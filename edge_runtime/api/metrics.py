@@ -42,7 +42,9 @@ class Metrics:
                 stats = answer.stats
                 self._tokens.labels("device").inc(stats.accepted)
                 self._tokens.labels("cloud-draft").inc(stats.confirmed - stats.accepted)
-                self._tokens.labels("target").inc(stats.tokens - stats.confirmed)
+                self._tokens.labels("unverified").inc(stats.unverified)
+                written = stats.tokens - stats.confirmed - stats.unverified
+                self._tokens.labels("target").inc(written)
 
     def finished(self, status: int, seconds: float) -> None:
         self._requests.labels(str(status)).inc()

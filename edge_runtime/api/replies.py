@@ -27,9 +27,14 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
-def pieces_of(pieces: Iterable[Piece]) -> list[dict[str, str]]:
-    """The pieces as clients may ask for them: text and origin of each token."""
-    return [{"text": piece.text, "origin": piece.origin} for piece in pieces]
+def pieces_of(pieces: Iterable[Piece]) -> list[dict[str, Any]]:
+    """The pieces as clients may ask for them: text and origin of each token, and with `correction`
+    the number of characters before it that stand."""
+    return [
+        {"text": piece.text, "origin": piece.origin}
+        | ({} if piece.correction is None else {"correction": piece.correction})
+        for piece in pieces
+    ]
 
 
 class Reply:
@@ -50,10 +55,7 @@ class Reply:
 
     def whole(self, choices: Sequence[dict[str, Any]], all_stats: Sequence[AnswerStats]) -> bytes:
         """The reply in one object; `choices` come from `choice`."""
-        return msgspec.json.encode(
-            self._object(self._name, choices)
-            | {"usage": usage(all_stats), "timings": timings(all_stats)}
-        )
+        return msgspec.json.encode(self._object(self._name, choices) | figures(all_stats))
 
     def choice(
         self, index: int, text: str, stats: AnswerStats, pieces: Sequence[Piece] | None
@@ -77,7 +79,7 @@ class Reply:
 
     def usage(self, all_stats: Sequence[AnswerStats]) -> bytes:
         """The chunk after all choices."""
-        return self._chunk([], {"usage": usage(all_stats), "timings": timings(all_stats)})
+        return self._chunk([], figures(all_stats))
 
     def _choice(
         self,
@@ -103,6 +105,13 @@ def _message(text: str) -> dict[str, Any]:
 
 def _choice(index: int, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
     return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+
+
+def figures(all_stats: Sequence[AnswerStats]) -> dict[str, Any]:
+    """Usage and timings of a request, and a warning if a part of it is unverified."""
+    warnings = [stats.warning for stats in all_stats if stats.warning]
+    found = {"usage": usage(all_stats), "timings": timings(all_stats)}
+    return found | ({"warning": warnings[0]} if warnings else {})
 
 
 def usage(all_stats: Sequence[AnswerStats]) -> dict[str, int]:

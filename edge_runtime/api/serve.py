@@ -16,11 +16,10 @@ import uvicorn
 
 from edge_runtime.api.app import Api, ApiSettings
 from edge_runtime.api.connector import Connector
-from edge_runtime.client import Client
+from edge_runtime.api.dialer import Dialer
 from edgespec.config import EdgeSettings
 from edgespec.errors import LinkError, UsageError
 from edgespec.manifest import Bundle
-from edgespec.text import Codec
 from edgespec.transport import is_loopback
 
 _SHORTEST_KEY = 8
@@ -51,10 +50,10 @@ def serve(
     api = replace(
         api,
         model=api.model or target.origin.name,
+        offline=edge.offline == "draft",
         fingerprint=bundle.manifest.target_fingerprint[:16],
     )
-    codec = Codec(bundle)
-    connect = partial(Client, bundle, edge, codec=codec)
+    connect = Dialer(bundle, edge)
     listening = _listen(api.host, port)
     first = None
     try:

@@ -36,6 +36,8 @@ async def read_all(answers: Sequence[AsyncCompletion], on_text: OnText) -> None:
     async def read(number: int, answer: AsyncCompletion) -> None:
         shown = 0
         async for piece in answer:
+            if piece.correction is not None:
+                shown = piece.correction
             shown += len(piece.text)
             async with turn:
                 await on_text(number, piece.text, piece)

@@ -278,8 +278,7 @@ def test_a_foreign_host_name_is_refused_without_a_key(url):
 
 
 def test_a_cloud_that_comes_goes_and_comes_back(bundle, text):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        endpoint = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    endpoint = free_endpoint()
     waits = ("--connect-timeout", "0.5", "--give-up", "1")
     bind = ("--bind", endpoint)
     asked = {"messages": CHAT, "max_tokens": 12, "temperature": 0}
@@ -297,6 +296,34 @@ def test_a_cloud_that_comes_goes_and_comes_back(bundle, text):
             until(lambda: httpx.get(url.removesuffix("/v1") + "/health").status_code == 503)
             away = httpx.post(f"{url}/chat/completions", json=asked, timeout=30)
             assert away.status_code == 503
+
+
+def test_without_a_cloud_the_draft_writes_if_it_may(bundle):
+    """Whole, as a plain stream, and with pieces."""
+    offline = ("--offline", "draft", "--offline-after", "0.2")
+    asked = {"messages": CHAT, "max_tokens": 12, "temperature": 0}
+    with serving(bundle, free_endpoint(), *offline) as (url, _):
+        whole = httpx.post(f"{url}/chat/completions", json=asked | {"edgespec": True}).json()
+        assert httpx.get(url.removesuffix("/v1") + "/health").json() == {"status": "offline"}
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            *chunks, usage = client.chat.completions.create(
+                model="", **asked, stream=True, stream_options={"include_usage": True}
+            )
+        metrics = httpx.get(url.removesuffix("/v1") + "/metrics").text
+    (choice,) = whole["choices"]
+    assert {piece["origin"] for piece in choice["edgespec"]} == {"unverified"}
+    text = choice["message"]["content"]
+    assert text and text == "".join(piece["text"] for piece in choice["edgespec"])
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    assert whole["warning"] == usage.model_extra["warning"]
+    assert "12 tokens are the draft's own" in whole["warning"]
+    assert 'edgespec_api_tokens_total{origin="unverified"} 24.0' in metrics
+    assert 'edgespec_api_tokens_total{origin="target"} 0.0' in metrics
+
+
+def free_endpoint():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"tcp://127.0.0.1:{free.getsockname()[1]}"
 
 
 def test_a_signal_lets_answers_end(bundle, endpoint, text):
@@ -332,6 +359,7 @@ def refused(code, words, *arguments, env=None):
 
 def test_bad_settings_are_refused(bundle, tmp_path, endpoint):
     refused(2, "or --demo, and not both")
+    refused(2, "pass --offline draft too", bundle.folder, "--offline-after", "1")
     refused(2, "clients must show a key", bundle.folder, "--host", "0.0.0.0")
     refused(2, "is empty", bundle.folder, "--api-key", empty(tmp_path / "key"))
     refused(2, "cannot be read", bundle.folder, "--api-key", tmp_path / "none")
