@@ -52,7 +52,8 @@ def unfit(message: Open, engine: Engine, memory: Memory) -> str:
         return (
             f"{sizes} need {needed} of KV cache, and the cloud has {megabytes(memory.limit)} in all"
         )
-    largest = int(np.asarray(message.tokens).max())
+    biased = (token for token, _ in message.sampling.logit_bias)
+    largest = max([int(np.asarray(message.tokens).max()), *biased])
     if largest >= engine.vocabulary:
         return f"token {largest} of a vocabulary of {engine.vocabulary}"
     return ""

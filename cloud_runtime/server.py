@@ -167,7 +167,10 @@ class CloudLoop:
         """Runs a step of the cloud draft: one token for each session."""
         assert self._drafter is not None
         began = self._clock()
-        requests = [DraftRequest(s.id, s.draft_prefix, s.sampling) for s in step.sessions]
+        requests = [
+            DraftRequest(session.id, session.draft_prefix, session.sampling, session.adjustments)
+            for session in step.sessions
+        ]
         self._drafter.retain({session.id for session in self._service.sessions.unfinished})
         guesses: Sequence[Guess | None] = [None] * len(requests)
         try:

@@ -15,6 +15,7 @@ from cloud_runtime.memory.prefixes import TOKEN_BYTES
 from cloud_runtime.quotas import Quotas
 from cloud_runtime.sessions import CloudSession, Connection, Owner
 from cloud_runtime.status.tally import Tally
+from edgespec.adjustments import adjustments_of
 from edgespec.config import CloudSettings
 from edgespec.protocol import Admitted, Close, Draft, Error, Message, Open, Resume, Serve, Verdict
 from edgespec.sampling import common_prefix
@@ -140,6 +141,7 @@ class SessionTable:
             domain=b"" if self._settings.share_prefixes else device.key,
             state=state,
             sampling=message.sampling,
+            adjustments=adjustments_of(message.sampling, state.tokens[: state.prompt_length]),
             terms=message.terms,
             connection=Connection(device.peer, now),
             opened_at=now,

@@ -24,6 +24,7 @@ import msgspec
 from cloud_runtime.paths import CandidatePath
 from cloud_runtime.session_drafts import SessionDrafts
 from cloud_runtime.status.tally import Record
+from edgespec.adjustments import Adjustments
 from edgespec.policies import SchedulerPolicy
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
@@ -151,6 +152,8 @@ class CloudSession:
     policy: SchedulerPolicy = field(default=SchedulerPolicy(), repr=False)
     turn: Turn = field(default_factory=Turn)
     owner: Owner = field(default_factory=lambda: Owner(b"", b""))
+    adjustments: Adjustments | None = None
+    """Adjustments of the logits; None: its sampling parameters ask for none."""
     domain: bytes = b""
     """Key of the device whose sessions may share prefixes with it; empty: the domain of all."""
 

@@ -18,6 +18,7 @@ from edge_runtime.pieces import News, Piece
 from edge_runtime.policy import Choice, DraftTimings, choices
 from edge_runtime.tree import DraftedPath, Hit, Tree
 from edge_runtime.unverified import UnverifiedTail
+from edgespec.adjustments import adjustments_of
 from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError, UsageError
@@ -98,6 +99,7 @@ class Answer:
         self.session_id = session
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self.request = request
+        self.adjustments = adjustments_of(request.sampling, request.prompt)
         self.terms = terms
         self.stats = AnswerStats(prompt_tokens=length, restored=len(request.committed))
         self.timing = AnswerTiming()

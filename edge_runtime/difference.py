@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from edgespec.adjustments import adjusted, adjustments_of
 from edgespec.manifest import Precision
 from edgespec.sampling import Sampling, common_prefix, gap
 from edgespec.text import Codec
@@ -40,7 +41,7 @@ class Difference:
     found: Candidate
     gap_logits: float | None = None
     """Score of the expected token minus that of the other, by the target on this machine; infinite
-    if top-k or top-p removes one of them. None: not computed."""
+    if min-p, top-k or top-p removes one of them. None: not computed."""
 
     precision: Precision = "fp32"
     """Precision of the target's layers."""
@@ -57,7 +58,7 @@ class Difference:
         if gap is None:
             return "the cause is unknown"
         if math.isinf(gap):
-            return "unclear: top-p or top-k keeps only one of the two tokens on this machine"
+            return "unclear: min-p, top-p or top-k keeps only one of the two tokens on this machine"
         kind, explains = ("near tie", "explains") if self.near_tie else ("fault", "cannot explain")
         return f"{kind}: {abs(gap):.2g} logits apart, which rounding in {self.precision} {explains}"
 
@@ -92,7 +93,8 @@ def gap_of(
     finally:
         engine.close(slot)
     assert choices is not None
-    return gap(choices.logits[0], sampling, len(tokens), one, other)
+    logits = adjusted(choices.logits[0], adjustments_of(sampling, prompt), tokens)
+    return gap(logits, sampling, len(tokens), one, other)
 
 
 def _candidate(answer: Sequence[int], position: int, codec: Codec) -> Candidate:

@@ -70,6 +70,7 @@ class Drafting:
                 answer.session_id,
                 [*answer.state.tokens, *answer.unverified.tokens],
                 answer.request.sampling,
+                answer.adjustments,
             )
             for answer in answers
         ]
@@ -102,7 +103,12 @@ class Drafting:
 
     def _guess(self, paths: Sequence[tuple[Answer, DraftedPath]]) -> None:
         requests = [
-            DraftRequest(answer.session_id, answer.tree.tokens(path), answer.request.sampling)
+            DraftRequest(
+                answer.session_id,
+                answer.tree.tokens(path),
+                answer.request.sampling,
+                answer.adjustments,
+            )
             for answer, path in paths
         ]
         for (answer, path), guess in zip(paths, self._drafter.guess(requests), strict=True):

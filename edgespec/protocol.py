@@ -43,7 +43,7 @@ from edgespec.plain_text import PLAIN, plain
 from edgespec.sampling import Sampling
 from edgespec.session import Finish
 
-VERSION = 4
+VERSION = 5
 _GREETING = re.compile(
     rb"(?:[\x90-\x9f]|\xdc..)(\xa5hello|\xa7welcome)(?:([\x00-\x7f])|\xcc(.)|\xcd(..))", re.DOTALL
 )

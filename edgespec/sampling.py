@@ -1,11 +1,23 @@
 """The acceptance rule: the target's token at a position, and how a draft is verified against it.
 
-The token at position `i` is a pure function of the logits there (hence of the prefix), the sampling
-parameters, the seed and `i`:
+The token at position `i` is a pure function of the prefix (by the model's logits), the sampling
+parameters, the seed and `i`. The steps and their order are those of vLLM:
 
-    greedy     argmax(logits)
-    sampling   argmax(log p + g),  p = top-k and top-p of softmax(logits / temperature),
-               g_v = -log(-log u_v),  u = Philox4x64(key=seed, counter=i << 64)
+    1  masks                  minus infinity for tokens that a grammar rules out
+    2  logit bias             logit += bias
+    3  repetition penalty r   tokens of prompt and answer: logit / r above 0, else logit * r
+    4  frequency penalty f    logit -= f * (number of times that the token is in the answer)
+    5  presence penalty       logit -= penalty, for tokens that are in the answer
+       greedy                 argmax(logits)
+    6  temperature            softmax(logits / temperature)
+    7  min-p                  keeps p_v >= min_p * max p
+    8  top-k                  keeps the k likeliest
+    9  top-p                  keeps the likeliest of those left that reach top_p of their sum
+       sampling               argmax(log p + g),  g_v = -log(-log u_v),
+                              u = Philox4x64(key=seed, counter=i << 64)
+
+Steps 1 to 5 depend on the tokens before `i` and are in `edgespec.adjustments`; `logits` here are
+adjusted already.
 
 The second line is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): its result has exactly
 the distribution p. The noise depends on (seed, i) only. A draft that picks its token with the same
@@ -51,7 +63,7 @@ def gumbel_noise(seed: int, position: int, ids: npt.NDArray[np.int64], size: int
 
 
 def keep(logits: Logits, sampling: Sampling) -> npt.NDArray[np.int64]:
-    """Ids that top-k and top-p keep, ascending. Shape [kept]; `logits` is [vocabulary]."""
+    """Ids that min-p, top-k and top-p keep, ascending. Shape [kept]; `logits` is [vocabulary]."""
     size = logits.shape[0]
     ids = np.arange(size)
     if 0 < sampling.top_k < size:
@@ -59,6 +71,9 @@ def keep(logits: Logits, sampling: Sampling) -> npt.NDArray[np.int64]:
         above = np.flatnonzero(logits > least)
         ties = np.flatnonzero(logits == least)[: sampling.top_k - above.size]
         ids = np.sort(np.concatenate([above, ties]))
+    if sampling.min_p > 0.0:  # after top-k, which gives the same ids and leaves fewer to compare
+        floor = float(logits.max()) + sampling.temperature * np.log(sampling.min_p)
+        ids = ids[logits[ids] >= np.float64(floor)]
     if sampling.top_p < 1.0:
         mass = logits[ids].astype(np.float64)
         # In place: allocating arrays of vocabulary size costs more than the arithmetic.
@@ -96,11 +111,18 @@ def _nth_largest(logits: Logits, n: int) -> float:
     return float(np.partition(logits, size - n)[size - n])
 
 
+def likeliest(logits: Logits, count: int) -> npt.NDArray[np.int64]:
+    """Ids of the `count` largest logits that are finite, ascending; more where some are equal."""
+    least = _nth_largest(logits, min(count, logits.shape[0]))
+    ids = np.flatnonzero(logits >= least)
+    return ids[np.isfinite(logits[ids])]
+
+
 def choose(logits: Logits, sampling: Sampling, position: int) -> int:
     """The token at `position`, given the logits there. `logits` is [vocabulary], any float type."""
     if sampling.greedy:
         return int(np.argmax(logits))
-    if 0 < sampling.top_k < logits.shape[0] or sampling.top_p < 1.0:
+    if 0 < sampling.top_k < logits.shape[0] or sampling.top_p < 1.0 or sampling.min_p > 0.0:
         ids = keep(logits, sampling)
     else:
         ids = _contenders(logits, sampling, position)
@@ -114,8 +136,8 @@ RUNNERS_UP = 3
 class Ranked(NamedTuple):
     """The rule's choice and its runners-up with their weights.
 
-    A score is a logit, under sampling plus the noise `temperature * g`. Tokens that top-k or top-p
-    remove have a weight too, since another model may keep them.
+    A score is a logit, under sampling plus the noise `temperature * g`. Tokens that min-p, top-k or
+    top-p remove have a weight too, since another model may keep them.
     """
 
     token: int
@@ -153,7 +175,8 @@ def rank(
 def gap(logits: Logits, sampling: Sampling, position: int, one: int, other: int) -> float:
     """Score of token `one` minus that of token `other` (scores as in `Ranked`), in logits.
 
-    `logits` is [vocabulary]. Infinite if top-k or top-p keeps only one of the two.
+    `logits` is [vocabulary]. Infinite if min-p, top-k or top-p keeps only
+    one of the two.
     """
     pair = np.array([one, other])
     if sampling.greedy:

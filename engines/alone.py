@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from edgespec.adjustments import adjusted, adjustments_of
 from edgespec.sampling import Sampling, choose
 from engines.base import Engine, Row, final_choices
 
@@ -18,12 +19,14 @@ def write_alone(
     """Returns the answer's tokens, end-of-text included. Uses no code of the runtimes."""
     slot = engine.open()
     tokens = list(prompt)
+    adjustments = adjustments_of(sampling, prompt)
     try:
         while len(tokens) < len(prompt) + max_tokens:
             start = engine.cached(slot)
             (choices,) = final_choices(engine, [Row(slot, start, tokens[start:])])
             assert choices is not None
-            tokens.append(choose(choices.logits[0], sampling, len(tokens)))
+            logits = adjusted(choices.logits[0], adjustments, tokens)
+            tokens.append(choose(logits, sampling, len(tokens)))
             if tokens[-1] in end_ids:
                 break
     finally:

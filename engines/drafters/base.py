@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
+from edgespec.adjustments import Adjustments
 from edgespec.sampling import Sampling
 
 
@@ -28,6 +29,8 @@ class DraftRequest(NamedTuple):
     tokens: Sequence[int]
     """All tokens of one branch: the prompt, the committed tokens and the drafted ones."""
     sampling: Sampling
+    adjustments: Adjustments | None = None
+    """Those of the session, shared by all its branches; None: it has none."""
 
 
 class Drafter(Protocol):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from edgespec.confidence import UNCALIBRATED, probability
 from edgespec.errors import EngineError
 from edgespec.manifest import Calibration
-from edgespec.sampling import Sampling, common_prefix, rank
-from engines.base import Choices, Engine, Row, final_choices
+from edgespec.sampling import common_prefix, likeliest, rank
+from engines.base import TOP, Choices, Engine, Row, final_choices
 from engines.drafters.base import DraftRequest, Guess
 
 PREFILL_CHUNK_TOKENS = 64
@@ -25,14 +25,21 @@ STEP_BRANCHES = 3
 times, four 2.0 times. One of four slots stays for a branch that is not in the step."""
 
 
-def judge(
-    choices: Choices, calibration: Calibration, sampling: Sampling, position: int
-) -> Guess | None:
-    """Return a draft's guess for `position` from its choices, [1] each; None if its logits are not
-    finite."""
+def judge(choices: Choices, calibration: Calibration, request: DraftRequest) -> Guess | None:
+    """Return a draft's guess after a request's tokens from its choices, [1] each.
+
+    None if its logits are not finite, or the adjustments rule all of its tokens out.
+    """
     if not choices.finite:
         return None
-    best = rank(choices.logits[0], sampling, position, choices.top_ids[0])
+    _, tokens, sampling, adjustments = request
+    logits, top = choices.logits[0], choices.top_ids[0]
+    if adjustments is not None:
+        logits = adjustments.apply(logits, tokens)
+        top = likeliest(logits, TOP)
+        if not top.size:
+            return None
+    best = rank(logits, sampling, len(tokens), top)
     confidence = probability(best.odds, calibration, sampling.temperature)
     runners_up = tuple((token, (1 - confidence) * share) for token, share in best.runners_up)
     return Guess(best.token, confidence, runners_up)
@@ -107,9 +114,9 @@ class ModelDrafter:
             results = final_choices(self._engine, rows)
             for (number, branch), choices in zip(placed.items(), results, strict=True):
                 assert choices is not None
-                _, tokens, sampling = waiting.pop(number)
-                branch.tokens += tokens[len(branch.tokens) :]
-                guesses[number] = judge(choices, self._calibration, sampling, len(tokens))
+                request = waiting.pop(number)
+                branch.tokens += request.tokens[len(branch.tokens) :]
+                guesses[number] = judge(choices, self._calibration, request)
         return guesses
 
     def retain(self, sessions: Collection[int]) -> None:

@@ -168,6 +168,8 @@ def test_nothing_before_hello():
         (opening(prompt_length=0), "prompt of 0"),
         (opening(prompt=(1, 50)), "token 50 of a vocabulary of 50"),
         (opening(sampling=Sampling(-1.0)), "temperature"),
+        (opening(sampling=Sampling(min_p=float("nan"))), "min-p is nan"),
+        (opening(sampling=Sampling(logit_bias=((50, 1.0),))), "token 50 of a vocabulary of 50"),
         (Hint(1, 1, 1, 1, []), "does not send Hint"),
     ],
 )

@@ -53,6 +53,41 @@ def test_every_answer_of_one_loop_is_the_targets_own(house, drafter, settings):
     assert home.service.sessions.active == 0
 
 
+ADJUSTED = [
+    Sampling(presence_penalty=1.0, frequency_penalty=0.5, repetition_penalty=1.2),
+    Sampling(1.0, seed=3, repetition_penalty=0.7, logit_bias=((7, 3.0), (9, -5.0))),
+    Sampling(0.8, 0.9, 12, 4, min_p=0.05, frequency_penalty=-0.2),
+    Sampling(logit_bias=((11, 100.0),), presence_penalty=2.0),
+]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mode": "edge"},
+        {"tactics": Tactics("none"), "draft_length": 3},
+        {"tactics": Tactics("exits", hints=True)},
+        {"mode": "cloud-draft"},
+    ],
+    ids=["auto", "edge", "lockstep", "hints", "cloud-draft"],
+)
+def test_every_adjusted_answer_is_the_targets_own_and_is_drafted(house, settings):
+    drafts = ModelDrafter(ToyEngine(noise=0.2), "beside")
+    home = house(ToyEngine(), cloud_draft=drafts)
+    loop = home.device(ModelDrafter(ToyEngine(noise=0.2), "near"), **settings)
+    requests = [Request((3, 1, 4, 1, 5), 60, sampling) for sampling in ADJUSTED]
+    plain = [home.alone(replace(request, sampling=Sampling())) for request in requests]
+    answers = [loop.start(request) for request in requests]
+    write_all(loop, answers)
+    for answer, request, other in zip(answers, requests, plain, strict=True):
+        assert answer.stats.token_ids == home.alone(request) != other
+    if settings.get("draft_length"):
+        # A draft without the adjustments would be right once in 50 tokens.
+        verified = sum(answer.stats.verified for answer in answers)
+        assert sum(answer.stats.confirmed for answer in answers) > 0.4 * verified > 40
+
+
 def test_an_answer_may_join_and_leave_while_others_are_written(house):
     home = house(ToyEngine())
     loop = home.device(ModelDrafter(ToyEngine(noise=0.3), "near"))

@@ -10,6 +10,7 @@ from edgespec.errors import ProtocolError
 from edgespec.protocol import (
     LONGEST_NAME,
     MAX_DRAFT,
+    MAX_END_IDS,
     MAX_LAYERS,
     REQUEST_HEADER_BYTES,
     VERSION,
@@ -33,6 +34,7 @@ from edgespec.protocol import (
     unpack,
 )
 from edgespec.sampling import Sampling
+from edgespec.sampling_parameters import MAX_BIASES
 
 SECRET = bytes(16)
 
@@ -56,7 +58,7 @@ MESSAGES = [
         SECRET,
         2,
         10,
-        Sampling(0.7, 0.9, 40, 5),
+        Sampling(0.7, 0.9, 40, 5, 0.1, 1.5, -0.5, 1.2, ((7, -100.0), (2**31 - 1, 0.5))),
         [2, 0],
         Terms(cloud_draft=True),
         [1, 2, 3, 49151],
@@ -97,6 +99,18 @@ def test_a_long_header_is_not_decoded():
         unpack(packet, REQUEST_HEADER_BYTES)
     longest = Hello(2, *["\U0001f600" * LONGEST_NAME] * 5)
     assert len(pack(longest)[0]) < REQUEST_HEADER_BYTES
+    biases = tuple((2**31 - 1 - token, 0.1) for token in range(MAX_BIASES))
+    opening = Open(
+        2**62,
+        SECRET,
+        2**31,
+        2**31,
+        Sampling(0.7, seed=2**62, logit_bias=biases),
+        [2**31 - 1] * MAX_END_IDS,
+        Terms(),
+        [1],
+    )
+    assert len(pack(opening)[0]) < REQUEST_HEADER_BYTES
 
 
 def test_every_message_of_the_union_is_tested():
@@ -251,13 +265,13 @@ def test_the_hello_of_protocol_3_reaches_the_comparison_of_versions():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        (("hello", 3, "t"), "the device speaks protocol 3 and this cloud 4: .* on the device"),
-        (("hello", 3, {"name": 1}, 2), "protocol 3 and this cloud 4: update .* on the device"),
-        (("hello", 5, *"abcdefg"), "protocol 5 and this cloud 4: update .* on the cloud"),
-        (("welcome", 3), "the device speaks protocol 4 and this cloud 3: .* on the cloud"),
-        (("hello", 200, "t"), "the device speaks protocol 200 and this cloud 4"),
-        (("welcome", 40000, "t"), "the device speaks protocol 4 and this cloud 40000"),
-        (("welcome", 5, *"abcdefghijkl"), "protocol 4 and this cloud 5: .* on the device"),
+        (("hello", 3, "t"), f"the device speaks protocol 3 and this cloud {VERSION}: .* device"),
+        (("hello", 3, {"name": 1}, 2), f"protocol 3 and this cloud {VERSION}: .* on the device"),
+        (("hello", 90, *"abcdefg"), f"protocol 90 and this cloud {VERSION}: .* on the cloud"),
+        (("welcome", 3), f"the device speaks protocol {VERSION} and this cloud 3: .* the cloud"),
+        (("hello", 200, "t"), f"the device speaks protocol 200 and this cloud {VERSION}"),
+        (("welcome", 40000, "t"), f"the device speaks protocol {VERSION} and this cloud 40000"),
+        (("welcome", 90, *"abcdefghijkl"), f"protocol {VERSION} and this cloud 90: .* the device"),
     ],
 )
 def test_a_greeting_of_another_version_says_which_side_to_update(fields, sentence):

@@ -58,7 +58,7 @@ class Bench:
     def alone(self, text, sampling):
         engine = ToyEngine(**self._options)
         (choices,) = final_choices(engine, [Row(engine.open(), 0, text)])
-        return judge(choices, self._calibration, sampling, len(text))
+        return judge(choices, self._calibration, DraftRequest(0, text, sampling))
 
     def ask(self, texts, sampling=GREEDY):
         """By session; every guess is checked. What was fed for it."""
