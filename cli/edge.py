@@ -32,6 +32,18 @@ from cli.options import (
 )
 from edgespec.config import EdgeSettings, PreDraft, Tactics
 
+SAMPLING_OPTIONS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+"""Options of `edge-run` that are fields of `Sampling`."""
+
 
 @click.command("edge-run")
 @bundle_argument()
@@ -63,6 +75,34 @@ from edgespec.config import EdgeSettings, PreDraft, Tactics
     default=0,
     show_default=True,
     help="Sample among this many of the likeliest tokens; 0 keeps all.",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Sample among tokens with at least this fraction of the likeliest one's probability.",
+)
+@click.option(
+    "--presence-penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Subtract this from the logits of tokens that the answer has.",
+)
+@click.option(
+    "--frequency-penalty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="The same, for each time that the answer has the token.",
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Divide the positive logits of tokens in prompt and answer, and multiply negative ones.",
 )
 @seed_option("Seed of sampling; the same seed gives the same answer.")
 @click.option("--stop", "stops", multiple=True, help="End at this text; may be repeated.")
@@ -135,9 +175,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
         chat=options["chat"],
         system=options["system"],
         max_tokens=options["max_tokens"],
-        sampling=Sampling(
-            options["temperature"], options["top_p"], options["top_k"], options["seed"]
-        ),
+        sampling=Sampling(**{name: options[name] for name in SAMPLING_OPTIONS}),
         stops=options["stops"],
         show_drafts=options["show_drafts"],
         json=options["as_json"],

@@ -16,7 +16,7 @@ import asyncio
 import operator
 import reprlib
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 from edgespec.protocol import Token, Welcome
 from edgespec.sampling import Sampling
+from edgespec.sampling_parameters import biases
 from edgespec.text import Codec
 from engines.drafters.base import Drafter
 
@@ -58,17 +59,26 @@ class _Asking(Generic[C]):
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> C:
         """Starts the assistant's answer to `messages`, which have `role` and `content`.
 
         The bundle's chat template is applied; `system` becomes the first message. Temperature 0 is
-        greedy; otherwise `seed` decides the text. The answer ends before a text in `stop`. Raises
-        `UsageError` for a request that cannot be carried out.
+        greedy; otherwise `seed` decides the text. `logit_bias` has numbers by token id. The answer
+        ends before a text in `stop`. `edgespec.sampling` has the order in which the parameters are
+        applied. Raises `UsageError` for a request that cannot be carried out.
         """
         prompt = self.chat_tokens(messages, system)
-        sampling = Sampling(temperature, top_p, top_k, seed)
+        sampling = Sampling(
+            temperature, top_p, top_k, seed, min_p,
+            presence_penalty, frequency_penalty, repetition_penalty, biases(logit_bias or {}),
+        )  # fmt: skip
         return self._begin(prompt, max_tokens, sampling, stop)
 
     def complete(
@@ -79,11 +89,19 @@ class _Asking(Generic[C]):
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> C:
         """Starts a continuation of `prompt`, a text or its token ids. See `chat` for the rest."""
-        sampling = Sampling(temperature, top_p, top_k, seed)
+        sampling = Sampling(
+            temperature, top_p, top_k, seed, min_p,
+            presence_penalty, frequency_penalty, repetition_penalty, biases(logit_bias or {}),
+        )  # fmt: skip
         return self._begin(self.prompt_tokens(prompt), max_tokens, sampling, stop)
 
     def start(self, request: Request) -> C:

@@ -46,6 +46,7 @@ class Connection:
         if settings.drafter == NO_DRAFTER and settings.mode == "auto":
             settings = replace(settings, mode="cloud")
         self.codec = codec or Codec(bundle)
+        self._vocabulary = bundle.manifest.target.architecture.vocabulary
         drafter = drafter or drafter_for(bundle, settings)
         if settings.offline == "draft" and drafter.name in (NGRAM, NO_DRAFTER):
             raise UsageError(
@@ -70,6 +71,11 @@ class Connection:
         """A new answer to a prompt in tokens, not yet submitted. Raises `UsageError` for a request
         that cannot be carried out."""
         request.sampling.check()
+        for token, _ in request.sampling.logit_bias:
+            if token >= self._vocabulary:
+                raise UsageError(
+                    f"logit bias names the token id {token}; the target has {self._vocabulary}"
+                )
         return self.loop.start(request, TextStream(self.codec, request.prompt, request.stops))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import operator
+import reprlib
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -60,6 +63,16 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
         _check_range("frequency penalty", self.frequency_penalty, -2.0, 2.0)
         _check_range("repetition penalty", self.repetition_penalty, 0.01, 100.0)
         _check_biases(self.logit_bias)
+
+
+def biases(given: Mapping[int, float]) -> tuple[Bias, ...]:
+    """`Sampling.logit_bias` for numbers by token id. Raises `UsageError` for anything else."""
+    try:
+        return tuple(sorted((operator.index(token), float(given[token])) for token in given))
+    except (TypeError, ValueError, LookupError) as error:
+        raise UsageError(
+            f"logit bias is {reprlib.repr(given)}; pass numbers by token id, as {{42: -1.5}}"
+        ) from error
 
 
 def _check_range(name: str, value: float, least: float, most: float) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from edge_runtime.api.errors import ApiError
 from edgespec.sampling import Sampling
+from edgespec.sampling_parameters import biases
 
 MOST_CHOICES = 16
 """Largest product of `n` and the number of prompts."""
@@ -76,11 +77,11 @@ class _Asked(msgspec.Struct, kw_only=True):
     edgespec: bool | None = None
     """Our own: each chunk or choice lists its pieces with their origins."""
     logprobs: Any = None
-    logit_bias: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
-    repetition_penalty: Any = None
-    min_p: Any = None
+    logit_bias: dict[int, float] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_p: float | None = None
 
     @property
     def count(self) -> int:
@@ -107,15 +108,18 @@ class _Asked(msgspec.Struct, kw_only=True):
         OpenAI's default temperature is 1. The choices of one request differ in their seeds.
         """
         seed = secrets.randbits(62) if self.seed is None else self.seed
-        return [
-            Sampling(
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
-                top_k=max(self.top_k or 0, 0),  # -1 is vLLM's word for all
-                seed=(seed + number) % 2**63,
-            )
-            for number in range(self.count)
-        ]
+        common = Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=max(self.top_k or 0, 0),  # -1 is vLLM's word for all
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=biases(self.logit_bias or {}),
+        )
+        seeds = [(seed + number) % 2**63 for number in range(self.count)]
+        return [msgspec.structs.replace(common, seed=each) for each in seeds]
 
     def check(self, neutral: Mapping[str, Sequence[object]]) -> None:
         """Raises `ApiError` for the first field that is set to more than nothing.
@@ -139,11 +143,6 @@ def _equal(value: object, other: object) -> bool:
 
 _NEUTRAL: Mapping[str, Sequence[object]] = {
     "logprobs": (None, False),
-    "logit_bias": (None, {}),
-    "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_p": (None, 0),
 }
 
 

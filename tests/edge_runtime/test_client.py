@@ -158,6 +158,10 @@ def test_errors_raise_where_the_answer_is_read(bundle, endpoint):
     with edgespec.connect(bundle, endpoint) as client:
         with pytest.raises(UsageError, match="at most 512"):
             client.complete("the " * 600)
+        with pytest.raises(UsageError, match=r"logit bias is {'the': 1.0}; pass numbers by"):
+            client.complete("x", logit_bias={"the": 1.0})
+        with pytest.raises(UsageError, match="the token id 300; the target has 300"):
+            client.complete("x", logit_bias={300: 1.0})
         with pytest.raises(UsageError, match="temperature is -1"):
             client.complete("x", temperature=-1.0)
         with pytest.raises(UsageError, match="max_tokens is 0"):

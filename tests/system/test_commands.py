@@ -136,6 +136,17 @@ def test_standard_input_sampling_and_stop(tiny_bundle, served, alone):
     assert figures["token_ids"] == expected[: len(figures["token_ids"])]
 
 
+def test_penalties_on_the_command_line(tiny_bundle, served, alone):
+    penalties = ["--presence-penalty", "0.5", "--frequency-penalty", "-0.2"]
+    sampling = ["--temperature", "0.8", "--min-p", "0.02", "--repetition-penalty", "1.2"]
+    options = ["--prompt", "the quick", "--max-tokens", "24", "--json", *penalties, *sampling]
+    done = edge(tiny_bundle, served.endpoint, *options)
+    expected = alone(
+        ids(tiny_bundle, "the quick"), 24, Sampling(0.8, 1.0, 0, 0, 0.02, 0.5, -0.2, 1.2)
+    )
+    assert json.loads(done.stderr)["token_ids"] == expected
+
+
 def invoke(*arguments):
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
@@ -205,6 +216,8 @@ def test_bad_requests(tiny_bundle, served):
     run = ["edge-run", tiny_bundle.folder, "--connect", served.endpoint]
     refused(2, "temperature is -1.0", *run, "--prompt", "x", "--temperature", "-1")
     refused(2, "top-p is 2.0", *run, "--prompt", "x", "--top-p", "2")
+    refused(2, "min-p is -0.5", *run, "--prompt", "x", "--min-p", "-0.5")
+    refused(2, "repetition penalty is 0.0", *run, "--prompt", "x", "--repetition-penalty", "0")
     refused(2, "--max-tokens", *run, "--prompt", "x", "--max-tokens", "-5")
     refused(2, "--draft-length", *run, "--prompt", "x", "--draft-length", "0")
     refused(2, "a session of this cloud at most 512", *run, "--prompt", "the " * 600)

@@ -38,6 +38,12 @@ def test_each_choice_has_a_seed_of_its_own():
     assert asked.samplings() == [Sampling(0.5, 0.9, 0, (n - 1) % 2**63) for n in range(3)]
 
 
+def test_penalties_and_biases_are_parameters_of_sampling():
+    fields = {"min_p": 0.1, "presence_penalty": 1, "frequency_penalty": -0.5}
+    asked = completion(**fields, repetition_penalty=1.2, logit_bias={"7": -100, "3": 1.5}, seed=4)
+    assert asked.samplings() == [Sampling(1.0, 1.0, 0, 4, 0.1, 1, -0.5, 1.2, ((3, 1.5), (7, -100)))]
+
+
 @pytest.mark.parametrize(
     ("fields", "limit"),
     [({"max_tokens": 5}, 5), ({"max_tokens": 5, "max_completion_tokens": 7}, 7)],
@@ -94,9 +100,10 @@ def test_what_asks_for_nothing_is_taken():
     ("fields", "param"),
     [
         ({"logprobs": True}, "logprobs"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"min_p": 0.1}, "min_p"),
+        ({"logit_bias": {"5": "much"}}, "logit_bias[...]"),
+        ({"logit_bias": [5]}, "logit_bias"),
+        ({"presence_penalty": [0.5]}, "presence_penalty"),
+        ({"min_p": "little"}, "min_p"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),

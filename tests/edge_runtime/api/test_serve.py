@@ -111,6 +111,21 @@ def test_the_choices_of_a_request_have_seeds_of_their_own(client, text):
     assert reply.usage.completion_tokens == 48
 
 
+def test_penalties_and_biases_make_the_targets_own_text(client, text):
+    fields = {"presence_penalty": 1.0, "frequency_penalty": 0.5, "logit_bias": {"40": 2.0}}
+    more = {"repetition_penalty": 1.3, "min_p": 0.05}
+    texts = set()
+    for temperature in (0.0, 0.9):
+        reply = client.chat.completions.create(
+            model="", messages=CHAT, max_tokens=24, temperature=temperature, seed=3, **fields,
+            extra_body=more,
+        )  # fmt: skip
+        sampling = Sampling(temperature, 1.0, 0, 3, 0.05, 1.0, 0.5, 1.3, ((40, 2.0),))
+        texts.add(reply.choices[0].message.content)
+        assert reply.choices[0].message.content == text(RENDERED, 24, sampling, chat=True)
+    assert len(texts) == 2 and text(RENDERED, 24, chat=True) not in texts
+
+
 def test_a_stream_has_the_same_text(client, text):
     stream = client.chat.completions.create(
         model="", messages=CHAT, max_tokens=24, temperature=0, stream=True,
@@ -185,6 +200,8 @@ def test_models_and_their_names(client, url):
         ("chat/completions", {"messages": []}, 400, "at least one"),
         ("chat/completions", {"messages": CHAT, "temperature": 1e9}, 400, "temperature is"),
         ("chat/completions", {"messages": CHAT, "max_tokens": 0}, 400, "at least 1"),
+        ("chat/completions", {"messages": CHAT, "min_p": 2}, 400, "min-p is 2.0; it must be"),
+        ("chat/completions", {"messages": CHAT, "logit_bias": {"999": 1}}, 400, "the token id 999"),
         ("completions", {"prompt": ""}, 400, "the prompt is empty"),
         ("completions", {"prompt": "a " * 100_000}, 400, "shorten the prompt"),
         ("completions", {"prompt": [2**40]}, 400, "the prompt is"),
