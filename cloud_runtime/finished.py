@@ -18,7 +18,7 @@ def surplus(finished: Iterable[CloudSession], policy: SchedulerPolicy) -> Iterat
     total, held = 0.0, defaultdict[bytes, float](float)
     for session in sorted(finished, key=lambda each: each.progress.ended_at, reverse=True):
         device = session.owner.key or session.connection.peer
-        share = max(1 / policy.finished_sessions, session.length / policy.finished_tokens)
+        share = max(1 / policy.finished_sessions, session.kept_tokens / policy.finished_tokens)
         full = held[device] and held[device] + share > policy.finished_device_share
         if full or total + share > 1:
             yield session

@@ -13,6 +13,7 @@ from cloud_runtime.finished import surplus
 from cloud_runtime.memory.ledger import Memory, needed_positions
 from cloud_runtime.memory.prefixes import TOKEN_BYTES
 from cloud_runtime.quotas import Quotas
+from cloud_runtime.session_logprobs import SessionLogprobs
 from cloud_runtime.sessions import CloudSession, Connection, Owner
 from cloud_runtime.status.tally import Tally
 from edgespec.adjustments import adjustments_of
@@ -143,6 +144,7 @@ class SessionTable:
             sampling=message.sampling,
             adjustments=adjustments_of(message.sampling, state.tokens[: state.prompt_length]),
             terms=message.terms,
+            logprobs=_logprobs(message),
             connection=Connection(device.peer, now),
             opened_at=now,
             policy=self._policy,
@@ -243,14 +245,18 @@ class SessionTable:
         """All committed tokens from `base` on, for a device that missed verdicts; None if its
         budget of bytes does not cover them."""
         missing_bytes = TOKEN_BYTES * max(0, session.length - base)
-        if not self._quotas.of(device, now).take_reply(missing_bytes, now):
+        logprobs = session.logprobs
+        records = logprobs.since(base) if logprobs is not None else b""
+        if not self._quotas.of(device, now).take_reply(missing_bytes + len(records), now):
             self._events.trouble(device, "flood", now)
             return None
         session.connection = Connection(device.peer, now)
-        tokens = session.state.tokens
-        if base > len(tokens):
+        if base > session.length:
             return Error("session", "the device is ahead of this session", session.id, True)
-        return Verdict(session.id, 0, base, 0, 0, 0, tokens[base:], session.state.finish)
+        tokens, finish = session.state.tokens[base:], session.state.finish
+        if logprobs is not None and records and logprobs.tokens(records) < len(tokens):
+            tokens, finish = tokens[: logprobs.tokens(records)], ""  # it asks for the rest
+        return Verdict(session.id, 0, base, 0, 0, 0, tokens, finish, records)
 
     def expire(self, now: float) -> list[int]:
         """Closes sessions that their devices have abandoned; returns their ids."""
@@ -303,6 +309,12 @@ class SessionTable:
         """Gives a session's memory back once no batch runs it. `keep`: the cache may be reused."""
         self._memory.leave(session, now, keep=keep)
         self._closed_in_flight = [s for s in self._closed_in_flight if s is not session]
+
+
+def _logprobs(message: Open) -> SessionLogprobs | None:
+    if message.logprobs is None:
+        return None
+    return SessionLogprobs(message.logprobs, len(message.tokens))
 
 
 def _invalid(message: Open | Draft, reason: str) -> Error:

@@ -23,12 +23,16 @@ import msgspec
 
 from cloud_runtime.paths import CandidatePath
 from cloud_runtime.session_drafts import SessionDrafts
+from cloud_runtime.session_logprobs import SessionLogprobs
 from cloud_runtime.status.tally import Record
 from edgespec.adjustments import Adjustments
 from edgespec.policies import SchedulerPolicy
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
 from edgespec.session import Session
+
+TOKEN_MEMORY_BYTES = 40
+"""Memory of a committed token."""
 
 
 @dataclass(slots=True)
@@ -137,6 +141,8 @@ class Outcome(NamedTuple):
     """Verified draft tokens that are the target's own."""
     tokens: list[int]
     """The confirmed tokens, then the target's next one."""
+    logprobs: bytes = b""
+    """Records of their log-probabilities; empty if the session asked for none."""
 
 
 @dataclass(eq=False)
@@ -154,6 +160,8 @@ class CloudSession:
     owner: Owner = field(default_factory=lambda: Owner(b"", b""))
     adjustments: Adjustments | None = None
     """Adjustments of the logits; None: its sampling parameters ask for none."""
+    logprobs: SessionLogprobs | None = None
+    """Log-probabilities of its tokens; None: it asked for none."""
     domain: bytes = b""
     """Key of the device whose sessions may share prefixes with it; empty: the domain of all."""
 
@@ -167,6 +175,12 @@ class CloudSession:
     def length(self) -> int:
         """Committed tokens."""
         return len(self.state.tokens)
+
+    @property
+    def kept_tokens(self) -> float:
+        """Committed tokens; their log-probabilities count as tokens of the same memory."""
+        records = len(self.logprobs.records) if self.logprobs is not None else 0
+        return self.length + records / TOKEN_MEMORY_BYTES
 
     @property
     def pending(self) -> int:
@@ -274,9 +288,13 @@ class CloudSession:
             accepted = path.device_tokens(base, base + confirmed)
             if path.device_tokens(base, base + outcome.verified):
                 number = path.round
+        records = (
+            self.logprobs.add(outcome.logprobs, len(taken)) if self.logprobs is not None else b""
+        )
         self.drafts.settle(now, in_time=number > 0)
         if self.progress.first_verdict is None:
             self.progress.first_verdict = FirstVerdict(now, self.length)
         return Verdict(
-            self.id, number, base, outcome.verified, confirmed, accepted, taken, self.state.finish
-        )
+            self.id, number, base, outcome.verified, confirmed, accepted, taken, self.state.finish,
+            records,
+        )  # fmt: skip

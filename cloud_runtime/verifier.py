@@ -9,6 +9,7 @@ import numpy as np
 from cloud_runtime.sessions import CloudSession, Outcome
 from cloud_runtime.steps import BatchRow
 from edgespec.adjustments import Adjustments
+from edgespec.logprobs import measure
 from edgespec.protocol import Hint
 from edgespec.sampling import choose, guess, verify
 from engines.base import Choices
@@ -33,7 +34,11 @@ def outcome(entry: BatchRow, choice: Choices) -> Outcome:
     """Verifies the draft tokens of a row against the target's choices."""
     target = _tokens(entry.session, entry.draft, choice)
     confirmed, tokens = verify(entry.draft[: len(target) - 1], target)
-    return Outcome(entry.path, len(entry.draft), confirmed, tokens)
+    logprobs = entry.session.logprobs
+    records = b""
+    if logprobs is not None:
+        records = measure(choice.logits, choice.top_ids, tokens, logprobs.count)
+    return Outcome(entry.path, len(entry.draft), confirmed, tokens, records)
 
 
 def _tokens(session: CloudSession, draft: Sequence[int], choice: Choices) -> list[int]:

@@ -22,6 +22,7 @@ from edgespec.adjustments import adjustments_of
 from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError, UsageError
+from edgespec.logprobs import TokenLogprobs, read
 from edgespec.protocol import (
     MAX_DRAFT,
     SECRET_BYTES,
@@ -193,6 +194,7 @@ class Answer:
             end_ids=sorted(self.state.end_ids),
             terms=self.terms,
             tokens=list(self.state.tokens),
+            logprobs=self.request.logprobs,
         )
 
     def serve(self, terms: Terms) -> Serve:
@@ -300,7 +302,10 @@ class Answer:
         self.stats.verified += min(verdict.verified, MAX_DRAFT)
         self.stats.confirmed += confirmed
         self.stats.accepted += accepted
-        return News(fresh, accepted, max(accepted, confirmed - skipped))
+        logprobs: Sequence[TokenLogprobs | None] = ()
+        if self.request.logprobs is not None:
+            logprobs = read(verdict.logprobs, len(verdict.tokens))[skipped:]
+        return News(fresh, accepted, max(accepted, confirmed - skipped), logprobs)
 
     def commit(self, news: News, now: float) -> list[Piece]:
         """Commits tokens one by one, since a stop string may end the answer among them.
@@ -318,7 +323,8 @@ class Answer:
                     text = ""  # it was handed out before
                 else:
                     correction = stands
-            pieces.append(Piece(token, text, news.origin(place), now, correction))
+            logprobs = news.logprobs[place] if news.logprobs else None
+            pieces.append(Piece(token, text, news.origin(place), now, correction, logprobs))
             if self.done:
                 break
         self._count_first(now)

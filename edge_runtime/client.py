@@ -66,20 +66,22 @@ class _Asking(Generic[C]):
         logit_bias: Mapping[int, float] | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
     ) -> C:
         """Starts the assistant's answer to `messages`, which have `role` and `content`.
 
         The bundle's chat template is applied; `system` becomes the first message. Temperature 0 is
         greedy; otherwise `seed` decides the text. `logit_bias` has numbers by token id. The answer
         ends before a text in `stop`. `edgespec.sampling` has the order in which the parameters are
-        applied. Raises `UsageError` for a request that cannot be carried out.
+        applied. With `logprobs`, 0 to 20, pieces have the log-probability of their token and of
+        that many likeliest ones. Raises `UsageError` for a request that cannot be carried out.
         """
         prompt = self.chat_tokens(messages, system)
         sampling = Sampling(
             temperature, top_p, top_k, seed, min_p,
             presence_penalty, frequency_penalty, repetition_penalty, biases(logit_bias or {}),
         )  # fmt: skip
-        return self._begin(prompt, max_tokens, sampling, stop)
+        return self._begin(prompt, max_tokens, sampling, stop, logprobs)
 
     def complete(
         self,
@@ -96,13 +98,14 @@ class _Asking(Generic[C]):
         logit_bias: Mapping[int, float] | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
+        logprobs: int | None = None,
     ) -> C:
         """Starts a continuation of `prompt`, a text or its token ids. See `chat` for the rest."""
         sampling = Sampling(
             temperature, top_p, top_k, seed, min_p,
             presence_penalty, frequency_penalty, repetition_penalty, biases(logit_bias or {}),
         )  # fmt: skip
-        return self._begin(self.prompt_tokens(prompt), max_tokens, sampling, stop)
+        return self._begin(self.prompt_tokens(prompt), max_tokens, sampling, stop, logprobs)
 
     def start(self, request: Request) -> C:
         """Starts the answer to a request in tokens. Raises `UsageError` if it does not fit."""
@@ -119,11 +122,17 @@ class _Asking(Generic[C]):
         return _token_ids(prompt)
 
     def _begin(
-        self, prompt: Sequence[int], max_tokens: int, sampling: Sampling, stop: str | Sequence[str]
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampling: Sampling,
+        stop: str | Sequence[str],
+        logprobs: int | None,
     ) -> C:
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; it must be at least 1")
-        return self.start(Request(tuple(prompt), max_tokens, sampling, _stops(stop)))
+        stops = _stops(stop)
+        return self.start(Request(tuple(prompt), max_tokens, sampling, stops, logprobs=logprobs))
 
     @property
     def welcome(self) -> Welcome:

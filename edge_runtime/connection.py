@@ -15,6 +15,7 @@ from edge_runtime.observer import UNOBSERVED, Observer
 from edge_runtime.wakeable_link import WakeableLink
 from edgespec.config import NGRAM, NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import UsageError
+from edgespec.logprobs import MAX_TOP_LOGPROBS
 from edgespec.manifest import Bundle
 from edgespec.text import Codec, TextStream
 from edgespec.transport import is_loopback
@@ -71,6 +72,11 @@ class Connection:
         """A new answer to a prompt in tokens, not yet submitted. Raises `UsageError` for a request
         that cannot be carried out."""
         request.sampling.check()
+        if request.logprobs is not None and not 0 <= request.logprobs <= MAX_TOP_LOGPROBS:
+            raise UsageError(
+                f"log-probabilities of {request.logprobs} likeliest tokens were asked for; from 0 "
+                f"to {MAX_TOP_LOGPROBS} are possible"
+            )
         for token, _ in request.sampling.logit_bias:
             if token >= self._vocabulary:
                 raise UsageError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from edgespec.logprobs import TokenLogprobs
+
 Origin = Literal["device", "cloud-draft", "target", "unverified", "restored"]
 """Source of a token: the device's draft, the cloud's draft, or the target itself; `unverified`: the
 device's draft while the cloud is lost, not committed; `restored`: committed by an earlier
@@ -23,6 +25,9 @@ class Piece(NamedTuple):
     correction: int | None = None
     """Characters of the answer that stand before this piece; the text after them, which was
     unverified, is withdrawn. None: nothing is withdrawn."""
+    logprobs: TokenLogprobs | None = None
+    """The target's log-probabilities, if the request asked for them; unverified and restored tokens
+    have none."""
 
 
 class News(NamedTuple):
@@ -33,6 +38,8 @@ class News(NamedTuple):
     """Number of `tokens`, from the first on, that the device drafted."""
     confirmed: int = 0
     """Number of `tokens`, from the first on, that the device or the cloud drafted."""
+    logprobs: Sequence[TokenLogprobs | None] = ()
+    """Those of each token, or none at all."""
 
     def origin(self, place: int) -> Origin:
         if place < self.accepted:

@@ -174,6 +174,9 @@ class Request:
     stops: tuple[str, ...] = ()
     committed: tuple[int, ...] = ()
     """First tokens of the answer, if an earlier session has committed them."""
+    logprobs: int | None = None
+    """Number of likeliest tokens that each piece lists with their log-probabilities, beside its
+    token's own; None: pieces have none."""
 
 
 def cache_folder() -> Path:

@@ -79,7 +79,7 @@ class SchedulerPolicy:
     finished_sessions: int = 256
     """Finished sessions that are kept for devices that missed the last verdict."""
     finished_tokens: int = 1 << 21
-    """Tokens of those sessions, at about 40 bytes each."""
+    """Tokens of those sessions, at about 40 bytes each, log-probabilities included."""
     finished_device_share: float = 0.25
     """Share of both that one key may take, or one connection without keys."""
 

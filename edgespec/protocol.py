@@ -39,6 +39,7 @@ import msgspec
 import numpy as np
 
 from edgespec.errors import ProtocolError
+from edgespec.logprobs import MAX_TOP_LOGPROBS
 from edgespec.plain_text import PLAIN, plain
 from edgespec.sampling import Sampling
 from edgespec.session import Finish
@@ -62,6 +63,9 @@ MAX_END_IDS = 64
 MAX_LAYERS = 256
 """Layers of a target that may have an exit head."""
 MAX_VERDICT_TOKENS = 1 << 17
+MAX_LOGPROB_BYTES = 1 << 18
+"""Bytes of the log-probabilities in a verdict. A reply to a Resume that would have more leaves its
+last tokens out; the device asks again."""
 LONGEST_NAME = 200
 """Characters of a name."""
 LONGEST_ERROR = 1000
@@ -77,6 +81,7 @@ Layer = Annotated[int, msgspec.Meta(ge=0, lt=MAX_LAYERS)]
 Tokens = Annotated[list[Token], msgspec.Meta(max_length=MAX_DRAFT + 1)]
 Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME, pattern=PLAIN)]
 """Plain text: `unpack` refuses control characters."""
+TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOP_LOGPROBS)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
 """Tokens a second, or another non-negative number."""
@@ -177,6 +182,9 @@ class Open(Message, frozen=True, tag="open"):
     tokens: Annotated[Sequence[Token], msgspec.Meta(max_length=0)] = []
     """Empty in the header; `pack` and `unpack` use the buffer for it. `unpack` gives a view of the
     buffer, so that a refused session costs no list."""
+    logprobs: TopLogprobs | None = None
+    """Number of likeliest tokens whose log-probabilities verdicts add to each token's own; None:
+    verdicts have none."""
 
 
 class Admitted(Message, frozen=True, tag="admitted"):
@@ -228,6 +236,9 @@ class Verdict(Message, frozen=True, tag="verdict"):
     """Number of confirmed ids that the device drafted; the cloud drafted the others."""
     tokens: Annotated[list[Token], msgspec.Meta(max_length=MAX_VERDICT_TOKENS)]
     finish: Finish = ""
+    logprobs: Annotated[bytes, msgspec.Meta(max_length=MAX_LOGPROB_BYTES)] = b""
+    """Records of the tokens' log-probabilities (`edgespec.logprobs`), if the Open asked for them.
+    """
 
 
 class Serve(Message, frozen=True, tag="serve"):

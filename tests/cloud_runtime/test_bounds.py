@@ -3,13 +3,16 @@
 import time
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from cloud_runtime.service import Identity, Service
 from cloud_runtime.steps import Batch
 from edgespec.config import CloudSettings
+from edgespec.logprobs import read, record_bytes
 from edgespec.policies import LinkLimits, SchedulerPolicy
 from edgespec.protocol import (
+    MAX_LOGPROB_BYTES,
     MAX_PACKET,
     VERSION,
     Admitted,
@@ -32,6 +35,9 @@ TERMS = Terms()
 HELLO = Hello(VERSION, "t", "k", "robot")
 SLOWEST_REFUSAL_S = 0.0015
 """Three times the goal of 0.5 ms, since the test machine is busy; a list of ids would take more."""
+
+
+PLAIN = Terms(drafting=False)
 
 
 class Cloud:
@@ -117,13 +123,38 @@ def write(cloud, message, peer=b"a", key=b""):
         cloud.service.stepping.commit(batch, last.choices, cloud.now)
 
 
+def test_log_probabilities_that_are_asked_for_again_come_in_parts_and_are_charged():
+    cloud = Cloud(limits=LinkLimits(bytes_per_s=1e6, burst_bytes=1e6))
+    most = 2 * MAX_LOGPROB_BYTES // record_bytes(20)
+    write(cloud, msgspec.structs.replace(opening(1, terms=PLAIN, most=most), logprobs=20))
+    (session,) = cloud.service.sessions
+    whole, base, found = session.state.tokens, 3, []
+    while base < len(whole):
+        verdict = cloud.tell(Resume(1, SECRET, base))
+        assert (verdict.base, verdict.tokens) == (base, whole[base:][: len(verdict.tokens)])
+        assert sum(map(len, pack(verdict))) < MAX_PACKET
+        base += len(verdict.tokens)
+        assert verdict.finish == ("length" if base == len(whole) else "")
+        found += read(verdict.logprobs, len(verdict.tokens))
+    assert None not in found and len(found) == most
+    assert cloud.tell(Resume(1, SECRET, 2)).logprobs == b"", "the device has the others"
+    assert [cloud.tell(Resume(1, SECRET, 3)) for _ in range(5)][-1] is None
+
+
 def kept(cloud):
     return [session.id for session in cloud.service.sessions]
 
 
-PLAIN = Terms(drafting=False)
 BY_COUNT = SchedulerPolicy(finished_sessions=8)
 BY_TOKENS = SchedulerPolicy(finished_tokens=160)
+
+
+def test_log_probabilities_of_finished_sessions_count_as_tokens_of_the_same_memory():
+    cloud = Cloud(scheduler=SchedulerPolicy(finished_tokens=1000))
+    for number in range(1, 31):
+        opened = opening(number, terms=PLAIN, most=20)
+        write(cloud, msgspec.structs.replace(opened, logprobs=20), bytes([number]))
+    assert len(kept(cloud)) == 1000 // (23 + 20 * record_bytes(20) // 40) == 9
 
 
 @pytest.mark.parametrize("policy", [BY_COUNT, BY_TOKENS], ids=["count", "tokens"])

@@ -36,6 +36,21 @@ def no_thread_is_left():
     assert set(threading.enumerate()) <= before
 
 
+def test_log_probabilities_are_the_targets_in_every_mode(bundle, endpoint):
+    options = {"max_tokens": 40, "temperature": 0.8, "seed": 3, "presence_penalty": 1.0}
+    found = []
+    for mode in ("cloud", "edge"):
+        with edgespec.connect(bundle, endpoint, mode=mode) as client:
+            found.append(list(client.complete("the quick", logprobs=5, **options)))
+            assert all(piece.logprobs is None for piece in client.complete("a", max_tokens=4))
+    alone, drafted = found
+    said = [[(piece.token, piece.logprobs) for piece in pieces] for pieces in (alone, drafted)]
+    assert said[0] == said[1], "one target, so the same bits"
+    for piece in alone:
+        assert piece.logprobs.logprob <= piece.logprobs.top[0][1] < 0
+        assert len(piece.logprobs.top) == 5
+
+
 def test_the_example_of_the_readme(bundle, endpoint, alone, monkeypatch):
     """As a user writes it, with two answers at once."""
     code = """
@@ -162,6 +177,8 @@ def test_errors_raise_where_the_answer_is_read(bundle, endpoint):
             client.complete("x", logit_bias={"the": 1.0})
         with pytest.raises(UsageError, match="the token id 300; the target has 300"):
             client.complete("x", logit_bias={300: 1.0})
+        with pytest.raises(UsageError, match="log-probabilities of 21 likeliest tokens"):
+            client.complete("x", logprobs=21)
         with pytest.raises(UsageError, match="temperature is -1"):
             client.complete("x", temperature=-1.0)
         with pytest.raises(UsageError, match="max_tokens is 0"):
