@@ -121,6 +121,15 @@ class _Asking(Generic[C]):
             return self._connected().codec.encode(prompt)
         return _token_ids(prompt)
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for; those of one character may be in several tokens."""
+        return self._connected().codec.token_bytes(token)
+
+    @property
+    def end_ids(self) -> Collection[int]:
+        """Tokens that end an answer."""
+        return self._connected().end_ids
+
     def _begin(
         self,
         prompt: Sequence[int],

@@ -47,6 +47,7 @@ class Connection:
         if settings.drafter == NO_DRAFTER and settings.mode == "auto":
             settings = replace(settings, mode="cloud")
         self.codec = codec or Codec(bundle)
+        self.end_ids = bundle.manifest.text.end_ids
         self._vocabulary = bundle.manifest.target.architecture.vocabulary
         drafter = drafter or drafter_for(bundle, settings)
         if settings.offline == "draft" and drafter.name in (NGRAM, NO_DRAFTER):

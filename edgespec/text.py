@@ -12,6 +12,7 @@ from edgespec.chat_template import render_chat
 from edgespec.errors import BundleError, UsageError
 from edgespec.manifest import Bundle
 from edgespec.plain_text import plain
+from edgespec.token_bytes import TokenBytes
 
 TOKENIZER = "tokenizer/tokenizer.json"
 CHAT_TEMPLATE = "tokenizer/chat_template.jinja"
@@ -34,6 +35,8 @@ class Codec:
         self._template_file = bundle.path(CHAT_TEMPLATE)
         self._file = str(bundle.path(TOKENIZER))
         self.tokenizer: Tokenizer = self.call(Tokenizer.from_file, self._file)
+        self.token_bytes = TokenBytes(self.tokenizer)
+        """The bytes of a token."""
         self._template: str | None = None
         if CHAT_TEMPLATE in bundle.manifest.files:  # a file without a checksum is not read
             self._template = self._template_file.read_text(encoding="utf-8")

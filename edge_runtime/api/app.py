@@ -29,6 +29,7 @@ from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 from edge_runtime.api import errors
 from edge_runtime.api.connector import Connector
 from edge_runtime.api.errors import ApiError
+from edge_runtime.api.logprobs import ChoiceLogprobs
 from edge_runtime.api.metrics import Metrics
 from edge_runtime.api.replies import DONE, Reply, event
 from edge_runtime.api.requests import MOST_CHOICES, ChatRequest, CompletionRequest, read
@@ -173,7 +174,7 @@ class Api:
         if most < 1:
             raise ApiError(400, f"max_tokens is {most}; it must be at least 1", param="max_tokens")
         wanted = [
-            Asked(tuple(prompt), most, sampling, asked.stops)
+            Asked(tuple(prompt), most, sampling, asked.stops, logprobs=asked.alternatives)
             for prompt in prompts
             for sampling in asked.samplings()
         ]
@@ -184,13 +185,14 @@ class Api:
                 429, f"{self._waiting} requests wait already; try again later",
                 errors.OVERLOADED, code="queue_full",
             )  # fmt: skip
-        write = self._stream if asked.stream else self._whole
+        logprobs = [reply.logprobs(client.token_bytes, client.end_ids) for _ in wanted]
+        write = partial(self._stream if asked.stream else self._whole, asked, reply, logprobs)
 
         async def run(receive: Receive, send: Send) -> None:
             sender = Sender(send, _EVENTS if asked.stream else _JSON)
 
             async def work() -> None:
-                await self._placed(client, wanted, sender, partial(write, asked, reply, sender))
+                await self._placed(client, wanted, sender, partial(write, sender))
 
             with suppress(Gone):
                 await while_connected(receive, sender, work)
@@ -238,6 +240,7 @@ class Api:
         self,
         asked: ChatRequest | CompletionRequest,
         reply: Reply,
+        logprobs: Sequence[ChoiceLogprobs],
         sender: Sender,
         answers: Sequence[AsyncCompletion],
     ) -> None:
@@ -245,6 +248,8 @@ class Api:
 
         async def keep(number: int, text: str, piece: Piece | None) -> None:
             del text
+            if piece:
+                logprobs[number].add(piece)
             if piece and asked.edgespec:
                 pieces[number].append(piece)
 
@@ -255,6 +260,7 @@ class Api:
                 answer.partial_text,
                 answer.stats,
                 settled(pieces[number]) if asked.edgespec else None,
+                logprobs[number].take(),
             )
             for number, answer in enumerate(answers)
         ]
@@ -264,6 +270,7 @@ class Api:
         self,
         asked: ChatRequest | CompletionRequest,
         reply: Reply,
+        logprobs: Sequence[ChoiceLogprobs],
         sender: Sender,
         answers: Sequence[AsyncCompletion],
     ) -> None:
@@ -278,6 +285,8 @@ class Api:
 
         async def pass_on(number: int, text: str, piece: Piece | None) -> None:
             await begin(number)
+            if piece:
+                logprobs[number].add(piece)
             if piece and not asked.edgespec:
                 text = unverified[number].pass_on(text, piece)
             elif piece:
@@ -287,12 +296,17 @@ class Api:
         async def show(number: int, text: str, *, withdrawn: bool = False) -> None:
             if text or (withdrawn and asked.edgespec):
                 shown, held[number] = held[number], []
-                await sender.chunk(reply.text(number, text, shown if asked.edgespec else None))
+                more = logprobs[number].take()
+                await sender.chunk(
+                    reply.text(number, text, shown if asked.edgespec else None, more)
+                )
 
         await read_all(answers, pass_on)
         for number, answer in enumerate(answers):
             await begin(number)
             await show(number, unverified[number].flush())
+            if rest := logprobs[number].take():  # of tokens without text of their own
+                await sender.chunk(reply.text(number, "", None, rest))
             await sender.chunk(reply.last(number, answer.stats))
         if asked.wants_usage:
             await sender.chunk(reply.usage([answer.stats for answer in answers]))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from edge_runtime.api.logprobs import ChoiceLogprobs, Spell
 from edge_runtime.pieces import Piece
 from edgespec.session import Finish
 from edgespec.telemetry import AnswerStats
@@ -57,20 +58,35 @@ class Reply:
         """The reply in one object; `choices` come from `choice`."""
         return msgspec.json.encode(self._object(self._name, choices) | figures(all_stats))
 
+    def logprobs(self, spell: Spell, end_ids: Collection[int]) -> ChoiceLogprobs:
+        """The log-probabilities of one choice, to be filled."""
+        return ChoiceLogprobs(spell, end_ids, chat=self._chat)
+
     def choice(
-        self, index: int, text: str, stats: AnswerStats, pieces: Sequence[Piece] | None
+        self,
+        index: int,
+        text: str,
+        stats: AnswerStats,
+        pieces: Sequence[Piece] | None,
+        logprobs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         content = {"message": _message(text)} if self._chat else {"text": text}
-        return self._choice(index, content, stats.finish, pieces)
+        return self._choice(index, content, stats.finish, pieces, logprobs)
 
     def first(self, index: int) -> bytes:
         """The first chunk of a choice: the role in a chat, nothing in a text completion."""
         return self._chunk([_choice(index, {"delta": _message("")}, None)]) if self._chat else b""
 
-    def text(self, index: int, text: str, pieces: Sequence[Piece] | None) -> bytes:
-        """A chunk with text; `pieces` if the client asked for them."""
+    def text(
+        self,
+        index: int,
+        text: str,
+        pieces: Sequence[Piece] | None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
+        """A chunk with text; `pieces` and `logprobs` if the client asked for them."""
         content = {"delta": {"content": text}} if self._chat else {"text": text}
-        return self._chunk([self._choice(index, content, None, pieces)])
+        return self._chunk([self._choice(index, content, None, pieces, logprobs)])
 
     def last(self, index: int, stats: AnswerStats) -> bytes:
         """The last chunk of a choice."""
@@ -87,8 +103,9 @@ class Reply:
         content: dict[str, Any],
         finish: Finish | None,
         pieces: Sequence[Piece] | None,
+        logprobs: dict[str, Any] | None,
     ) -> dict[str, Any]:
-        choice = _choice(index, content, None if finish is None else _REASONS[finish])
+        choice = _choice(index, content, None if finish is None else _REASONS[finish], logprobs)
         return choice if pieces is None else choice | {"edgespec": pieces_of(pieces)}
 
     def _chunk(self, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
@@ -103,8 +120,13 @@ def _message(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def _choice(index: int, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
-    return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+def _choice(
+    index: int,
+    content: dict[str, Any],
+    reason: str | None,
+    logprobs: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
 def figures(all_stats: Sequence[AnswerStats]) -> dict[str, Any]:

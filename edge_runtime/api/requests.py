@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from edge_runtime.api.errors import ApiError
+from edgespec.logprobs import MAX_TOP_LOGPROBS
 from edgespec.sampling import Sampling
 from edgespec.sampling_parameters import biases
 
@@ -76,7 +77,7 @@ class _Asked(msgspec.Struct, kw_only=True):
     stream_options: StreamOptions | None = None
     edgespec: bool | None = None
     """Our own: each chunk or choice lists its pieces with their origins."""
-    logprobs: Any = None
+    logprobs: bool | int | None = None
     logit_bias: dict[int, float] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -141,9 +142,7 @@ def _equal(value: object, other: object) -> bool:
     return type(value) is not bool and type(other) is not bool and value == other
 
 
-_NEUTRAL: Mapping[str, Sequence[object]] = {
-    "logprobs": (None, False),
-}
+_NEUTRAL: Mapping[str, Sequence[object]] = {}
 
 
 class ChatRequest(_Asked, kw_only=True):
@@ -151,7 +150,7 @@ class ChatRequest(_Asked, kw_only=True):
 
     messages: list[Message]
     max_completion_tokens: int | None = None
-    top_logprobs: Any = None
+    top_logprobs: int | None = None
     response_format: Any = None
     grammar: Any = None
     tools: Any = None
@@ -163,11 +162,21 @@ class ChatRequest(_Asked, kw_only=True):
         """Most tokens of the answer; None: as many as fit."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
+    @property
+    def alternatives(self) -> int | None:
+        """Likeliest tokens to list with each token; None: no log-probabilities. Raises
+        `ApiError`."""
+        asked = _bounded("top_logprobs", self.top_logprobs or 0)
+        if isinstance(self.logprobs, int) and not isinstance(self.logprobs, bool):
+            raise ApiError(400, "logprobs is true or false in a chat", param="logprobs")
+        if asked and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
+        return asked if self.logprobs else None
+
     def check_fields(self) -> None:
         self.check(
             {
                 **_NEUTRAL,
-                "top_logprobs": (None, 0),
                 "response_format": (None, {"type": "text"}),
                 "grammar": (None, ""),
                 "tools": (None, []),
@@ -189,6 +198,16 @@ class CompletionRequest(_Asked, kw_only=True):
     def limit(self) -> int:
         return _COMPLETION_TOKENS if self.max_tokens is None else self.max_tokens
 
+    @property
+    def alternatives(self) -> int | None:
+        """Likeliest tokens to list with each token; None: no log-probabilities. Raises
+        `ApiError`."""
+        if self.logprobs is None or self.logprobs is False:
+            return None
+        if self.logprobs is True:
+            raise ApiError(400, "logprobs is a number in a text completion", param="logprobs")
+        return _bounded("logprobs", self.logprobs)
+
     def check_fields(self) -> None:
         alike = (None, 1, self.n)
         self.check({**_NEUTRAL, "echo": (None, False), "suffix": (None, ""), "best_of": alike})
@@ -208,6 +227,14 @@ class CompletionRequest(_Asked, kw_only=True):
                 param="prompt",
             )  # fmt: skip
         return list(given)
+
+
+def _bounded(name: str, count: int) -> int:
+    if not 0 <= count <= MAX_TOP_LOGPROBS:
+        raise ApiError(
+            400, f"{name} is {count}; it must be from 0 to {MAX_TOP_LOGPROBS}", param=name
+        )
+    return count
 
 
 def _is_id(value: object) -> bool:

@@ -99,7 +99,7 @@ def test_what_asks_for_nothing_is_taken():
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": "yes"}, "logprobs"),
         ({"logit_bias": {"5": "much"}}, "logit_bias[...]"),
         ({"logit_bias": [5]}, "logit_bias"),
         ({"presence_penalty": [0.5]}, "presence_penalty"),
@@ -173,6 +173,7 @@ def test_anything_is_read_or_refused(fields, kind):
     body = json.dumps({"messages": HELLO, "prompt": "a"} | fields).encode()
     with contextlib.suppress(ApiError):
         asked = read(kind, body)
+        _ = asked.alternatives
         assert asked.samplings() and isinstance(asked.stops, tuple)
         if isinstance(asked, ChatRequest):
             assert all(each.plain() for each in asked.messages)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from click.testing import CliRunner
@@ -21,6 +22,9 @@ from bench.lab.processes import cloud, word_after
 from cli.main import main
 from edgespec.sampling import Sampling
 from edgespec.text import Codec, TextStream
+from engines.alone import write_alone
+from engines.base import Row, final_choices
+from engines.onnxruntime_backend.engine import OrtSettings, load_target
 
 KEY = "a-key-of-nine-words"
 CHAT = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -126,6 +130,50 @@ def test_penalties_and_biases_make_the_targets_own_text(client, text):
     assert len(texts) == 2 and text(RENDERED, 24, chat=True) not in texts
 
 
+def test_log_probabilities_of_chats(client, bundle, text):
+    """They are those of the target's raw logits, whole and streamed."""
+    asked = {"model": "", "messages": CHAT, "max_tokens": 24, "temperature": 0.8, "seed": 4}
+    asked |= {"logprobs": True, "top_logprobs": 3, "frequency_penalty": 0.7, "n": 2}
+    whole = client.chat.completions.create(**asked).choices
+    streamed = [[], []]
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.logprobs.content if choice.logprobs else []
+    codec, engine = Codec(bundle), load_target(bundle, OrtSettings())
+    prompt = codec.encode(RENDERED, chat=True)
+    for number, choice in enumerate(whole):
+        content = choice.logprobs.content
+        assert [each.model_dump() for each in streamed[number]] == [c.model_dump() for c in content]
+        sampling = Sampling(0.8, 1.0, 0, 4 + number, frequency_penalty=0.7)
+        tokens = write_alone(engine, prompt, 24, sampling, bundle.manifest.text.end_ids)
+        assert choice.message.content == text(RENDERED, 24, sampling, chat=True)
+        assert len(content) == 24
+        (choices,) = final_choices(engine, [Row(engine.open(), 0, [*prompt, *tokens[:-1]], 24)])
+        for token, logits, found in zip(tokens, choices.logits, content, strict=True):
+            expected = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+            assert found.logprob == pytest.approx(expected[token], abs=1e-5)
+            assert bytes(found.bytes) == codec.token_bytes(token)
+            top = [each.logprob for each in found.top_logprobs]
+            assert top == pytest.approx(np.sort(expected)[:-4:-1], abs=1e-5)
+
+
+def test_log_probabilities_of_text_completions(client):
+    asked = {"model": "", "prompt": "the quick", "max_tokens": 12, "temperature": 0, "logprobs": 2}
+    (choice,) = client.completions.create(**asked).choices
+    found = choice.logprobs
+    assert len(found.tokens) == len(found.token_logprobs) == len(found.text_offset) == 12
+    for token, logprob, top in zip(
+        found.tokens, found.token_logprobs, found.top_logprobs, strict=True
+    ):
+        assert top[token] == logprob == max(top.values()), "greedy takes the likeliest"
+    streamed = [c.choices[0].logprobs for c in client.completions.create(**asked, stream=True)]
+    for column in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+        parts = [getattr(each, column) for each in streamed if each]
+        assert [each for part in parts for each in part] == getattr(found, column)
+    plain = client.completions.create(**asked | {"logprobs": None})
+    assert plain.choices[0].logprobs is None and plain.choices[0].text == choice.text
+
+
 def test_a_stream_has_the_same_text(client, text):
     stream = client.chat.completions.create(
         model="", messages=CHAT, max_tokens=24, temperature=0, stream=True,
@@ -200,6 +248,7 @@ def test_models_and_their_names(client, url):
         ("chat/completions", {"messages": []}, 400, "at least one"),
         ("chat/completions", {"messages": CHAT, "temperature": 1e9}, 400, "temperature is"),
         ("chat/completions", {"messages": CHAT, "max_tokens": 0}, 400, "at least 1"),
+        ("completions", {"prompt": "a", "logprobs": 21}, 400, "logprobs is 21; it must be from 0"),
         ("chat/completions", {"messages": CHAT, "min_p": 2}, 400, "min-p is 2.0; it must be"),
         ("chat/completions", {"messages": CHAT, "logit_bias": {"999": 1}}, 400, "the token id 999"),
         ("completions", {"prompt": ""}, 400, "the prompt is empty"),
