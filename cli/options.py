@@ -247,15 +247,18 @@ def trace_option(command: Command) -> Command:
 
 def energy_options(command: Command) -> Command:
     """`--energy`, and the hidden `--sensors`; `energy_root` reads both."""
-    command = click.option(
+    return click.option(
+        "--energy", is_flag=True, help="Measure this machine's energy and heat with its sensors."
+    )(sensors_option(command))
+
+
+def sensors_option(command: Command) -> Command:
+    return click.option(
         "--sensors",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
         default=Path("/"),
         hidden=True,
         help="Read a recorded file tree instead of this machine's sensors.",
-    )(command)
-    return click.option(
-        "--energy", is_flag=True, help="Measure this machine's energy and heat with its sensors."
     )(command)
 
 

@@ -25,6 +25,7 @@ from cli.options import (
     give_up_option,
     mode_option,
     offline_options,
+    sensors_option,
     server_key_option,
     threads_option,
 )
@@ -72,6 +73,7 @@ from edgespec.errors import UsageError
 @connect_timeout_option
 @give_up_option
 @offline_options
+@sensors_option
 @click.option(
     "--drain-timeout",
     type=SECONDS,
@@ -109,6 +111,7 @@ def serve(bundle: Path | None, demo: bool, **options: Any) -> None:
         api_key=read_api_key(options["api_key"], os.environ.get("EDGESPEC_API_KEY")),
         cors=options["cors"],
         answers=options["answers"],
+        sensors=options["sensors"],
     )
     run = partial(serve, api=api, port=options["port"], drain_timeout=options["drain_timeout"])
     if bundle is not None:

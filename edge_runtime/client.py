@@ -27,6 +27,7 @@ import msgspec
 from edge_runtime.answer import Answer
 from edge_runtime.completion import AsyncCompletion, Completion
 from edge_runtime.connection import Connection, Messages, chat_tokens
+from edge_runtime.figures import DeviceFigures
 from edge_runtime.observer import UNOBSERVED, Observer
 from edgespec.config import LOOPBACK, EdgeSettings, Mode, Request
 from edgespec.errors import UsageError
@@ -165,6 +166,11 @@ class _Asking(Generic[C]):
     def mode(self) -> str:
         """Current mode, as `--explain` shows it."""
         return self._connected().loop.modes.name
+
+    @property
+    def figures(self) -> DeviceFigures:
+        """Measurements so far, over all answers: times, agreement, bytes, mode and its reason."""
+        return self._connected().loop.figures
 
 
 def _token_ids(prompt: Sequence[int]) -> list[int]:

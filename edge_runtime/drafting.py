@@ -97,7 +97,7 @@ class Drafting:
             self._modes.measurements.add_draft_step(now - began, len(step))
         for answer in answers:
             answer.timing.prompt_read = True
-        for answer, path in paths if self._observer.trace else ():
+        for answer, path in paths if self._observer.tracing else ():
             self._observer.note("draft", answer, began, now, round=path.round, base=len(path.ahead))
         return now - began
 

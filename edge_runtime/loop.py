@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from edge_runtime.answer import Answer, AnswerContext
 from edge_runtime.drafting import Drafting
+from edge_runtime.figures import DeviceFigures
 from edge_runtime.handshake import (
     Clock,
     DeviceIdentity,
@@ -122,6 +123,22 @@ class EdgeLoop:
     def connected(self) -> bool:
         """True while there is a connection to the cloud, as of the last turn."""
         return self._link.state.connected
+
+    @property
+    def figures(self) -> DeviceFigures:
+        """Measurements so far. Any thread may ask for them."""
+        timings = self.modes.measurements.timings
+        return DeviceFigures(
+            mode=self.modes.name,
+            reason=self.modes.reason,
+            answers=len(self._answers),
+            round_trip_ms=1e3 * timings.round_trip,
+            target_step_ms=1e3 * timings.step,
+            draft_step_ms=1e3 * timings.draft,
+            agreement=timings.acceptance,
+            bytes_up=self._link.bytes_up,
+            bytes_down=self._link.bytes_down,
+        )
 
     @property
     def running(self) -> Sequence[Answer]:

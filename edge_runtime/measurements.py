@@ -33,7 +33,7 @@ class Measurements:
     def timings(self) -> DraftTimings:
         """The shortest round trip, since longer ones met a running step; the median draft step,
         since some wait for a core."""
-        steps = {paths: statistics.median(times) for paths, times in self._draft_steps.items()}
+        steps = {paths: statistics.median(times) for paths, times in [*self._draft_steps.items()]}
         one = steps.get(1, 0.0)
         extra = self._policy.extra_path_step_share
         together = [

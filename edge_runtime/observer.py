@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.handshake import Tell
-from edgespec.trace import Trace, What
+from edgespec.trace import SpanReceiver, What
 
 if TYPE_CHECKING:
     from edge_runtime.answer import Answer
@@ -21,7 +21,12 @@ class Observer:
     """Receives every change of mode, and the reason."""
     report: Tell | None = None
     """Receives why an answer does not go on."""
-    trace: Trace | None = None
+    trace: SpanReceiver | None = None
+
+    @property
+    def tracing(self) -> bool:
+        """True if the trace wants spans now."""
+        return self.trace is not None and self.trace.wanted
 
     def waiting(self, endpoint: str) -> Callable[[], None] | None:
         """A function that reports that the cloud is silent; None if there is no `report`."""
@@ -38,7 +43,7 @@ class Observer:
 
     def note(self, what: What, answer: Answer, start: float, end: float, **about: Any) -> None:
         """Adds an event of an answer to the trace, with its times in seconds."""
-        if self.trace:
+        if self.trace and self.trace.wanted:
             self.trace.add(what, start, end, session=answer.session_id, **about)
 
 

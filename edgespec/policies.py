@@ -175,6 +175,20 @@ class DraftPolicy:
 
 
 @dataclass(frozen=True)
+class LivePolicy:
+    """What `/v1/edgespec/live` sends to those who watch a device."""
+
+    watchers: int = 8
+    """Clients that may watch at once."""
+    tick_s: float = 0.1
+    """Shortest time between two events."""
+    heartbeat_s: float = 1.0
+    """Longest time between two events."""
+    kept_spans: int = 2000
+    """Spans that wait for the next event; the oldest are dropped."""
+
+
+@dataclass(frozen=True)
 class StatusPolicy:
     """How `edgespec top` reads the status port of a cloud."""
 

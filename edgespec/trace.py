@@ -54,12 +54,33 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-class Trace:
+class SpanReceiver:
+    """Base of what takes spans."""
+
+    wanted = True
+    """False: spans need not be added now."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+
+    def add(
+        self, what: What, start: float, end: float, *, session: int = 0, round: int = 0,
+        base: int = 0, tokens: int = 0, rows: int = 1, note: str = "",
+    ) -> None:  # fmt: skip
+        """Adds a span from `start` to `end`, or an event if they are equal."""
+        name = int(alias(session), 16) if session else 0
+        self.take(Span(self._side, what, start, end - start, name, round, base, tokens, rows, note))
+
+    def take(self, span: Span) -> None:
+        raise NotImplementedError
+
+
+class Trace(SpanReceiver):
     """Writer of spans. It writes them in blocks, and the rest when it is closed."""
 
     def __init__(self, path: Path, side: Side) -> None:
         """Opens the file. Raises `EdgespecError` if it cannot be written."""
-        self._side = side
+        super().__init__(side)
         self._lines: list[bytes] = []
         try:
             self._file = open(path, "wb", opener=_private)  # noqa: SIM115
@@ -68,13 +89,7 @@ class Trace:
                 f"the trace cannot be written to {path}: {error.strerror}"
             ) from error
 
-    def add(
-        self, what: What, start: float, end: float, *, session: int = 0, round: int = 0,
-        base: int = 0, tokens: int = 0, rows: int = 1, note: str = "",
-    ) -> None:  # fmt: skip
-        """Adds a span from `start` to `end`, or an event if they are equal."""
-        name = int(alias(session), 16) if session else 0
-        span = Span(self._side, what, start, end - start, name, round, base, tokens, rows, note)
+    def take(self, span: Span) -> None:
         self._lines.append(msgspec.json.encode(span))
         if len(self._lines) >= BLOCK_SPANS:
             self.flush()

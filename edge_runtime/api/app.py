@@ -3,6 +3,7 @@
 POST /v1/chat/completions, /v1/completions     whole, or as server-sent events
 GET  /v1/models, /v1/models/NAME
 GET  /health, /props, /metrics
+GET  /, /v1/edgespec/live                      the page, and what it shows of the device
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -29,11 +30,13 @@ from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 from edge_runtime.api import errors
 from edge_runtime.api.connector import Connector
 from edge_runtime.api.errors import ApiError
+from edge_runtime.api.live import LiveSpans, LiveStream
 from edge_runtime.api.logprobs import ChoiceLogprobs
 from edge_runtime.api.metrics import Metrics
+from edge_runtime.api.page import page
 from edge_runtime.api.replies import DONE, Reply, event
 from edge_runtime.api.requests import MOST_CHOICES, ChatRequest, CompletionRequest, read
-from edge_runtime.api.streaming import Gone, Sender, Written, read_all, while_connected
+from edge_runtime.api.streaming import EVENTS, JSON, Sender, read_all, written
 from edge_runtime.api.unverified import HeldText, settled
 from edge_runtime.client import AsyncClient
 from edge_runtime.completion import AsyncCompletion
@@ -41,11 +44,12 @@ from edge_runtime.pieces import Piece
 from edgespec.allowed_hosts import AllowedHosts
 from edgespec.config import Request as Asked
 from edgespec.errors import EdgespecError
+from engines.machine.energy.files import ROOT
 
 log = logging.getLogger("edgespec.serve")
 
-_EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
-_JSON = {"content-type": "application/json"}
+_OPEN = ("/", "/health")
+"""Paths that need no API key. The page asks for one."""
 _CLOSED = 499
 """Status in the metrics of a request whose client left before the reply."""
 
@@ -64,6 +68,8 @@ class ApiSettings:
     """Key that clients must send; empty: none."""
     offline: bool = False
     """Answers are written without the cloud too, unverified."""
+    sensors: Path = ROOT
+    """Root of the file tree with the energy sensors."""
     cors: tuple[str, ...] = ()
     """Origins of web pages that may use the API."""
     answers: int = 64
@@ -77,7 +83,8 @@ class ApiSettings:
 class Api:
     """The endpoints."""
 
-    def __init__(self, connector: Connector, settings: ApiSettings) -> None:
+    def __init__(self, connector: Connector, settings: ApiSettings, spans: LiveSpans) -> None:
+        """`spans` receives those of the connector's clients."""
         self._connector = connector
         self._settings = settings
         self._hosts = AllowedHosts(settings.host)
@@ -87,6 +94,11 @@ class Api:
         self._waiting = 0
         self._began = int(time.time())
         self.metrics = Metrics()
+        self.ending: Callable[[], bool] = lambda: False
+        """Says whether the server shuts down."""
+        self._live = LiveStream(
+            connector, spans, settings.sensors, settings.offline, lambda: self.ending()
+        )
 
     def application(self, lifespan: Lifespan[Starlette] | None = None) -> Starlette:
         """The ASGI application; `lifespan` runs around its life."""
@@ -109,6 +121,8 @@ class Api:
             Route("/health", self._health),
             Route("/props", self._props),
             Route("/metrics", self._metrics),
+            Route("/v1/edgespec/live", self._watch),
+            Route("/", self._page),
         ]
         return Starlette(
             routes=routes,
@@ -129,7 +143,7 @@ class Api:
         if settings.api_key:
             given = request.headers.get("authorization", "")
             wanted = f"Bearer {settings.api_key}"
-            if request.url.path != "/health" and not hmac.compare_digest(
+            if request.url.path not in _OPEN and not hmac.compare_digest(
                 given.encode(), wanted.encode()
             ):
                 return ApiError(
@@ -188,16 +202,10 @@ class Api:
         logprobs = [reply.logprobs(client.token_bytes, client.end_ids) for _ in wanted]
         write = partial(self._stream if asked.stream else self._whole, asked, reply, logprobs)
 
-        async def run(receive: Receive, send: Send) -> None:
-            sender = Sender(send, _EVENTS if asked.stream else _JSON)
+        async def work(sender: Sender) -> None:
+            await self._placed(client, wanted, sender, partial(write, sender))
 
-            async def work() -> None:
-                await self._placed(client, wanted, sender, partial(write, sender))
-
-            with suppress(Gone):
-                await while_connected(receive, sender, work)
-
-        return Written(run)
+        return written(EVENTS if asked.stream else JSON, work)
 
     async def _placed(
         self,
@@ -230,7 +238,7 @@ class Api:
                     msgspec.json.encode(error.body()),
                     more=False,
                     status=error.status,
-                    headers={**_JSON, **error.headers()},
+                    headers={**JSON, **error.headers()},
                 )
         finally:
             for _ in range(taken):
@@ -367,6 +375,14 @@ class Api:
                 "edgespec": {"mode": client.mode, "arithmetic": client.arithmetic},
             }
         )
+
+    async def _watch(self, request: Request) -> Response:
+        del request
+        return self._live.reply()
+
+    async def _page(self, request: Request) -> Response:
+        del request
+        return page()
 
     async def _metrics(self, request: Request) -> Response:
         del request

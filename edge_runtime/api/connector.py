@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from edge_runtime.client import AsyncClient, Client
-from edgespec.errors import LinkError
+from edgespec.errors import EdgespecError, LinkError
 
 RETRY_S = 2.0
 """Time after a failed connection in which requests are refused without another try."""
@@ -23,6 +24,7 @@ class Connector:
         self._client: AsyncClient | None = None
         self._lock = asyncio.Lock()
         self._refusal: tuple[float, LinkError] | None = None
+        self._attempt: asyncio.Task[None] | None = None
 
     @property
     def present(self) -> AsyncClient | None:
@@ -48,7 +50,18 @@ class Connector:
             self._client, self._refusal = client, None
             return client
 
+    def try_soon(self) -> None:
+        """Starts to connect, if there is no client and no such attempt yet. Returns at once."""
+        if not self.present and (self._attempt is None or self._attempt.done()):
+            self._attempt = asyncio.create_task(self._try())
+
+    async def _try(self) -> None:
+        with suppress(EdgespecError):
+            await self.client()
+
     async def close(self) -> None:
+        if self._attempt:
+            await self._attempt  # its thread cannot be interrupted
         async with self._lock:
             await self._close()
 

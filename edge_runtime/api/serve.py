@@ -17,6 +17,8 @@ import uvicorn
 from edge_runtime.api.app import Api, ApiSettings
 from edge_runtime.api.connector import Connector
 from edge_runtime.api.dialer import Dialer
+from edge_runtime.api.live import LiveSpans
+from edge_runtime.observer import Observer
 from edgespec.config import EdgeSettings
 from edgespec.errors import LinkError, UsageError
 from edgespec.manifest import Bundle
@@ -53,7 +55,8 @@ def serve(
         offline=edge.offline == "draft",
         fingerprint=bundle.manifest.target_fingerprint[:16],
     )
-    connect = Dialer(bundle, edge)
+    spans = LiveSpans()
+    connect = Dialer(bundle, edge, Observer(trace=spans))
     listening = _listen(api.host, port)
     first = None
     try:
@@ -61,7 +64,8 @@ def serve(
     except LinkError as error:
         click.echo(f"edgespec: {error}; requests get the status 503 until then", err=True)
     connector = Connector(connect, first)
-    application = Api(connector, api).application(partial(_running, connector, api, listening))
+    endpoints = Api(connector, api, spans)
+    application = endpoints.application(partial(_running, connector, api, listening))
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -74,6 +78,7 @@ def serve(
             timeout_graceful_shutdown=max(1, round(drain_timeout)),
         )
     )
+    endpoints.ending = lambda: server.should_exit
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn ends in order, then raises it again
         signal.signal(number, signal.SIG_IGN)
     server.run(sockets=[listening])
@@ -86,7 +91,9 @@ async def _running(
     """Says where the API is, and closes the client at the end."""
     del app
     host, port = listening.getsockname()[:2]
-    click.echo(f"serving {api.model} at http://{_bracketed(host)}:{port}/v1", err=True)
+    address = f"http://{_bracketed(host)}:{port}"
+    click.echo(f"a page to chat and to watch: {address}/", err=True)
+    click.echo(f"serving {api.model} at {address}/v1", err=True)
     try:
         yield
     finally:

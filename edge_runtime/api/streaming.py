@@ -6,6 +6,8 @@ An answer that nobody waits for any more is cancelled, here and at the cloud.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 
 import anyio
 from starlette.responses import Response
@@ -14,6 +16,8 @@ from starlette.types import Message, Receive, Scope, Send
 from edge_runtime.completion import AsyncCompletion
 from edge_runtime.pieces import Piece
 
+EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+JSON = {"content-type": "application/json"}
 STALLED_S = 60.0
 """Time that a client may take to read what was sent; then its answers are cancelled."""
 
@@ -136,3 +140,14 @@ class Written(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope
         await self._write(receive, send)
+
+
+def written(headers: Mapping[str, str], work: Callable[[Sender], Awaitable[None]]) -> Written:
+    """A reply that `work` sends while the client is there."""
+
+    async def write(receive: Receive, send: Send) -> None:
+        sender = Sender(send, headers)
+        with suppress(Gone):
+            await while_connected(receive, sender, partial(work, sender))
+
+    return Written(write)

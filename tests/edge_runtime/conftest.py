@@ -8,7 +8,7 @@ import pytest
 from bench.lab.processes import cloud
 from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
-from edgespec.text import Codec
+from edgespec.text import Codec, TextStream
 from engines.alone import write_alone
 from engines.onnxruntime_backend.engine import OrtSettings, load_target
 from export.publish import described, write_manifest
@@ -44,3 +44,15 @@ def alone(bundle):
         return write_alone(engine, tokens, most, sampling, ends)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def text(bundle, alone):
+    """The target's own text."""
+    codec = Codec(bundle)
+
+    def of(prompt, most, sampling=Sampling(), *, chat=False):
+        stream = TextStream(codec, codec.encode(prompt, chat=chat))
+        return "".join(map(stream.push, alone(prompt, most, sampling, chat=chat)))
+
+    return of

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from bench.lab.processes import cloud, word_after
 from cli.main import main
 from edgespec.sampling import Sampling
-from edgespec.text import Codec, TextStream
+from edgespec.text import Codec
 from engines.alone import write_alone
 from engines.base import Row, final_choices
 from engines.onnxruntime_backend.engine import OrtSettings, load_target
@@ -76,18 +76,6 @@ def url(bundle, endpoint):
 def client(url):
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def text(bundle, alone):
-    """The target's own text."""
-    codec = Codec(bundle)
-
-    def of(prompt, most, sampling=Sampling(), *, chat=False):
-        stream = TextStream(codec, codec.encode(prompt, chat=chat))
-        return "".join(map(stream.push, alone(prompt, most, sampling, chat=chat)))
-
-    return of
 
 
 def test_a_chat_is_the_targets_own(client, text):
