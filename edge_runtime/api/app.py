@@ -164,7 +164,7 @@ class Api:
         self._check_model(asked.model)
         client = await self._connector.client()
         prompt = client.chat_tokens([message.plain() for message in asked.messages])
-        reply = Reply("chat", self._settings.model, self._settings.fingerprint)
+        reply = Reply("chat", self._settings.model, self._settings.fingerprint, asked.count)
         return self._answer(client, [prompt], asked, asked.limit, reply)
 
     async def _complete(self, request: Request) -> Response:
@@ -172,7 +172,7 @@ class Api:
         self._check_model(asked.model)
         client = await self._connector.client()
         prompts = [client.prompt_tokens(prompt) for prompt in asked.prompts()]
-        reply = Reply("text", self._settings.model, self._settings.fingerprint)
+        reply = Reply("text", self._settings.model, self._settings.fingerprint, asked.count)
         return self._answer(client, prompts, asked, asked.limit, reply)
 
     def _answer(

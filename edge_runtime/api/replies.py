@@ -41,12 +41,16 @@ def pieces_of(pieces: Iterable[Piece]) -> list[dict[str, Any]]:
 class Reply:
     """The objects of one reply; all of them have its id, time and model."""
 
-    def __init__(self, kind: Literal["chat", "text"], model: str, fingerprint: str) -> None:
+    def __init__(
+        self, kind: Literal["chat", "text"], model: str, fingerprint: str, count: int = 1
+    ) -> None:
+        """`count`: choices for each prompt."""
         self._chat = kind == "chat"
         prefix, name = (
             ("chatcmpl", "chat.completion") if self._chat else ("cmpl", "text_completion")
         )
         self._name = name
+        self._count = count
         self._common = {
             "id": f"{prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -56,7 +60,9 @@ class Reply:
 
     def whole(self, choices: Sequence[dict[str, Any]], all_stats: Sequence[AnswerStats]) -> bytes:
         """The reply in one object; `choices` come from `choice`."""
-        return msgspec.json.encode(self._object(self._name, choices) | figures(all_stats))
+        return msgspec.json.encode(
+            self._object(self._name, choices) | figures(all_stats, self._count)
+        )
 
     def logprobs(self, spell: Spell, end_ids: Collection[int]) -> ChoiceLogprobs:
         """The log-probabilities of one choice, to be filled."""
@@ -95,7 +101,7 @@ class Reply:
 
     def usage(self, all_stats: Sequence[AnswerStats]) -> bytes:
         """The chunk after all choices."""
-        return self._chunk([], figures(all_stats))
+        return self._chunk([], figures(all_stats, self._count))
 
     def _choice(
         self,
@@ -129,16 +135,16 @@ def _choice(
     return {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
 
 
-def figures(all_stats: Sequence[AnswerStats]) -> dict[str, Any]:
+def figures(all_stats: Sequence[AnswerStats], count: int = 1) -> dict[str, Any]:
     """Usage and timings of a request, and a warning if a part of it is unverified."""
     warnings = [stats.warning for stats in all_stats if stats.warning]
-    found = {"usage": usage(all_stats), "timings": timings(all_stats)}
+    found = {"usage": usage(all_stats, count), "timings": timings(all_stats, count)}
     return found | ({"warning": warnings[0]} if warnings else {})
 
 
-def usage(all_stats: Sequence[AnswerStats]) -> dict[str, int]:
-    """Tokens of a request; the prompt of several choices counts once for each prompt's tokens."""
-    prompt = sum(stats.prompt_tokens for stats in all_stats)
+def usage(all_stats: Sequence[AnswerStats], count: int = 1) -> dict[str, int]:
+    """Tokens of a request with `count` choices for each prompt, which counts once."""
+    prompt = sum(stats.prompt_tokens for stats in all_stats[::count])
     written = sum(stats.tokens for stats in all_stats)
     return {
         "prompt_tokens": prompt,
@@ -147,13 +153,13 @@ def usage(all_stats: Sequence[AnswerStats]) -> dict[str, int]:
     }
 
 
-def timings(all_stats: Sequence[AnswerStats]) -> dict[str, float]:
+def timings(all_stats: Sequence[AnswerStats], count: int = 1) -> dict[str, float]:
     """Speed and drafts of a request, with llama-server's names."""
     seconds = max((stats.seconds for stats in all_stats), default=0.0)
     first = max((stats.first_token_seconds for stats in all_stats), default=0.0)
     written = sum(stats.tokens for stats in all_stats)
     return {
-        "prompt_n": sum(stats.prompt_tokens for stats in all_stats),
+        "prompt_n": sum(stats.prompt_tokens for stats in all_stats[::count]),
         "prompt_ms": round(1e3 * first, 3),
         "predicted_n": written,
         "predicted_ms": round(1e3 * (seconds - first), 3),

@@ -88,6 +88,28 @@ def test_every_adjusted_answer_is_the_targets_own_and_is_drafted(house, settings
         assert sum(answer.stats.confirmed for answer in answers) > 0.4 * verified > 40
 
 
+def test_choices_for_one_prompt_run_it_once_in_the_cloud(house):
+    home = house(ToyEngine())
+    ran, run = [], home.engine.run
+
+    def counted(rows):
+        ran.extend(len(row.tokens) for row in rows)
+        return run(rows)
+
+    home.engine.run = counted
+    loop = home.device(NoDrafter())
+    prompt = tuple(n % 50 for n in range(300))
+    requests = [Request(prompt, 12, Sampling(0.9, seed=seed)) for seed in range(4)]
+    answers = [loop.start(request) for request in requests]
+    write_all(loop, answers)
+    home.engine.run = run
+    # The last token of the prompt is run for each choice, and so is each token but the last.
+    assert sum(ran) == 299 + 4 * 12
+    assert home.service.memory.counts.prefix_hits == 3 * 299
+    assert [answer.stats.token_ids for answer in answers] == [home.alone(r) for r in requests]
+    assert len({tuple(answer.stats.token_ids) for answer in answers}) == 4
+
+
 def test_an_answer_may_join_and_leave_while_others_are_written(house):
     home = house(ToyEngine())
     loop = home.device(ModelDrafter(ToyEngine(noise=0.3), "near"))
