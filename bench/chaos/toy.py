@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from edgespec.config import NGRAM, NO_DRAFTER, Request, Tactics
 from edgespec.protocol import VERSION, Hello
@@ -75,5 +76,20 @@ def any_request(chance: random.Random) -> Request:
     prompt = [chance.randrange(VOCABULARY) for _ in range(chance.randint(1, LONGEST_PROMPT_TOKENS))]
     temperature = chance.choice([0.0, 0.7, 1.0])
     top_p, top_k = chance.choice([(1.0, 0), (0.9, 0), (1.0, 5)])
-    sampling = Sampling(temperature, top_p, top_k, chance.getrandbits(62))
-    return Request(tuple(prompt), chance.randint(1, LONGEST_ANSWER_TOKENS), sampling)
+    sampling = Sampling(temperature, top_p, top_k, chance.getrandbits(62), **_adjusting(chance))
+    most, logprobs = chance.randint(1, LONGEST_ANSWER_TOKENS), chance.choice([None, None, 0, 5])
+    return Request(tuple(prompt), most, sampling, logprobs=logprobs)
+
+
+def _adjusting(chance: random.Random) -> dict[str, Any]:
+    """Penalties and biases for half of the requests."""
+    if chance.random() < 0.5:
+        return {}
+    biased = chance.sample(range(VOCABULARY), chance.randrange(4))
+    return {
+        "min_p": chance.choice([0.0, 0.05]),
+        "presence_penalty": chance.choice([0.0, 1.0]),
+        "frequency_penalty": chance.choice([0.0, 0.3, -0.1]),
+        "repetition_penalty": chance.choice([1.0, 1.3]),
+        "logit_bias": tuple((token, chance.uniform(-9.0, 9.0)) for token in sorted(biased)),
+    }

@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -112,6 +113,11 @@ def test_greedy_obeys_penalties_and_biases():
     assert choose(penalised.apply(logits, [0, 1]), Sampling(), 2) == 2
     biased = adjustments_of(Sampling(logit_bias=((3, 9.0),)), [0])
     assert choose(biased.apply(logits, [0]), Sampling(), 1) == 3
+
+
+def test_parameters_that_were_saved_before_there_were_penalties_are_read():
+    assert msgspec.json.decode(b"[0.7,0.9,40,5]", type=Sampling) == Sampling(0.7, 0.9, 40, 5)
+    assert msgspec.json.decode(msgspec.json.encode(ALL), type=Sampling) == ALL
 
 
 def test_min_p_keeps_tokens_by_their_probability_relative_to_the_likeliest():
