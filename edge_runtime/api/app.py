@@ -1,6 +1,7 @@
 """The HTTP application: endpoints, admission and errors. `edgespec serve` runs it.
 
-POST /v1/chat/completions, /v1/completions     whole, or as server-sent events
+POST /v1/chat/completions, /v1/completions, /v1/responses
+                                               whole, or as server-sent events
 GET  /v1/models, /v1/models/NAME
 GET  /health, /props, /metrics
 GET  /, /v1/edgespec/live                      the page, and what it shows of the device
@@ -34,8 +35,10 @@ from edge_runtime.api.live import LiveSpans, LiveStream
 from edge_runtime.api.logprobs import ChoiceLogprobs
 from edge_runtime.api.metrics import Metrics
 from edge_runtime.api.page import page
-from edge_runtime.api.replies import DONE, Reply, event
+from edge_runtime.api.replies import DONE, Reply
 from edge_runtime.api.requests import MOST_CHOICES, ChatRequest, CompletionRequest, read
+from edge_runtime.api.responses import ResponsesReply
+from edge_runtime.api.responses_request import ResponsesRequest
 from edge_runtime.api.streaming import EVENTS, JSON, Sender, read_all, written
 from edge_runtime.api.unverified import HeldText, settled
 from edge_runtime.client import AsyncClient
@@ -52,6 +55,11 @@ _OPEN = ("/", "/health")
 """Paths that need no API key. The page asks for one."""
 _CLOSED = 499
 """Status in the metrics of a request whose client left before the reply."""
+
+
+Write = Callable[[Sender, Sequence[AsyncCompletion]], Awaitable[None]]
+"""Sends what answers become, and raises if one of them fails."""
+AnyReply = Reply | ResponsesReply
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ class Api:
         routes = [
             Route("/v1/chat/completions", self._chat, methods=["POST"]),
             Route("/v1/completions", self._complete, methods=["POST"]),
+            Route("/v1/responses", self._respond, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._model),
             Route("/health", self._health),
@@ -175,6 +184,18 @@ class Api:
         reply = Reply("text", self._settings.model, self._settings.fingerprint, asked.count)
         return self._answer(client, prompts, asked, asked.limit, reply)
 
+    async def _respond(self, request: Request) -> Response:
+        asked = read(ResponsesRequest, await self._body(request))
+        self._check_model(asked.model)
+        client = await self._connector.client()
+        prompt = client.chat_tokens(asked.messages())
+        limit = asked.max_output_tokens
+        most = client.welcome.context if limit is None else limit
+        reply = ResponsesReply(asked, self._settings.model)
+        write = reply.stream if asked.stream else reply.write
+        wanted = [Asked(tuple(prompt), most, asked.sampling())]
+        return self._queued(client, wanted, write, reply, stream=bool(asked.stream))
+
     def _answer(
         self,
         client: AsyncClient,
@@ -194,25 +215,34 @@ class Api:
         ]
         if len(wanted) > MOST_CHOICES:
             raise ApiError(400, f"{len(wanted)} choices were asked for; at most {MOST_CHOICES} fit")
+        logprobs = [reply.logprobs(client.token_bytes, client.end_ids) for _ in wanted]
+        write = partial(self._stream if asked.stream else self._whole, asked, reply, logprobs)
+        return self._queued(client, wanted, write, reply, stream=bool(asked.stream))
+
+    def _queued(
+        self, client: AsyncClient, wanted: Sequence[Asked], write: Write, reply: AnyReply,
+        *, stream: bool,
+    ) -> Response:  # fmt: skip
+        """The response that `write` sends once there are places. Raises `ApiError` if too many
+        wait for one."""
         if self._waiting >= self._settings.queue:
             raise ApiError(
                 429, f"{self._waiting} requests wait already; try again later",
                 errors.OVERLOADED, code="queue_full",
             )  # fmt: skip
-        logprobs = [reply.logprobs(client.token_bytes, client.end_ids) for _ in wanted]
-        write = partial(self._stream if asked.stream else self._whole, asked, reply, logprobs)
 
         async def work(sender: Sender) -> None:
-            await self._placed(client, wanted, sender, partial(write, sender))
+            await self._placed(client, wanted, sender, write, reply)
 
-        return written(EVENTS if asked.stream else JSON, work)
+        return written(EVENTS if stream else JSON, work)
 
     async def _placed(
         self,
         client: AsyncClient,
         wanted: Sequence[Asked],
         sender: Sender,
-        write: Callable[[Sequence[AsyncCompletion]], Awaitable[None]],
+        write: Write,
+        reply: AnyReply,
     ) -> None:
         """Waits for places, writes the answers, and reports an error to the client."""
         taken = 0
@@ -227,12 +257,11 @@ class Api:
                 self._waiting -= 1
             answers = [client.start(each) for each in wanted]
             with self.metrics.running(answers):
-                await write(answers)
+                await write(sender, answers)
         except (EdgespecError, ApiError) as failure:
             error = failure if isinstance(failure, ApiError) else errors.of(failure)
             if sender.started:
-                await sender.chunk(event(error.body()))
-                await sender.chunk(DONE, more=False)
+                await sender.chunk(reply.failed(error), more=False)
             else:
                 await sender.chunk(
                     msgspec.json.encode(error.body()),
@@ -295,7 +324,7 @@ class Api:
             await begin(number)
             if piece:
                 logprobs[number].add(piece)
-            if piece and not asked.edgespec:
+            if not asked.edgespec:
                 text = unverified[number].pass_on(text, piece)
             elif piece:
                 held[number].append(piece)

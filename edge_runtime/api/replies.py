@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from edge_runtime.api.errors import ApiError
 from edge_runtime.api.logprobs import ChoiceLogprobs, Spell
 from edge_runtime.pieces import Piece
 from edgespec.session import Finish
@@ -102,6 +103,10 @@ class Reply:
     def usage(self, all_stats: Sequence[AnswerStats]) -> bytes:
         """The chunk after all choices."""
         return self._chunk([], figures(all_stats, self._count))
+
+    def failed(self, error: ApiError) -> bytes:
+        """The end of a stream that cannot go on."""
+        return event(error.body()) + DONE
 
     def _choice(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -23,7 +23,7 @@ MOST_CHOICES = 16
 _MOST_STOPS = 16
 _COMPLETION_TOKENS = 16
 """OpenAI's default length of a text completion."""
-_ROLES = {"developer": "system"}
+ROLES = {"developer": "system"}
 """Roles that chat templates know by another name."""
 _REFUSED_ROLES = frozenset({"tool", "function"})
 _PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`")
@@ -59,7 +59,7 @@ class Message(msgspec.Struct):
                     param="messages",
                 )
         text = self.content if isinstance(self.content, str) else "".join(p.text for p in parts)
-        return {"role": _ROLES.get(self.role, self.role), "content": text}
+        return {"role": ROLES.get(self.role, self.role), "content": text}
 
 
 class _Asked(msgspec.Struct, kw_only=True):
@@ -127,15 +127,20 @@ class _Asked(msgspec.Struct, kw_only=True):
 
         `neutral`: for each field that is not supported, the values that ask for nothing.
         """
-        for name, values in neutral.items():
-            value = getattr(self, name)
-            if not any(value is each or _equal(value, each) for each in values):
-                raise ApiError(
-                    400, f"{name} is not supported yet; leave it out", param=name,
-                    code="unsupported_parameter",
-                )  # fmt: skip
+        refuse_unsupported(self, neutral)
         if self.stream_options and not self.stream:
             raise ApiError(400, "stream_options needs stream", param="stream_options")
+
+
+def refuse_unsupported(request: object, neutral: Mapping[str, Sequence[object]]) -> None:
+    """Raises `ApiError` for the first field of `request` that has none of its `neutral` values."""
+    for name, values in neutral.items():
+        value = getattr(request, name)
+        if not any(value is each or _equal(value, each) for each in values):
+            raise ApiError(
+                400, f"{name} is not supported yet; leave it out", param=name,
+                code="unsupported_parameter",
+            )  # fmt: skip
 
 
 def _equal(value: object, other: object) -> bool:
@@ -241,7 +246,14 @@ def _is_id(value: object) -> bool:
     return type(value) is int
 
 
-R = TypeVar("R", ChatRequest, CompletionRequest)
+class Checked(Protocol):
+    """A request whose fields can be checked beyond their types."""
+
+    def check_fields(self) -> None:
+        """Raises `ApiError`."""
+
+
+R = TypeVar("R", bound=Checked)
 
 
 def read(kind: type[R], body: bytes) -> R:

@@ -20,8 +20,11 @@ class HeldText:
         self._held: deque[str] = deque()
         """Texts that the target has not confirmed, a token each."""
 
-    def pass_on(self, text: str, piece: Piece) -> str:
-        """The text that may be sent now that `piece` has come with `text`."""
+    def pass_on(self, text: str, piece: Piece | None) -> str:
+        """The text that may be sent now that `piece` has come with `text`; None: at the end of the
+        answer."""
+        if piece is None:
+            return self.flush() + text
         if piece.correction is not None:
             self._held.clear()
         if piece.origin == "unverified":
