@@ -25,6 +25,7 @@ from cli.options import (
     max_tokens_option,
     mode_option,
     offline_options,
+    read_text,
     seed_option,
     server_key_option,
     threads_option,
@@ -106,6 +107,19 @@ SAMPLING_OPTIONS = (
 )
 @seed_option("Seed of sampling; the same seed gives the same answer.")
 @click.option("--stop", "stops", multiple=True, help="End at this text; may be repeated.")
+@click.option(
+    "--json-schema",
+    type=PATH,
+    metavar="FILE",
+    help="Answer with JSON of this schema; needs the extra 'grammar', as do the next two.",
+)
+@click.option("--regex", metavar="TEXT", help="Answer with a text that this expression matches.")
+@click.option(
+    "--grammar",
+    type=PATH,
+    metavar="FILE",
+    help="Answer with a text of this grammar: Lark as llguidance has it, or GBNF.",
+)
 @drafter_option
 @mode_option
 @click.option(
@@ -167,6 +181,7 @@ def edge_run(bundle: Path, **options: Any) -> None:
     """Answer a prompt on this device, with the target in the cloud."""
     check_offline(options)
     from edge_runtime.terminal import TextSettings, edge_run
+    from edgespec.grammar import chosen_grammar
     from edgespec.manifest import Bundle
     from edgespec.sampling import Sampling
 
@@ -177,6 +192,9 @@ def edge_run(bundle: Path, **options: Any) -> None:
         max_tokens=options["max_tokens"],
         sampling=Sampling(**{name: options[name] for name in SAMPLING_OPTIONS}),
         stops=options["stops"],
+        grammar=chosen_grammar(
+            read_text(options["json_schema"]), options["regex"], read_text(options["grammar"])
+        ),
         show_drafts=options["show_drafts"],
         json=options["as_json"],
         explain=options["explain"],

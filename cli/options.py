@@ -268,6 +268,18 @@ def energy_root(options: dict[str, Any]) -> Path | None:
     return sensors if options.pop("energy") else None
 
 
+def read_text(path: Path | None) -> str | None:
+    """The content of a file that an option names; None without one. Raises `UsageError`."""
+    if path is None:
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def offline_options(command: Command) -> Command:
     """`--offline` and `--offline-after`, which `check_offline` compares."""
     command = click.option(

@@ -18,6 +18,7 @@ from cloud_runtime.status.energy import metered
 from cloud_runtime.warmup import measure
 from edgespec.config import CloudSettings, usable_cores
 from edgespec.errors import UsageError
+from edgespec.grammars import Grammars
 from edgespec.manifest import Bundle
 from edgespec.protocol import largest_packet
 from edgespec.trace import Trace
@@ -75,6 +76,7 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
             "connect with --clients FOLDER, or admit all that know the public key with --any-client"
         )
     quotas = read_quotas(settings.device_quota) if settings.device_quota else {}
+    grammars = Grammars.of(bundle, settings.grammars)
     hub = RouterHub(
         settings.bind,
         settings.key,
@@ -86,7 +88,8 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
         log.info("loading %s from %s", manifest.target.origin.name, bundle.folder)
         models = _load(bundle, settings)
         engine, settings = models.engine, models.settings
-        service = _service(bundle, models, Quotas(quotas, hub.name_of, settings.limits))
+        quota = Quotas(quotas, hub.name_of, settings.limits)
+        service = _service(bundle, models, quota, grammars)
         loop = CloudLoop(
             hub, service, engine, settings, drafter=models.drafter, trace=trace, status=status
         )
@@ -101,6 +104,7 @@ def _serve(bundle: Bundle, settings: CloudSettings, status: Status | None) -> No
             raise KeyboardInterrupt
     finally:
         hub.close()
+        grammars.close()
         if trace:
             trace.close()
 
@@ -132,14 +136,14 @@ def _load(bundle: Bundle, settings: CloudSettings) -> _Models:
     return _Models(engine, drafter, settings)
 
 
-def _service(bundle: Bundle, models: _Models, quotas: Quotas) -> Service:
+def _service(bundle: Bundle, models: _Models, quotas: Quotas, grammars: Grammars) -> Service:
     """Measures step times and puts the service together."""
     manifest, engine, settings = bundle.manifest, models.engine, models.settings
     exits = tuple(manifest.target.exits) if settings.hints else ()
     speeds = measure(engine, models.drafter, hints=bool(exits), policy=settings.scheduler)
     arithmetic = fingerprint(settings.backend, manifest.target.precisions)
     identity = Identity(manifest.target_fingerprint, manifest.text.fingerprint, exits, arithmetic)
-    service = Service(identity, engine, settings, speeds, quotas)
+    service = Service(identity, engine, settings, speeds, quotas, grammars)
     if service.memory.context < engine.context:
         log.warning(
             "--kv-memory holds at most %d tokens of a session, prompt included; the target "

@@ -115,6 +115,7 @@ class CloudLoop:
     def _poll(self, timeout_s: float) -> Step:
         self._exchange(timeout_s)
         self._service.sessions.expire(self._clock())
+        self._send(self._service.sessions.refuse_grammars(self._clock()))
         self._write_notes()
         step = self._service.stepping.next(self._clock())
         self._lap("decide")

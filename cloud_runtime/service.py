@@ -20,6 +20,7 @@ from cloud_runtime.status.tally import Tally
 from cloud_runtime.stepping import Stepping
 from edgespec.config import CloudSettings
 from edgespec.errors import ProtocolError
+from edgespec.grammars import Grammars
 from edgespec.logs import Note
 from edgespec.protocol import (
     REQUEST_HEADER_BYTES,
@@ -55,8 +56,10 @@ class Service:
         settings: CloudSettings,
         speeds: Speeds | None = None,
         quotas: Quotas | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
-        """`engine` lends slots and is asked for its sizes; it is never run here."""
+        """`engine` lends slots and is asked for its sizes; it is never run here. `grammars`: None
+        refuses sessions with a grammar."""
         self.speeds = speeds or Speeds(policy=settings.scheduler)
         self.tally = Tally()
         self.observer: Callable[[AnyMessage, float], None] | None = None
@@ -67,7 +70,14 @@ class Service:
         self._events = Events(self.tally, settings.limits)
         self._handshake = Handshake(identity, settings, self.speeds, self.devices, self._events)
         self.sessions = SessionTable(
-            engine, self.memory, settings, self.devices, self._events, self.tally, self._quotas
+            engine,
+            self.memory,
+            settings,
+            self.devices,
+            self._events,
+            self.tally,
+            self._quotas,
+            grammars,
         )
         self.stepping = Stepping(
             engine, self.memory, settings, self.speeds, self.sessions, self.tally

@@ -18,6 +18,8 @@ from cloud_runtime.sessions import CloudSession, Connection, Owner
 from cloud_runtime.status.tally import Tally
 from edgespec.adjustments import adjustments_of
 from edgespec.config import CloudSettings
+from edgespec.errors import UsageError
+from edgespec.grammars import GrammarMask, Grammars
 from edgespec.protocol import Admitted, Close, Draft, Error, Message, Open, Resume, Serve, Verdict
 from edgespec.sampling import common_prefix
 from edgespec.session import Session
@@ -39,6 +41,7 @@ class SessionTable:
         events: Events,
         tally: Tally,
         quotas: Quotas,
+        grammars: Grammars | None = None,
     ) -> None:
         """`engine` is asked for its sizes and moves idle slots; it is never run here."""
         self._engine = engine
@@ -49,6 +52,7 @@ class SessionTable:
         self._events = events
         self._tally = tally
         self._quotas = quotas
+        self._grammars = grammars
         self._sessions: dict[int, CloudSession] = {}
         self._closed_in_flight: list[CloudSession] = []
         """Closed sessions that keep their slots until their batch has run."""
@@ -123,15 +127,36 @@ class SessionTable:
             sentence = f"this device has used its {usage.quota.tokens_per_day} tokens a day"
             return self._busy(message, tokens_wait_s, sentence)
         places = usage.quota.sessions or self._settings.device_places
+        if message.grammar is not None and self._grammars is not None and self._grammars.full:
+            return self._busy(message, self._durations.mean_s, "too many answers have a grammar")
         if (held := self._held_by(device)) >= places:
             sentence = f"this device has {held} unfinished sessions, its share of the cloud"
             return self._busy(message, waiting_time(1, held, self._durations.mean_s), sentence)
         wait_s = self._wait_s(message, now)
         if wait_s > self._policy.longest_wait_s:
             return self._busy(message, wait_s)
-        return self._admit(device, message, wait_s, now)
+        try:
+            grammar = self._start_grammar(message)
+        except UsageError as error:
+            return _invalid(message, f"{error} (in the cloud)")
+        return self._admit(device, message, grammar, wait_s, now)
 
-    def _admit(self, device: ConnectedDevice, message: Open, wait_s: float, now: float) -> Message:
+    def _start_grammar(self, message: Open) -> GrammarMask | None:
+        """Starts to compile the grammar of a session that has one. Raises `UsageError`."""
+        if message.grammar is None:
+            return None
+        if self._grammars is None:
+            raise UsageError("this cloud has no tokenizer for grammars")
+        return self._grammars.start(message.grammar, message.end_ids)
+
+    def _admit(
+        self,
+        device: ConnectedDevice,
+        message: Open,
+        grammar: GrammarMask | None,
+        wait_s: float,
+        now: float,
+    ) -> Message:
         end_ids = frozenset(message.end_ids)
         state = Session(list(message.tokens), message.prompt_length, message.max_tokens, end_ids)
         if state.finish:  # the device has the whole answer
@@ -142,7 +167,12 @@ class SessionTable:
             domain=b"" if self._settings.share_prefixes else device.key,
             state=state,
             sampling=message.sampling,
-            adjustments=adjustments_of(message.sampling, state.tokens[: state.prompt_length]),
+            adjustments=adjustments_of(
+                message.sampling,
+                state.tokens[: state.prompt_length],
+                [] if grammar is None else [grammar],
+            ),
+            grammar=grammar,
             terms=message.terms,
             logprobs=_logprobs(message),
             connection=Connection(device.peer, now),
@@ -266,6 +296,26 @@ class SessionTable:
             self.remove(session, "silent", now)
         return [session.id for session in silent]
 
+    def refuse_grammars(self, now: float) -> Outgoing:
+        """Ends the sessions whose grammars turned out to be invalid."""
+        refused = [
+            session
+            for session in self.unfinished
+            if session.grammar is not None and session.grammar.ready and session.grammar.refusal
+        ]
+        outgoing: Outgoing = []
+        for session in refused:
+            assert session.grammar is not None
+            error = Error("invalid", session.grammar.refusal, session.id)
+            self.remove(session, "error", now)
+            outgoing.append((session.connection.peer, error))
+        return outgoing
+
+    @property
+    def compiling(self) -> bool:
+        """True while a session waits for its grammar."""
+        return any(s.grammar is not None and not s.grammar.ready for s in self)
+
     def hand_back(self, now: float) -> Outgoing:
         """Ends all unfinished sessions; their devices may open them again on another cloud."""
         outgoing: Outgoing = []
@@ -307,6 +357,8 @@ class SessionTable:
 
     def release(self, session: CloudSession, now: float, *, keep: bool = True) -> None:
         """Gives a session's memory back once no batch runs it. `keep`: the cache may be reused."""
+        if session.grammar is not None:
+            session.grammar.close()
         self._memory.leave(session, now, keep=keep)
         self._closed_in_flight = [s for s in self._closed_in_flight if s is not session]
 

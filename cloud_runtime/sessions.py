@@ -26,6 +26,7 @@ from cloud_runtime.session_drafts import SessionDrafts
 from cloud_runtime.session_logprobs import SessionLogprobs
 from cloud_runtime.status.tally import Record
 from edgespec.adjustments import Adjustments
+from edgespec.grammars import GrammarMask
 from edgespec.policies import SchedulerPolicy
 from edgespec.protocol import Draft, Terms, Verdict
 from edgespec.sampling import Sampling
@@ -159,9 +160,11 @@ class CloudSession:
     turn: Turn = field(default_factory=Turn)
     owner: Owner = field(default_factory=lambda: Owner(b"", b""))
     adjustments: Adjustments | None = None
-    """Adjustments of the logits; None: its sampling parameters ask for none."""
+    """Adjustments of the logits; None: its sampling parameters ask for none, and no grammar."""
     logprobs: SessionLogprobs | None = None
     """Log-probabilities of its tokens; None: it asked for none."""
+    grammar: GrammarMask | None = None
+    """One of its adjustments: the grammar that the answer follows."""
     domain: bytes = b""
     """Key of the device whose sessions may share prefixes with it; empty: the domain of all."""
 
@@ -196,6 +199,8 @@ class CloudSession:
     def ready(self) -> bool:
         """True if the target could run a row for it now."""
         if self.progress.running or self.connection.away or self.state.finish:
+            return False
+        if self.grammar is not None and not self.grammar.ready:
             return False
         terms = self.terms
         return terms.decoding or not terms.drafting or self.drafts.waiting or not self.opened
@@ -276,6 +281,15 @@ class CloudSession:
     def stop_cloud_draft(self) -> None:
         """The cloud draft has no token for it; it is not asked again under these terms."""
         self.terms = msgspec.structs.replace(self.terms, cloud_draft=False)
+
+    def draft_forced(self) -> None:
+        """Adds the tokens that the grammar forces next, if there is no draft yet."""
+        if self.grammar is None or self.state.finish or self.terms.lockstep or self.ahead:
+            return
+        assert self.adjustments is not None
+        self.adjustments.follow(self.state.tokens)
+        for token in self.grammar.forced()[: max(0, self.state.remaining - 1)]:
+            self.add_cloud_token(token, 1.0)
 
     def commit(self, outcome: Outcome, now: float) -> Verdict:
         """Applies the result of a verify step; returns the verdict for the device."""

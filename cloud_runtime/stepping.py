@@ -12,9 +12,9 @@ from cloud_runtime.sessions import CloudSession
 from cloud_runtime.status.tally import Tally
 from cloud_runtime.steps import Batch, BatchRow, DraftStep, Step, Wait
 from cloud_runtime.turns import TurnChange
-from cloud_runtime.verifier import hint, outcome
+from cloud_runtime.verifier import NoLegalToken, hint, outcome
 from edgespec.config import CloudSettings
-from edgespec.protocol import Error, Verdict
+from edgespec.protocol import Error, ErrorCode, Verdict
 from engines.base import Choices, Engine
 from engines.drafters.base import Guess
 
@@ -49,7 +49,7 @@ class Stepping:
         if isinstance(step, Batch):
             for session in step.sessions:
                 session.progress.running = True
-        elif isinstance(step, Wait) and self._memory.waiting:
+        elif isinstance(step, Wait) and (self._memory.waiting or self._sessions.compiling):
             poll_s = self._settings.scheduler.memory_poll_s
             return Wait(poll_s if step.seconds is None else min(poll_s, step.seconds))
         return step
@@ -106,10 +106,14 @@ class Stepping:
             session.progress.running, session.progress.ended_at = False, now
             if choice is None:
                 session.cache.advance(entry.row.start + len(entry.row.tokens))
-            elif choice.finite:
-                outgoing.append((session.connection.peer, self._commit(entry, choice, now)))
-            else:
+            elif not choice.finite:
                 outgoing.append(self._fail(session, "the target's logits are not finite", now))
+            else:
+                try:
+                    verdict = self._commit(entry, choice, now)
+                    outgoing.append((session.connection.peer, verdict))
+                except NoLegalToken as error:
+                    outgoing.append(self._fail(session, str(error), now, "invalid"))
             if session.state.finish or session not in self._sessions:
                 self._sessions.release(session, now)
         return outgoing
@@ -120,6 +124,7 @@ class Stepping:
         self._tally.verdict(session.record, verdict, now)
         if verdict.finish and session in self._sessions:
             self._sessions.ended(session, verdict.finish, now)
+        session.draft_forced()
         return verdict
 
     def abandon(self, batch: Batch, reason: str, now: float) -> Outgoing:
@@ -128,7 +133,9 @@ class Stepping:
             session.progress.running = False
         return [self._fail(session, reason, now) for session in batch.sessions]
 
-    def _fail(self, session: CloudSession, reason: str, now: float) -> tuple[bytes, Error]:
+    def _fail(
+        self, session: CloudSession, reason: str, now: float, code: ErrorCode = "internal"
+    ) -> tuple[bytes, Error]:
         """Ends a session with an error."""
         self._sessions.remove(session, "error", now)
-        return session.connection.peer, Error("internal", reason, session.id)
+        return session.connection.peer, Error(code, reason, session.id)

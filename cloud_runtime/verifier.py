@@ -9,10 +9,15 @@ import numpy as np
 from cloud_runtime.sessions import CloudSession, Outcome
 from cloud_runtime.steps import BatchRow
 from edgespec.adjustments import Adjustments
+from edgespec.errors import EngineError
 from edgespec.logprobs import measure
 from edgespec.protocol import Hint
 from edgespec.sampling import choose, guess, verify
 from engines.base import Choices
+
+
+class NoLegalToken(EngineError):
+    """The adjustments of a session rule all tokens out."""
 
 
 def hint(entry: BatchRow, layer: int, choice: Choices, vocabulary: int) -> Hint:
@@ -31,7 +36,7 @@ def hint(entry: BatchRow, layer: int, choice: Choices, vocabulary: int) -> Hint:
 
 
 def outcome(entry: BatchRow, choice: Choices) -> Outcome:
-    """Verifies the draft tokens of a row against the target's choices."""
+    """Verifies the draft tokens of a row against the target's choices. Raises `NoLegalToken`."""
     target = _tokens(entry.session, entry.draft, choice)
     confirmed, tokens = verify(entry.draft[: len(target) - 1], target)
     logprobs = entry.session.logprobs
@@ -61,9 +66,13 @@ def _adjusted_tokens(
 ) -> list[int]:
     prefix, tokens = list(session.state.tokens), []
     for place, logits in enumerate(choice.logits):
-        token = choose(adjustments.apply(logits, prefix), session.sampling, len(prefix))
+        adjusted = adjustments.apply(logits, prefix)
+        if adjusted.max() == -np.inf:
+            raise NoLegalToken(_no_token(session))
+        token = choose(adjusted, session.sampling, len(prefix))
         tokens.append(token)
-        if [token] != list(draft[place : place + 1]):
+        ended = token in session.state.end_ids
+        if ended or [token] != list(draft[place : place + 1]):
             break
         prefix.append(token)
     return tokens
@@ -82,5 +91,12 @@ def _adjusted_hints(
         logits = np.full(vocabulary, -np.inf, np.float32)
         logits[ids] = top
         prefix = [*session.state.tokens, *draft[:place]]
-        tokens.append(choose(adjustments.apply(logits, prefix), session.sampling, len(prefix)))
+        adjusted = adjustments.apply(logits, prefix)
+        none = adjusted.max() == -np.inf  # the grammar allows none of the candidates
+        tokens.append(int(ids[0]) if none else choose(adjusted, session.sampling, len(prefix)))
     return tokens
+
+
+def _no_token(session: CloudSession) -> str:
+    reason = session.grammar.refusal if session.grammar is not None else ""
+    return reason or "no token continues the answer as its grammar demands"

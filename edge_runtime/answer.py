@@ -22,6 +22,7 @@ from edgespec.adjustments import adjustments_of
 from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError, UsageError
+from edgespec.grammars import GrammarMask
 from edgespec.logprobs import TokenLogprobs, read
 from edgespec.protocol import (
     MAX_DRAFT,
@@ -89,8 +90,10 @@ class Answer:
         context: AnswerContext,
         terms: Terms,
         text: TextStream | None = None,
+        grammar: GrammarMask | None = None,
     ) -> None:
         """`text` turns tokens into text and finds stop strings; without it pieces have no text.
+        `grammar` is the request's, for this answer's drafts.
 
         Raises `UsageError` for a prompt that the target's context cannot hold.
         """
@@ -100,7 +103,10 @@ class Answer:
         self.session_id = session
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self.request = request
-        self.adjustments = adjustments_of(request.sampling, request.prompt)
+        self.grammar = grammar
+        self.adjustments = adjustments_of(
+            request.sampling, request.prompt, [] if grammar is None else [grammar]
+        )
         self.terms = terms
         self.stats = AnswerStats(prompt_tokens=length, restored=len(request.committed))
         self.timing = AnswerTiming()
@@ -193,6 +199,7 @@ class Answer:
             sampling=self.request.sampling,
             end_ids=sorted(self.state.end_ids),
             terms=self.terms,
+            grammar=self.request.grammar,
             tokens=list(self.state.tokens),
             logprobs=self.request.logprobs,
         )
@@ -209,19 +216,45 @@ class Answer:
         self.tree.restart()
         self._offer()
 
+    @property
+    def _most(self) -> int:
+        """Tokens that a path may have. The last token that may be committed is the target's."""
+        return min(self._ahead, self.state.remaining - 1)
+
+    @property
+    def compiling(self) -> bool:
+        """True while the grammar is being compiled; nothing can be drafted then."""
+        return self.grammar is not None and not self.grammar.ready
+
+    def grow_forced(self, path: DraftedPath) -> bool:
+        """Extends a path by the tokens that the grammar forces. False: it forces none."""
+        if self.grammar is None or self.adjustments is None:
+            return False
+        self.adjustments.follow(self.tree.tokens(path))
+        forced = self.grammar.forced()[: max(1, self._most - len(path.ahead))]
+        for token in forced:
+            self.tree.grow(path, Guess(token, 1.0))
+        return bool(forced)
+
+    def allows(self, tokens: Sequence[int], token: int) -> bool:
+        """True if the grammar allows `token` after `tokens`, prompt first."""
+        if self.grammar is None or self.adjustments is None:
+            return True
+        self.adjustments.follow(tokens)
+        return self.grammar.allows(token)
+
     def _offer(self) -> None:
         """Extends the main path by the unverified tokens, which cost no draft step."""
-        main, most = self.tree.main, min(self._ahead, self.state.remaining - 1)
+        main, most = self.tree.main, self._most
         for guess in self.unverified.offered(main.ahead, most):
             self.tree.grow(main, guess)
 
     def choices(self, timings: DraftTimings) -> list[Choice]:
         """The draft steps that this answer could use now. Empty if none is worth its time, or if
         lockstep allows none."""
-        if not self.terms.drafting or self.over:
+        if not self.terms.drafting or self.over or self.compiling:
             return []
-        # The last token that may be committed is the target's.
-        most = min(self._ahead, self.state.remaining - 1)
+        most = self._most
         if not self._tactics.streaming:
             return self._lockstep_choices(min(most, self._draft_length))[:1]
         if self.terms.lockstep:  # the target waits, so it is never ahead of the device

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 import msgspec
 
@@ -31,6 +31,7 @@ from edge_runtime.figures import DeviceFigures
 from edge_runtime.observer import UNOBSERVED, Observer
 from edgespec.config import LOOPBACK, EdgeSettings, Mode, Request
 from edgespec.errors import UsageError
+from edgespec.grammar import Grammar, chosen_grammar
 from edgespec.manifest import Bundle
 from edgespec.protocol import Token, Welcome
 from edgespec.sampling import Sampling
@@ -39,6 +40,7 @@ from edgespec.text import Codec
 from engines.drafters.base import Drafter
 
 DEFAULT = EdgeSettings()
+Schema = str | bool | Mapping[str, Any]
 C = TypeVar("C", Completion, AsyncCompletion)
 
 
@@ -68,6 +70,9 @@ class _Asking(Generic[C]):
         seed: int = 0,
         stop: str | Sequence[str] = (),
         logprobs: int | None = None,
+        json_schema: Schema | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> C:
         """Starts the assistant's answer to `messages`, which have `role` and `content`.
 
@@ -75,14 +80,21 @@ class _Asking(Generic[C]):
         greedy; otherwise `seed` decides the text. `logit_bias` has numbers by token id. The answer
         ends before a text in `stop`. `edgespec.sampling` has the order in which the parameters are
         applied. With `logprobs`, 0 to 20, pieces have the log-probability of their token and of
-        that many likeliest ones. Raises `UsageError` for a request that cannot be carried out.
+        that many likeliest ones.
+
+        The answer follows one of `json_schema` (an object, `True` for any JSON, or the text of
+        either), `regex` and `grammar` (Lark as llguidance has it, or GBNF); this needs the extra
+        `grammar` here and in the cloud.
+
+        Raises `UsageError` for a request that cannot be carried out.
         """
         prompt = self.chat_tokens(messages, system)
         sampling = Sampling(
             temperature, top_p, top_k, seed, min_p,
             presence_penalty, frequency_penalty, repetition_penalty, biases(logit_bias or {}),
         )  # fmt: skip
-        return self._begin(prompt, max_tokens, sampling, stop, logprobs)
+        chosen = chosen_grammar(json_schema, regex, grammar)
+        return self._begin(prompt, max_tokens, sampling, stop, logprobs, chosen)
 
     def complete(
         self,
@@ -100,13 +112,18 @@ class _Asking(Generic[C]):
         seed: int = 0,
         stop: str | Sequence[str] = (),
         logprobs: int | None = None,
+        json_schema: Schema | None = None,
+        regex: str | None = None,
+        grammar: str | None = None,
     ) -> C:
         """Starts a continuation of `prompt`, a text or its token ids. See `chat` for the rest."""
         sampling = Sampling(
             temperature, top_p, top_k, seed, min_p,
             presence_penalty, frequency_penalty, repetition_penalty, biases(logit_bias or {}),
         )  # fmt: skip
-        return self._begin(self.prompt_tokens(prompt), max_tokens, sampling, stop, logprobs)
+        chosen = chosen_grammar(json_schema, regex, grammar)
+        tokens = self.prompt_tokens(prompt)
+        return self._begin(tokens, max_tokens, sampling, stop, logprobs, chosen)
 
     def start(self, request: Request) -> C:
         """Starts the answer to a request in tokens. Raises `UsageError` if it does not fit."""
@@ -138,11 +155,14 @@ class _Asking(Generic[C]):
         sampling: Sampling,
         stop: str | Sequence[str],
         logprobs: int | None,
+        grammar: Grammar | None,
     ) -> C:
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; it must be at least 1")
-        stops = _stops(stop)
-        return self.start(Request(tuple(prompt), max_tokens, sampling, stops, logprobs=logprobs))
+        request = Request(
+            tuple(prompt), max_tokens, sampling, _stops(stop), logprobs=logprobs, grammar=grammar
+        )
+        return self.start(request)
 
     @property
     def welcome(self) -> Welcome:
@@ -207,7 +227,7 @@ class Client(_Asking[Completion]):
         """
         self._connection = Connection(bundle, settings, observer, codec, drafter)
         # Also at the exit of the interpreter, or when no reference is left.
-        self._finalizer = weakref.finalize(self, self._connection.background.close)
+        self._finalizer = weakref.finalize(self, self._connection.close)
 
     def _connected(self) -> Connection:
         return self._connection

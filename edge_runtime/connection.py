@@ -15,6 +15,7 @@ from edge_runtime.observer import UNOBSERVED, Observer
 from edge_runtime.wakeable_link import WakeableLink
 from edgespec.config import NGRAM, NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import UsageError
+from edgespec.grammars import Grammars
 from edgespec.logprobs import MAX_TOP_LOGPROBS
 from edgespec.manifest import Bundle
 from edgespec.text import Codec, TextStream
@@ -48,6 +49,7 @@ class Connection:
             settings = replace(settings, mode="cloud")
         self.codec = codec or Codec(bundle)
         self.end_ids = bundle.manifest.text.end_ids
+        self._grammars = Grammars.of(bundle, settings.grammars)
         self._vocabulary = bundle.manifest.target.architecture.vocabulary
         drafter = drafter or drafter_for(bundle, settings)
         if settings.offline == "draft" and drafter.name in (NGRAM, NO_DRAFTER):
@@ -83,7 +85,20 @@ class Connection:
                 raise UsageError(
                     f"logit bias names the token id {token}; the target has {self._vocabulary}"
                 )
-        return self.loop.start(request, TextStream(self.codec, request.prompt, request.stops))
+        text = TextStream(self.codec, request.prompt, request.stops)
+        if request.grammar is None:
+            return self.loop.start(request, text)
+        grammar = self._grammars.start(request.grammar, self.end_ids)
+        try:
+            return self.loop.start(request, text, grammar)
+        except BaseException:
+            grammar.close()
+            raise
+
+    def close(self) -> None:
+        """Ends all answers and the link, and the process that follows grammars."""
+        self.background.close()
+        self._grammars.close()
 
 
 def chat_tokens(codec: Codec, messages: Messages, system: str = "") -> list[int]:

@@ -38,7 +38,7 @@ class Drafting:
     def turn(self, answers: Collection[Answer]) -> bool:
         """Makes one draft step and sends what is due. True if there may be another step."""
         began = self._clock()
-        offline = [answer for answer in answers if answer.offline]
+        offline = [answer for answer in answers if answer.offline and not answer.compiling]
         if offline:
             self._write_offline(offline)
             for answer in offline:
@@ -74,9 +74,10 @@ class Drafting:
             )
             for answer in answers
         ]
-        for answer, guess in zip(answers, self._drafter.guess(requests), strict=True):
+        guesses = self._drafter.guess(requests)
+        for answer, request, guess in zip(answers, requests, guesses, strict=True):
             answer.timing.idle = True
-            if guess is not None:
+            if guess is not None and answer.allows(request.tokens, guess.token):
                 answer.add_unverified(guess, self._clock())
                 continue
             written = len(answer.state.answer), len(answer.unverified)
@@ -89,12 +90,13 @@ class Drafting:
     def _step(self, step: Sequence[tuple[Answer, Choice]], began: float) -> float:
         """Extends the chosen paths. Returns the seconds that it took."""
         paths = [(answer, answer.path_of(choice)) for answer, choice in step]
-        self._guess(paths)
+        guessed = [(answer, path) for answer, path in paths if not answer.grow_forced(path)]
+        self._guess(guessed)
         now = self._clock()
-        answers = list(dict.fromkeys(answer for answer, _ in step))
+        answers = list(dict.fromkeys(answer for answer, _ in guessed))
         # A step in which the drafter reads a prompt says nothing about the steps after it.
-        if all(answer.timing.prompt_read for answer in answers):
-            self._modes.measurements.add_draft_step(now - began, len(step))
+        if answers and all(answer.timing.prompt_read for answer in answers):
+            self._modes.measurements.add_draft_step(now - began, len(guessed))
         for answer in answers:
             answer.timing.prompt_read = True
         for answer, path in paths if self._observer.tracing else ():
@@ -111,8 +113,10 @@ class Drafting:
             )
             for answer, path in paths
         ]
-        for (answer, path), guess in zip(paths, self._drafter.guess(requests), strict=True):
-            answer.tree.grow(path, guess)
+        guesses = self._drafter.guess(requests) if requests else []
+        for (answer, path), request, guess in zip(paths, requests, guesses, strict=True):
+            legal = guess is not None and answer.allows(request.tokens, guess.token)
+            answer.tree.grow(path, guess if legal else None)
 
     def _send_due(self, answer: Answer, began: float) -> None:
         """Sends drafted tokens that are enough for a packet, or have waited long enough."""

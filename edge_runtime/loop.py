@@ -25,6 +25,7 @@ from edge_runtime.observer import UNOBSERVED, Observer
 from edge_runtime.pieces import Piece
 from edgespec.config import NO_DRAFTER, EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError, UsageError
+from edgespec.grammars import GrammarMask
 from edgespec.protocol import (
     Admitted,
     AnyMessage,
@@ -145,10 +146,15 @@ class EdgeLoop:
         """Answers that are open, those that are over but not closed included."""
         return list(self._answers.values())
 
-    def start(self, request: Request, text: TextStream | None = None) -> Answer:
+    def start(
+        self,
+        request: Request,
+        text: TextStream | None = None,
+        grammar: GrammarMask | None = None,
+    ) -> Answer:
         """A new answer, not yet opened. Raises `UsageError` if the prompt does not fit."""
         session = secrets.randbits(62)
-        return Answer(session, request, self._context, self.modes.terms, text)
+        return Answer(session, request, self._context, self.modes.terms, text, grammar)
 
     def write(self, answer: Answer) -> Iterator[Piece]:
         """Opens an answer, yields its pieces as they are committed, and closes it.
@@ -191,6 +197,8 @@ class EdgeLoop:
     def close(self, answer: Answer) -> None:
         """Ends an answer here and at the cloud, and completes its figures."""
         self._answers.pop(answer.session_id, None)
+        if answer.grammar is not None:
+            answer.grammar.close()
         self._send(answer.close())
         stats, timing = answer.stats, answer.timing
         stats.seconds = self._clock() - timing.began
@@ -247,6 +255,8 @@ class EdgeLoop:
         for answer in self._answers.values():
             deferral = answer.deferral
             timing = answer.timing
+            if answer.compiling:
+                ends.append(self._settings.grammars.poll_s)
             if deferral.waiting:
                 ends.append(deferral.left(now))
             else:

@@ -13,6 +13,7 @@ from edge_runtime.observer import Observer
 from edge_runtime.piece_writer import PieceWriter, note
 from edge_runtime.session_file import SessionFile
 from edgespec.config import Request
+from edgespec.grammar import Grammar
 from edgespec.plain_text import visible
 from edgespec.sampling import Sampling
 from edgespec.telemetry import AnswerStats
@@ -32,6 +33,7 @@ class TextSettings:
     max_tokens: int = 256
     sampling: Sampling = Sampling()
     stops: tuple[str, ...] = ()
+    grammar: Grammar | None = None
     show_drafts: bool = False
     """Colour accepted and corrected tokens."""
     json: bool = False
@@ -49,7 +51,9 @@ class TextSettings:
         return self.chat and self.prompt is None and sys.stdin.isatty()
 
     def request(self, prompt: Sequence[int]) -> Request:
-        return Request(tuple(prompt), self.max_tokens, self.sampling, self.stops)
+        return Request(
+            tuple(prompt), self.max_tokens, self.sampling, self.stops, grammar=self.grammar
+        )
 
 
 class AnswerPrinter:

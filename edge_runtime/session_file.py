@@ -17,6 +17,7 @@ import msgspec
 from edge_runtime.pieces import Piece
 from edgespec.config import Request
 from edgespec.errors import UsageError
+from edgespec.grammar import Grammar
 from edgespec.manifest import Bundle
 from edgespec.protocol import Token
 from edgespec.publish import replace_file
@@ -40,6 +41,7 @@ class _Saved(msgspec.Struct, forbid_unknown_fields=True):
     max_tokens: int
     sampling: Sampling
     stops: list[str]
+    grammar: Grammar | None = None
     committed: list[Token] = msgspec.field(default_factory=list)
     finish: Finish = ""
     """Why the answer has ended, as in `AnswerStats`; empty: it has not."""
@@ -59,6 +61,7 @@ class SessionFile:
         fresh = _Saved(
             FORMAT, manifest.target_fingerprint, manifest.text.fingerprint,
             list(request.prompt), request.max_tokens, request.sampling, list(request.stops),
+            request.grammar,
         )  # fmt: skip
         self._saved = _read(path, fresh, manifest.target.architecture.vocabulary)
         self._failed = False
@@ -161,6 +164,7 @@ def _differing(saved: _Saved, fresh: _Saved) -> str:
         "max_tokens": "--max-tokens",
         "sampling": "sampling",
         "stops": "--stop",
+        "grammar": "grammar",
     }
     return next(
         (name for field, name in names.items() if getattr(saved, field) != getattr(fresh, field)),

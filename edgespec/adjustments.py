@@ -63,14 +63,15 @@ class Adjustments:
 
         `logits` is [vocabulary], any float type; `prefix` holds the prompt and the tokens after it.
         """
-        self._follow(list(prefix[self._prompt_length :]))
+        self.follow(prefix)
         changed: Logits = logits.astype(np.result_type(logits.dtype, np.float32))
         for part in self._parts:
             part.apply(changed)
         return changed
 
-    def _follow(self, answer: list[int]) -> None:
-        """Brings the parts to the state after `answer`."""
+    def follow(self, prefix: Sequence[int]) -> None:
+        """Brings the parts to the state after `prefix`."""
+        answer = list(prefix[self._prompt_length :])
         same = common_prefix(self._answer, answer)
         wrong, fresh = self._answer[same:], answer[same:]
         self._answer = answer

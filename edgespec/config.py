@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgespec.grammar import Grammar
 from edgespec.policies import (
     DraftPolicy,
     EvictionPolicy,
+    GrammarLimits,
     LinkLimits,
     ModePolicy,
     SchedulerPolicy,
@@ -92,6 +94,7 @@ class CloudSettings:
     scheduler: SchedulerPolicy = SchedulerPolicy()
     eviction: EvictionPolicy = EvictionPolicy()
     limits: LinkLimits = LinkLimits()
+    grammars: GrammarLimits = GrammarLimits()
 
     @property
     def device_places(self) -> int:
@@ -162,6 +165,7 @@ class EdgeSettings:
     modes: ModePolicy = ModePolicy()
     drafting: DraftPolicy = DraftPolicy()
     limits: LinkLimits = LinkLimits()
+    grammars: GrammarLimits = GrammarLimits()
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,8 @@ class Request:
     logprobs: int | None = None
     """Number of likeliest tokens that each piece lists with their log-probabilities, beside its
     token's own; None: pieces have none."""
+    grammar: Grammar | None = None
+    """Grammar that the answer follows; None: any text."""
 
 
 def cache_folder() -> Path:

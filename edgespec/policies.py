@@ -189,6 +189,27 @@ class LivePolicy:
 
 
 @dataclass(frozen=True)
+class GrammarLimits:
+    """Bounds of one answer's grammar, in a process of its own, on the device and in the cloud."""
+
+    compile_s: float = 2.0
+    """CPU time in which a grammar must be compiled."""
+    mask_s: float = 0.25
+    """CPU time of one mask."""
+    reply_s: float = 2.0
+    """Time after which a mask is not waited for; longer than `mask_s`, since the machine may be
+    busy."""
+    memory_bytes: int = 128 << 20
+    """Memory beyond that of the tokenizer."""
+    lexer_states: int = 50_000
+    """States of llguidance's lexer, at 1 to 2 kB."""
+    poll_s: float = 0.005
+    """Interval at which a device looks whether a grammar is compiled."""
+    processes: int = 64
+    """Answers with a grammar at once; further ones are asked to try again later."""
+
+
+@dataclass(frozen=True)
 class StatusPolicy:
     """How `edgespec top` reads the status port of a cloud."""
 

@@ -1,9 +1,10 @@
 """The wire: every message that device and cloud exchange, and nothing else.
 
 A packet is one ZeroMQ multipart message: a msgpack header, which is an array whose first element
-names the message, and for `Open` one raw buffer of little-endian uint32 token ids. Packets carry
-token ids, never text. Draft, Hint and Verdict name session, round and base position (the position
-of their first token), so that stale and repeated packets are recognised.
+names the message, and for `Open` one raw buffer of little-endian uint32 token ids, and one with the
+text of a grammar if there is one. Otherwise packets carry token ids, never text. Draft, Hint and
+Verdict name session, round and base position (the position of their first token), so that stale
+and repeated packets are recognised.
 
     device                     cloud
     Hello            ->                     versions and fingerprints are compared
@@ -39,6 +40,7 @@ import msgspec
 import numpy as np
 
 from edgespec.errors import ProtocolError
+from edgespec.grammar import MAX_GRAMMAR_BYTES, Grammar
 from edgespec.logprobs import MAX_TOP_LOGPROBS
 from edgespec.plain_text import PLAIN, plain
 from edgespec.sampling import Sampling
@@ -185,6 +187,9 @@ class Open(Message, frozen=True, tag="open"):
     logprobs: TopLogprobs | None = None
     """Number of likeliest tokens whose log-probabilities verdicts add to each token's own; None:
     verdicts have none."""
+    grammar: Grammar | None = None
+    """Grammar that the answer follows. Its text is empty in the header; `pack` and `unpack` use the
+    second buffer for it."""
 
 
 class Admitted(Message, frozen=True, tag="admitted"):
@@ -315,11 +320,15 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessa
 
 
 def pack(message: Message) -> Packet:
-    """The packet of a message: a header, and for `Open` a buffer."""
-    if isinstance(message, Open):
-        header = msgspec.structs.replace(message, tokens=[])
-        return [_encoder.encode(header), np.asarray(message.tokens, "<u4").tobytes()]
-    return [_encoder.encode(message)]
+    """The packet of a message: a header, and for `Open` one or two buffers."""
+    if not isinstance(message, Open):
+        return [_encoder.encode(message)]
+    tokens, grammar = np.asarray(message.tokens, "<u4").tobytes(), message.grammar
+    header = msgspec.structs.replace(message, tokens=[])
+    if grammar is None:
+        return [_encoder.encode(header), tokens]
+    header = msgspec.structs.replace(header, grammar=Grammar(grammar.kind, ""))
+    return [_encoder.encode(header), tokens, grammar.text.encode()]
 
 
 def version_difference(device: int, cloud: int) -> str:
@@ -369,9 +378,28 @@ def unpack(packet: Sequence[bytes], header_bytes: int = MAX_PACKET) -> AnyMessag
                 f"{len(packet)} frames for a {type(message).__name__}", code="malformed"
             )
         return message
-    if len(packet) != 2 or len(packet[1]) % 4 or not packet[1]:
+    if len(packet) < 2 or len(packet[1]) % 4 or not packet[1]:
         raise ProtocolError("an Open needs one buffer of uint32 token ids", code="malformed")
+    grammar = _grammar(message.grammar, packet[2:])
     tokens = np.frombuffer(packet[1], "<u4")
     if int(tokens.max()) >= 1 << 31:
         raise ProtocolError("a token id of 2**31 or more", code="malformed")
-    return msgspec.structs.replace(message, tokens=tokens.astype("u4", copy=False).data)
+    return msgspec.structs.replace(
+        message, tokens=tokens.astype("u4", copy=False).data, grammar=grammar
+    )
+
+
+def _grammar(header: Grammar | None, buffers: Sequence[bytes]) -> Grammar | None:
+    """The grammar of an Open, from its header and its buffers after the tokens."""
+    if len(buffers) != (header is not None):
+        raise ProtocolError("an Open has one buffer for each grammar", code="malformed")
+    if header is None:
+        return None
+    if header.text or not 0 < len(buffers[0]) <= MAX_GRAMMAR_BYTES:
+        raise ProtocolError(
+            f"the text of a grammar is a buffer of 1 to {MAX_GRAMMAR_BYTES} bytes", code="malformed"
+        )
+    try:
+        return Grammar(header.kind, bytes(buffers[0]).decode())
+    except UnicodeDecodeError as error:
+        raise ProtocolError("the text of a grammar is not UTF-8", code="malformed") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from edgespec.adjustments import adjusted, adjustments_of
+from edgespec.grammars import GrammarMask
 from edgespec.sampling import Sampling, choose
 from engines.base import Engine, Row, final_choices
 
@@ -15,11 +16,15 @@ def write_alone(
     max_tokens: int,
     sampling: Sampling,
     end_ids: Collection[int] = (),
+    grammar: GrammarMask | None = None,
 ) -> list[int]:
-    """Returns the answer's tokens, end-of-text included. Uses no code of the runtimes."""
+    """Returns the answer's tokens, end-of-text included. Uses no code of the runtimes.
+
+    `grammar`: one that no answer has followed yet.
+    """
     slot = engine.open()
     tokens = list(prompt)
-    adjustments = adjustments_of(sampling, prompt)
+    adjustments = adjustments_of(sampling, prompt, [] if grammar is None else [grammar])
     try:
         while len(tokens) < len(prompt) + max_tokens:
             start = engine.cached(slot)

@@ -17,6 +17,7 @@ from edge_runtime.handshake import DeviceIdentity
 from edge_runtime.loop import EdgeLoop
 from edge_runtime.observer import UNOBSERVED
 from edgespec.config import CloudSettings, EdgeSettings, Request
+from edgespec.grammars import Grammars
 from edgespec.loopback import LoopbackHub
 from edgespec.manifest import Bundle
 from edgespec.protocol import VERSION, Hello
@@ -59,6 +60,7 @@ class House:
     cloud_draft: object = None
     """A `ModelDrafter`."""
     arithmetic: str = ""
+    grammars: Grammars | None = None
     tick: float = 1e-3
     """Seconds from one look at its clock to the next."""
 
@@ -71,7 +73,7 @@ class House:
         ticks = itertools.count()
         identity = Identity("target", "tokenizer", (1, 2), self.arithmetic)
         speeds = Speeds(cloud_draft=StepCosts((5e-3, 0.0, 0.0, 0.0)) if self.cloud_draft else None)
-        self.service = Service(identity, self.engine, self.settings, speeds)
+        self.service = Service(identity, self.engine, self.settings, speeds, grammars=self.grammars)
         self.cloud = CloudLoop(
             self.hub,
             self.service,
@@ -99,7 +101,7 @@ class House:
 
     def answer(self, drafter, request: Request, *, text=None, **options):
         loop = self.device(drafter, **options)
-        answer = loop.start(request, text)
+        answer = loop.start(request, text, self.grammar(request))
         answer.text = "".join(piece.text for piece in loop.write(answer))
         return answer
 
@@ -112,10 +114,20 @@ class House:
             running = [pieces for pieces in running if next(pieces, None) is not None]
         return answers
 
+    def grammar(self, request: Request):
+        """The request's grammar, for a device or the target alone; None: it has none."""
+        return request.grammar and self.grammars.start(request.grammar, self.end_ids)
+
     def alone(self, request: Request) -> list[int]:
-        return write_alone(
-            self.engine, request.prompt, request.max_tokens, request.sampling, self.end_ids
-        )
+        grammar = self.grammar(request)
+        try:
+            return write_alone(
+                self.engine, request.prompt, request.max_tokens, request.sampling, self.end_ids,
+                grammar,
+            )  # fmt: skip
+        finally:
+            if grammar:
+                grammar.close()
 
 
 @pytest.fixture

@@ -22,12 +22,14 @@ BELOW = {
 }  # fmt: skip
 HEAVY = (
     "torch", "transformers", "onnx", "onnx_ir", "gguf", "safetensors", "ml_dtypes",
-    "prometheus_client", "cryptography", "prompt_toolkit", "llama_cpp", "starlette", "uvicorn",
+    "prometheus_client", "cryptography", "prompt_toolkit", "llama_cpp", "llguidance", "starlette",
+    "uvicorn",
 )  # fmt: skip
 TORCH = {"torch", "onnx_ir", "ml_dtypes"}
 """What `engines/torch_backend` may import besides; the device's packages do not import it."""
 LEAN = {"numpy", "onnxruntime", "tokenizers", "zmq", "msgspec", "click", "rich", "jinja2"}
 OPTIONAL = {
+    "grammar_process.py": {"llguidance"},
     "bindings.py": {"llama_cpp"}, "line_reader.py": {"prompt_toolkit"},
     "signing.py": {"cryptography"},
 }  # fmt: skip

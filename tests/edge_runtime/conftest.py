@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from bench.lab.processes import cloud
+from edgespec.grammars import Grammars
 from edgespec.manifest import Bundle
+from edgespec.policies import GrammarLimits
 from edgespec.sampling import Sampling
 from edgespec.text import Codec, TextStream
 from engines.alone import write_alone
@@ -39,11 +41,19 @@ def alone(bundle):
     engine, codec = load_target(bundle, OrtSettings()), Codec(bundle)
     ends = bundle.manifest.text.end_ids
 
-    def write(prompt, most, sampling=Sampling(), *, chat=False):
-        tokens = codec.encode(prompt, chat=chat)
-        return write_alone(engine, tokens, most, sampling, ends)
+    grammars = Grammars.of(bundle, GrammarLimits())
 
-    return write
+    def write(prompt, most, sampling=Sampling(), *, chat=False, grammar=None):
+        tokens = codec.encode(prompt, chat=chat)
+        mask = grammar and grammars.start(grammar, ends)
+        try:
+            return write_alone(engine, tokens, most, sampling, ends, mask)
+        finally:
+            if mask:
+                mask.close()
+
+    yield write
+    grammars.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import io
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ import edgespec
 from bench.lab.processes import cloud, cloud_process
 from edgespec.config import Tactics
 from edgespec.errors import LinkError, UsageError
+from edgespec.grammar import Grammar, json_grammar
 from edgespec.sampling import Sampling
 
 CHAT = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -301,3 +304,51 @@ def test_what_is_no_prompt_or_stop_text_is_refused_in_a_sentence(bundle, endpoin
                 client.complete("the quick", stop=stop)
         answer = client.complete(np.array([5, 9]), max_tokens=3, stop=("never there",))
         assert len(list(answer)) == 3
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "kind": {"enum": ["fox", "dog"]},
+        "ages": {"type": "array", "items": {"type": "integer", "maximum": 99}, "maxItems": 3},
+    },
+    "required": ["name", "kind", "ages"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "grammar"),
+    [
+        ({"json_schema": SCHEMA}, json_grammar(SCHEMA)),
+        ({"json_schema": json.dumps(SCHEMA), "temperature": 1.0}, json_grammar(SCHEMA)),
+        ({"regex": "(fox|dog){3,9}", "temperature": 0.9}, Grammar("regex", "(fox|dog){3,9}")),
+        ({"grammar": 'start: "fox" | "the dog"'}, Grammar("lark", 'start: "fox" | "the dog"')),
+        ({"grammar": 'root ::= "a" [0-9]+ "z"'}, Grammar("lark", 'root ::= "a" [0-9]+ "z"')),
+    ],
+)
+def test_answers_follow_a_grammar_and_are_the_targets_own_in_every_mode(
+    bundle, endpoint, alone, asked, grammar
+):
+    sampling = Sampling(asked.get("temperature", 0.0), seed=7)
+    expected = alone("the quick", 150, sampling, grammar=grammar)
+    for mode, drafter in (("cloud", ""), ("edge", "cpu-int8"), ("edge", "ngram")):
+        with edgespec.connect(bundle, endpoint, mode=mode, drafter=drafter) as client:
+            answer = client.complete("the quick", max_tokens=150, seed=7, **asked)
+            text = answer.text
+            assert answer.stats.token_ids == expected
+    if grammar.kind == "json_schema" and answer.stats.finish == "end":
+        jsonschema.validate(json.loads(text), SCHEMA)
+
+
+def test_a_grammar_that_cannot_be_used_is_refused_and_the_client_goes_on(bundle, endpoint):
+    with edgespec.connect(bundle, endpoint) as client:
+        for asked in ({"json_schema": {"type": "x"}}, {"regex": "(a"}, {"grammar": "start"}):
+            with pytest.raises(LinkError, match="cannot be used") as refused:
+                client.complete("the", **asked).text  # noqa: B018
+            assert refused.value.code == "invalid" and "\n" not in str(refused.value)
+        with pytest.raises(UsageError, match="one of"):
+            client.complete("the", regex="a", grammar="b")
+        assert client.complete("the", regex="fox").text == "fox"
+    assert client._connection._grammars._process is None

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from edgespec.errors import ProtocolError
+from edgespec.grammar import MAX_GRAMMAR_BYTES, Grammar
 from edgespec.protocol import (
     LONGEST_NAME,
     MAX_DRAFT,
@@ -64,6 +65,17 @@ MESSAGES = [
         [1, 2, 3, 49151],
         20,
     ),
+    Open(
+        5,
+        SECRET,
+        1,
+        10,
+        Sampling(),
+        [2],
+        Terms(),
+        [1],
+        grammar=Grammar("json_schema", '{"const": "ü"}'),
+    ),
     Draft(2**60, 3, 0, 100, [1, 2, 3], b"\xff\x80\0"),
     Draft(2**60, 4, 3, 102, [1, 2, 3]),
     Draft(2**60, 3, 0, 100, []),
@@ -113,6 +125,26 @@ def test_a_long_header_is_not_decoded():
         [1],
     )
     assert len(pack(opening)[0]) < REQUEST_HEADER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda packet: packet[:2], "one buffer for each grammar"),
+        (lambda packet: [*packet, b"x"], "one buffer for each grammar"),
+        (lambda packet: [*packet[:2], b""], "1 to 49152 bytes"),
+        (lambda packet: [*packet[:2], b"x" * (MAX_GRAMMAR_BYTES + 1)], "1 to 49152 bytes"),
+        (lambda packet: [*packet[:2], b"\xff"], "UTF-8"),
+        (lambda packet: [packet[0].replace(b"\xa0", b"\xa1x"), *packet[1:]], "1 to 49152 bytes"),
+        (lambda packet: [packet[0].replace(b"regex", b"ragex"), *packet[1:]], "not a message"),
+    ],
+)
+def test_the_text_of_a_grammar_is_bounded_before_it_is_used(change, reason):
+    opening = Open(5, SECRET, 1, 10, Sampling(), [2], Terms(), [1], grammar=Grammar("regex", "a+"))
+    packet = pack(opening)
+    assert listed(unpack(packet)) == opening
+    with pytest.raises(ProtocolError, match=reason):
+        unpack(change(packet))
 
 
 def test_every_message_of_the_union_is_tested():

@@ -1,0 +1,264 @@
+"""Masks of the tokens that a grammar allows, for the device and for the cloud.
+
+`Grammars` starts a process of its own (`edgespec.grammar_process`) with the first grammar, and a
+copy of it for each answer. Nothing that a grammar does there can stop the loop of this process for
+longer than `GrammarLimits.reply_s`, or take its memory.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import select
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.errors import UsageError
+from edgespec.grammar import Grammar
+from edgespec.grammar_process import Move, State, receive, send
+from edgespec.manifest import Bundle
+from edgespec.plain_text import plain
+from edgespec.policies import GrammarLimits
+from edgespec.sampling import Logits
+from edgespec.text import TOKENIZER
+
+_CLOSED = "it takes too much time or memory"
+_LOADING_S = 60.0
+"""Time that loading a tokenizer and compiling a grammar may take on a busy machine."""
+
+
+class Grammars:
+    """The grammars of the answers of one process, all with the same tokenizer."""
+
+    def __init__(
+        self,
+        tokenizer: Path,
+        end_ids: Sequence[int],
+        limits: GrammarLimits = GrammarLimits(),
+    ) -> None:
+        """`tokenizer` is a `tokenizer.json`; `end_ids` are its end-of-text tokens."""
+        self._tokenizer = tokenizer
+        self._end_ids = sorted(end_ids)
+        self._limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._open: weakref.WeakSet[GrammarMask] = weakref.WeakSet()
+
+    @classmethod
+    def of(cls, bundle: Bundle, limits: GrammarLimits) -> Grammars:
+        """The grammars of a bundle's tokenizer. Nothing is loaded before the first one."""
+        return cls(bundle.path(TOKENIZER), bundle.manifest.text.end_ids, limits)
+
+    def start(self, grammar: Grammar, end_ids: Sequence[int]) -> GrammarMask:
+        """The grammar along a new answer that ends with one of `end_ids`. It is compiled meanwhile.
+
+        Raises `UsageError` if it cannot be used here.
+        """
+        grammar.check()
+        if importlib.util.find_spec("llguidance") is None:
+            raise UsageError(
+                f"a {grammar.name} needs the package llguidance: pip install 'edgespec[grammar]'"
+            )
+        if not end_ids:
+            raise UsageError(f"a {grammar.name} needs a model with an end-of-text token")
+        if self.full:
+            most = self._limits.processes
+            raise UsageError(f"{most} answers follow a grammar already; wait until one has ended")
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._hand_over(theirs)
+            mask = GrammarMask(ours, grammar, end_ids, self._limits)
+        except BaseException:
+            ours.close()
+            raise
+        self._open.add(mask)
+        return mask
+
+    @property
+    def full(self) -> bool:
+        """True if no further answer can follow a grammar now."""
+        return sum(not mask.closed for mask in self._open) >= self._limits.processes
+
+    def _hand_over(self, connection: socket.socket) -> None:
+        """Gives the other end of a connection to a new copy of the process."""
+        if self._process is None or self._process.poll() is not None:
+            self._launch()
+        assert self._control is not None
+        try:
+            socket.send_fds(self._control, [b"."], [connection.fileno()])
+        except OSError as error:  # it has just ended
+            self.close()
+            raise UsageError("the process that follows grammars has ended; try again") from error
+
+    def _launch(self) -> None:
+        self.close()
+        self._control, theirs = socket.socketpair()
+        limits = json.dumps(msgspec.to_builtins(self._limits))
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "edgespec.grammar_process", str(theirs.fileno()),
+                    str(self._tokenizer), json.dumps(self._end_ids), limits,
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Ends the process and its copies."""
+        for mask in list(self._open):
+            mask.close()
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+
+class GrammarMask:
+    """A grammar along one answer: an `edgespec.adjustments.Adjustment`.
+
+    Tokens that are illegal get minus infinity. If none is legal all do, as after a drafted token
+    that is illegal itself, or once `refusal` is set.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        grammar: Grammar,
+        end_ids: Sequence[int],
+        limits: GrammarLimits,
+    ) -> None:
+        self.grammar = grammar
+        self.refusal = ""
+        """Why the grammar cannot be followed any further; empty: it can."""
+        self._connection = connection
+        weakref.finalize(self, connection.close)
+        self._end_ids = np.array(sorted(end_ids), np.int64)
+        self._ends = frozenset(end_ids)
+        self._limits = limits
+        self._tokens: list[int] = []
+        self._known: list[int] = []
+        """Tokens of the answer that the process has."""
+        self._state: State | None = None
+        """State after `_known`; None: it is being compiled."""
+        connection.settimeout(_LOADING_S)
+        self._send(grammar)
+
+    @property
+    def ready(self) -> bool:
+        """True once it is known whether the grammar can be followed. Does not wait."""
+        if self._state is None and not self.refusal:
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            if poll.poll(0):
+                self._receive()
+        return self._state is not None or bool(self.refusal)
+
+    def wait(self) -> None:
+        """Waits until the grammar is compiled. Raises `UsageError` if it cannot be followed."""
+        if self._state is None and not self.refusal:
+            self._connection.settimeout(_LOADING_S)
+            self._receive()
+        if self.refusal:
+            raise UsageError(self.refusal)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        self._tokens.extend(tokens)
+
+    def retreat(self, tokens: Sequence[int]) -> None:
+        del self._tokens[len(self._tokens) - len(tokens) :]
+
+    def apply(self, logits: Logits) -> None:
+        logits[~self.legal(logits.shape[0])] = -np.inf
+
+    def legal(self, vocabulary: int) -> npt.NDArray[np.bool_]:
+        """True for each id that may follow; [vocabulary]. Waits for the process."""
+        legal = np.zeros(vocabulary, np.bool_)
+        state = self._now()
+        if state is not None and state.mask:
+            bits = np.unpackbits(np.frombuffer(state.mask, np.uint8), bitorder="little")
+            legal[: bits.size] = bits[:vocabulary]
+            legal[self._end_ids[self._end_ids < vocabulary]] = state.accepting
+        return legal
+
+    def allows(self, token: int) -> bool:
+        """True if `token` may follow."""
+        state = self._now()
+        if state is None or not state.mask:
+            return False
+        if token in self._ends:
+            return state.accepting
+        return token < 8 * len(state.mask) and bool(state.mask[token >> 3] >> (token & 7) & 1)
+
+    def forced(self) -> list[int]:
+        """Tokens that follow whatever the model says."""
+        state = self._now()
+        return state.forced if state is not None else []
+
+    def _now(self) -> State | None:
+        """The state after the tokens; None if there is none."""
+        if not self.ready:
+            with suppress(UsageError):
+                self.wait()
+        if self.refusal or not self._ends.isdisjoint(self._tokens):
+            return None
+        if self._known != self._tokens:
+            same = _common(self._known, self._tokens)
+            self._known = list(self._tokens)
+            self._send(Move(same, self._tokens[same:]))
+            self._receive()
+        return None if self.refusal else self._state
+
+    def _send(self, message: object) -> None:
+        try:
+            send(self._connection, message)
+        except OSError:
+            self._refuse(_CLOSED)
+
+    def _receive(self) -> None:
+        if self.refusal:
+            return
+        try:
+            body = receive(self._connection)
+        except OSError:
+            body = None
+        if body is None:
+            self._refuse(_CLOSED)
+            return
+        self._connection.settimeout(self._limits.reply_s)
+        self._state = msgspec.msgpack.decode(body, type=State)
+        if self._state.error:
+            self._refuse(self._state.error)
+
+    def _refuse(self, reason: str) -> None:
+        self.refusal = plain(f"the {self.grammar.name} cannot be used: {reason}", 500)
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._connection.fileno() < 0
+
+    def close(self) -> None:
+        """Ends the process of this answer."""
+        self.refusal = self.refusal or "the answer has ended"
+        self._connection.close()
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
