@@ -6,6 +6,7 @@ import pytest
 
 from edge_runtime.difference import Candidate, Difference, first_difference, gap_of
 from edge_runtime.verify import PROMPTS, read_prompts
+from edgespec.adjustments import adjustments_of
 from edgespec.errors import UsageError
 from edgespec.sampling import Sampling, choose
 from engines.alone import write_alone
@@ -52,6 +53,18 @@ def test_the_gap_is_the_lead_of_the_targets_token(sampling):
         logits = choices.logits[0]
         assert choose(logits, sampling, 9) == answer[6]
         assert gap == pytest.approx(logits[answer[6]] - logits[found[6]])
+
+
+def test_the_gap_is_that_of_the_adjusted_logits():
+    engine, prompt = ToyEngine(), [3, 1, 4]
+    sampling = Sampling(presence_penalty=2.0, repetition_penalty=1.5, logit_bias=((7, 0.5),))
+    answer = write_alone(engine, prompt, 10, sampling)
+    (choices,) = final_choices(engine, [Row(engine.open(), 0, [*prompt, *answer[:6]])])
+    for token in (answer[2], 7, 3, (answer[6] + 1) % 50):
+        found = Difference(6, Candidate(answer[6]), Candidate(token))
+        logits = adjustments_of(sampling, prompt).apply(choices.logits[0], [*prompt, *answer[:6]])
+        gap = gap_of(found, prompt, answer, sampling, engine)
+        assert gap == pytest.approx(logits[answer[6]] - logits[token]) and gap >= 0
 
 
 def test_the_gap_beyond_top_p_is_infinite_and_that_of_an_end_unknown():

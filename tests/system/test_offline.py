@@ -119,6 +119,30 @@ def test_the_unverified_text_is_offered_as_a_draft():
     assert not any(piece.correction for piece in shown)
 
 
+def test_the_draft_alone_obeys_penalties_and_the_target_confirms_it():
+    sampling = Sampling(presence_penalty=1.0, frequency_penalty=0.3, repetition_penalty=1.2)
+    request = Request((3, 1, 4, 1, 5), 80, sampling, logprobs=2)
+    endpoint = free_endpoint()
+    link = DealerLink(endpoint)
+    settings = EdgeSettings(connect=endpoint, offline="draft", offline_after=0.3)
+    twin = SlowDrafter(ModelDrafter(ToyEngine(context=4096), "the target's twin"))
+    loop = EdgeLoop.connect(link, twin, DeviceIdentity(HELLO), settings)
+    answer = loop.start(request)
+    pieces = loop.write(answer)
+    shown = [next(pieces) for _ in range(40)]
+    expected = write_alone(ToyEngine(context=4096), request.prompt, 80, sampling, ())
+    assert [piece.token for piece in shown] == expected[:40]
+    assert {(piece.origin, piece.logprobs) for piece in shown} == {("unverified", None)}
+    cloud = Cloud(endpoint)
+    shown += pieces
+    link.close()
+    cloud.vanish()
+    final = [piece for piece in shown if piece.origin != "unverified"]
+    assert [piece.token for piece in final] == expected
+    assert all(len(piece.logprobs.top) == 2 for piece in final)
+    assert not any(piece.correction for piece in shown)
+
+
 def test_a_second_answer_finds_the_cloud_that_came_in_between():
     endpoint = free_endpoint()
     link, loop = connect(endpoint)
