@@ -68,6 +68,7 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 def biases(given: Mapping[int, float]) -> tuple[Bias, ...]:
     """`Sampling.logit_bias` for numbers by token id. Raises `UsageError` for anything else."""
     try:
+        _check_number(len(given))  # before anything is sorted
         return tuple(sorted((operator.index(token), float(given[token])) for token in given))
     except (TypeError, ValueError, LookupError) as error:
         raise UsageError(
@@ -80,11 +81,13 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
         raise UsageError(f"{name} is {value}; it must be from {least:g} to {most:g}")
 
 
+def _check_number(tokens: int) -> None:
+    if tokens > MAX_BIASES:
+        raise UsageError(f"logit bias names {tokens} tokens; at most {MAX_BIASES} may have one")
+
+
 def _check_biases(biases: tuple[Bias, ...]) -> None:
-    if len(biases) > MAX_BIASES:
-        raise UsageError(
-            f"logit bias names {len(biases)} tokens; at most {MAX_BIASES} may have one"
-        )
+    _check_number(len(biases))
     ids = [token for token, _ in biases]
     if len(set(ids)) < len(ids):
         raise UsageError("logit bias names a token twice")

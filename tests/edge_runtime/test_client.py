@@ -178,6 +178,8 @@ def test_errors_raise_where_the_answer_is_read(bundle, endpoint):
             client.complete("the " * 600)
         with pytest.raises(UsageError, match=r"logit bias is {'the': 1.0}; pass numbers by"):
             client.complete("x", logit_bias={"the": 1.0})
+        with pytest.raises(UsageError, match="logit bias names 301 tokens; at most 300"):
+            client.complete("x", logit_bias=dict.fromkeys(range(301), 1.0))
         with pytest.raises(UsageError, match="the token id 300; the target has 300"):
             client.complete("x", logit_bias={300: 1.0})
         with pytest.raises(UsageError, match="log-probabilities of 21 likeliest tokens"):
