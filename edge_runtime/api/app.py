@@ -209,7 +209,14 @@ class Api:
         if most < 1:
             raise ApiError(400, f"max_tokens is {most}; it must be at least 1", param="max_tokens")
         wanted = [
-            Asked(tuple(prompt), most, sampling, asked.stops, logprobs=asked.alternatives)
+            Asked(
+                tuple(prompt),
+                most,
+                sampling,
+                asked.stops,
+                logprobs=asked.alternatives,
+                grammar=asked.constraint,
+            )
             for prompt in prompts
             for sampling in asked.samplings()
         ]

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from edge_runtime.api.errors import ApiError
+from edge_runtime.api.structured import Structured
 from edgespec.logprobs import MAX_TOP_LOGPROBS
 from edgespec.sampling import Sampling
 from edgespec.sampling_parameters import biases
@@ -62,7 +63,7 @@ class Message(msgspec.Struct):
         return {"role": ROLES.get(self.role, self.role), "content": text}
 
 
-class _Asked(msgspec.Struct, kw_only=True):
+class _Asked(Structured, kw_only=True):
     """What both kinds of request have in common."""
 
     model: str | None = None
@@ -128,6 +129,7 @@ class _Asked(msgspec.Struct, kw_only=True):
         `neutral`: for each field that is not supported, the values that ask for nothing.
         """
         refuse_unsupported(self, neutral)
+        self.constraint  # noqa: B018 - it is checked
         if self.stream_options and not self.stream:
             raise ApiError(400, "stream_options needs stream", param="stream_options")
 
@@ -156,8 +158,6 @@ class ChatRequest(_Asked, kw_only=True):
     messages: list[Message]
     max_completion_tokens: int | None = None
     top_logprobs: int | None = None
-    response_format: Any = None
-    grammar: Any = None
     tools: Any = None
     tool_choice: Any = None
     functions: Any = None
@@ -182,8 +182,6 @@ class ChatRequest(_Asked, kw_only=True):
         self.check(
             {
                 **_NEUTRAL,
-                "response_format": (None, {"type": "text"}),
-                "grammar": (None, ""),
                 "tools": (None, []),
                 "tool_choice": (None, "none", "auto"),
                 "functions": (None, []),

@@ -61,8 +61,9 @@ def text(bundle, alone):
     """The target's own text."""
     codec = Codec(bundle)
 
-    def of(prompt, most, sampling=Sampling(), *, chat=False):
+    def of(prompt, most, sampling=Sampling(), *, chat=False, grammar=None):
         stream = TextStream(codec, codec.encode(prompt, chat=chat))
-        return "".join(map(stream.push, alone(prompt, most, sampling, chat=chat)))
+        tokens = alone(prompt, most, sampling, chat=chat, grammar=grammar)
+        return "".join(map(stream.push, tokens))
 
     return of

@@ -11,6 +11,7 @@ from edge_runtime.api import errors
 from edge_runtime.api.errors import ApiError
 from edge_runtime.api.requests import ChatRequest, CompletionRequest, read
 from edgespec.errors import BundleError, LinkError, UsageError
+from edgespec.grammar import Grammar
 from edgespec.sampling import Sampling
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -104,7 +105,20 @@ def test_what_asks_for_nothing_is_taken():
         ({"logit_bias": [5]}, "logit_bias"),
         ({"presence_penalty": [0.5]}, "presence_penalty"),
         ({"min_p": "little"}, "min_p"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": {"a": 1}}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": [1]}}, "structured_outputs"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_regex": 5}, "guided_regex"),
+        ({"grammar": ["a"]}, "grammar"),
+        ({"json_schema": "{"}, "json_schema"),
+        ({"json_schema": {"enum": ["x" * 50_000]}}, "json_schema"),
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
@@ -120,6 +134,47 @@ def test_what_is_refused_is_named(fields, param):
     error = raised.value
     assert error.status == 400 and error.body()["error"]["param"] == param
     assert error.body()["error"]["type"] == "invalid_request_error" and str(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "text"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type":"object"}'),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "strict": True, "schema": {"b": 1, "a": "ü"}},
+                }
+            },
+            "json_schema",
+            '{"b":1,"a":"ü"}',
+        ),
+        (
+            {"response_format": {"type": "json_object", "schema": {"a": 1}}},
+            "json_schema",
+            '{"a":1}',
+        ),
+        ({"structured_outputs": {"json": '{"a": 1}'}}, "json_schema", '{"a":1}'),
+        ({"structured_outputs": {"json_object": True}}, "json_schema", '{"type":"object"}'),
+        ({"structured_outputs": {"regex": "a+", "whitespace_pattern": None}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ["a", '"']}}, "lark", 'start: "a" | "\\""\n'),
+        ({"structured_outputs": {"grammar": "start: A"}}, "lark", "start: A"),
+        ({"guided_json": {"a": 1}}, "json_schema", '{"a":1}'),
+        ({"guided_regex": "a+"}, "regex", "a+"),
+        ({"guided_choice": ["a"]}, "lark", 'start: "a"\n'),
+        ({"guided_grammar": 'root ::= "a"'}, "lark", 'root ::= "a"'),
+        ({"grammar": 'root ::= "a"'}, "lark", 'root ::= "a"'),
+        ({"json_schema": {"a": 1}}, "json_schema", '{"a":1}'),
+    ],
+)
+def test_the_grammars_of_three_apis(fields, kind, text):
+    assert chat(**fields).constraint == completion(**fields).constraint == Grammar(kind, text)
+
+
+def test_without_a_grammar_any_text_is_written():
+    for fields in ({}, {"response_format": None, "grammar": "", "guided_json": None}):
+        assert chat(**fields).constraint is None
 
 
 @pytest.mark.parametrize("n", [0, -1, 17])
