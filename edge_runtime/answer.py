@@ -16,6 +16,7 @@ from edge_runtime.deferral import Deferral
 from edge_runtime.handshake import refusal
 from edge_runtime.pieces import News, Piece
 from edge_runtime.policy import Choice, DraftTimings, choices
+from edge_runtime.prediction import Prediction
 from edge_runtime.tree import DraftedPath, Hit, Tree
 from edge_runtime.unverified import UnverifiedTail
 from edgespec.adjustments import adjustments_of
@@ -108,7 +109,14 @@ class Answer:
             request.sampling, request.prompt, [] if grammar is None else [grammar]
         )
         self.terms = terms
-        self.stats = AnswerStats(prompt_tokens=length, restored=len(request.committed))
+        self.prediction = (
+            Prediction(request.prompt, request.prediction) if request.prediction else None
+        )
+        self.stats = AnswerStats(
+            prompt_tokens=length,
+            restored=len(request.committed),
+            prediction_tokens=len(request.prediction),
+        )
         self.timing = AnswerTiming()
         self.deferral = Deferral(
             context.settings.give_up, random.Random(session), context.settings.limits
@@ -226,7 +234,22 @@ class Answer:
         """True while the grammar is being compiled; nothing can be drafted then."""
         return self.grammar is not None and not self.grammar.ready
 
-    def grow_forced(self, path: DraftedPath) -> bool:
+    def grow_free(self, path: DraftedPath) -> bool:
+        """Extends a path without a step of the draft. False: that is not possible."""
+        return self._grow_forced(path) or self._grow_predicted(path)
+
+    def _grow_predicted(self, path: DraftedPath) -> bool:
+        """Extends a path by the token that the prediction has there, if it has one."""
+        if self.prediction is None:
+            return False
+        tokens = self.tree.tokens(path)
+        guess = self.prediction.guess(tokens, self.request.sampling)
+        if guess is None or not self.allows(tokens, guess.token):
+            return False
+        self.tree.grow(path, guess)
+        return True
+
+    def _grow_forced(self, path: DraftedPath) -> bool:
         """Extends a path by the tokens that the grammar forces. False: it forces none."""
         if self.grammar is None or self.adjustments is None:
             return False
@@ -332,8 +355,7 @@ class Answer:
         if not skipped:
             self._count_hints(verdict)
         self.stats.rounds += 1
-        self.stats.verified += min(verdict.verified, MAX_DRAFT)
-        self.stats.confirmed += confirmed
+        self.stats.count_draft(min(verdict.verified, MAX_DRAFT), confirmed)
         self.stats.accepted += accepted
         logprobs: Sequence[TokenLogprobs | None] = ()
         if self.request.logprobs is not None:
@@ -347,6 +369,8 @@ class Answer:
         """
         pieces = []
         for place, token in enumerate(news.tokens):
+            if self.prediction and self.prediction.drafted(len(self.state.tokens), token):
+                self.stats.predicted += news.origin(place) == "device"
             self.state.commit([token])
             stands = self._final_chars
             text = self._final_text(token)

@@ -148,6 +148,10 @@ class _Asking(Generic[C]):
         """Tokens that end an answer."""
         return self._connected().end_ids
 
+    def text_tokens(self, text: str) -> list[int]:
+        """The tokens of a text inside of others, without special tokens around it."""
+        return self._connected().codec.encode(text, chat=True)
+
     def _begin(
         self,
         prompt: Sequence[int],

@@ -90,7 +90,7 @@ class Drafting:
     def _step(self, step: Sequence[tuple[Answer, Choice]], began: float) -> float:
         """Extends the chosen paths. Returns the seconds that it took."""
         paths = [(answer, answer.path_of(choice)) for answer, choice in step]
-        guessed = [(answer, path) for answer, path in paths if not answer.grow_forced(path)]
+        guessed = [(answer, path) for answer, path in paths if not answer.grow_free(path)]
         self._guess(guessed)
         now = self._clock()
         answers = list(dict.fromkeys(answer for answer, _ in guessed))

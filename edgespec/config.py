@@ -183,6 +183,9 @@ class Request:
     token's own; None: pieces have none."""
     grammar: Grammar | None = None
     """Grammar that the answer follows; None: any text."""
+    prediction: tuple[int, ...] = ()
+    """Tokens that the answer may repeat. Where it does, they are drafted without the draft model.
+    """
 
 
 def cache_folder() -> Path:

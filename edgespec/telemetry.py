@@ -60,6 +60,14 @@ class AnswerStats(msgspec.Struct, kw_only=True):
     """Verified tokens that were the target's."""
     accepted: int = 0
     """Confirmed tokens that the device had drafted."""
+    longest_draft: int = 0
+    """Most drafted tokens that one step of the target verified."""
+    acceptances: dict[int, int] = msgspec.field(default_factory=dict)
+    """Steps that verified drafted tokens, by the number that they confirmed."""
+    prediction_tokens: int = 0
+    """Tokens of the prediction that the request had."""
+    predicted: int = 0
+    """Accepted tokens that were drafted from it."""
     drafting_seconds: float = 0.0
     waiting_seconds: float = 0.0
     bytes_up: int = 0
@@ -83,6 +91,14 @@ class AnswerStats(msgspec.Struct, kw_only=True):
     token_ids: list[int] = msgspec.field(default_factory=list)
     energy: Energy | None = None
     """Energy of this machine while the answer was written; None: not measured."""
+
+    def count_draft(self, verified: int, confirmed: int) -> None:
+        """Counts a verdict on `verified` drafted tokens, of which `confirmed` are the target's."""
+        self.verified += verified
+        self.confirmed += confirmed
+        if verified:
+            self.longest_draft = max(self.longest_draft, verified)
+            self.acceptances[confirmed] = self.acceptances.get(confirmed, 0) + 1
 
     @property
     def tokens_per_second(self) -> float:
@@ -144,6 +160,8 @@ class AnswerStats(msgspec.Struct, kw_only=True):
                 f"{self.drafted} tokens drafted on this device, alternatives and late ones "
                 f"included; {self.accepted} accepted"
             )
+        if self.prediction_tokens:
+            lines.append(f"{self.predicted} of them came from the prediction")
         if self.confirmed > self.accepted:
             lines.append(f"{self.confirmed - self.accepted} tokens drafted in the cloud accepted")
         if self.hits:

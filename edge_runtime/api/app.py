@@ -208,6 +208,7 @@ class Api:
         most = client.welcome.context if limit is None else limit
         if most < 1:
             raise ApiError(400, f"max_tokens is {most}; it must be at least 1", param="max_tokens")
+        expected = client.text_tokens(asked.prediction.text) if asked.prediction else []
         wanted = [
             Asked(
                 tuple(prompt),
@@ -216,6 +217,7 @@ class Api:
                 asked.stops,
                 logprobs=asked.alternatives,
                 grammar=asked.constraint,
+                prediction=tuple(expected[: client.welcome.context]),
             )
             for prompt in prompts
             for sampling in asked.samplings()

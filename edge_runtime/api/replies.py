@@ -143,18 +143,40 @@ def _choice(
 def figures(all_stats: Sequence[AnswerStats], count: int = 1) -> dict[str, Any]:
     """Usage and timings of a request, and a warning if a part of it is unverified."""
     warnings = [stats.warning for stats in all_stats if stats.warning]
-    found = {"usage": usage(all_stats, count), "timings": timings(all_stats, count)}
+    found = {
+        "usage": usage(all_stats, count),
+        "timings": timings(all_stats, count),
+        "metrics": {"speculative_decoding": speculation(all_stats)},
+    }
     return found | ({"warning": warnings[0]} if warnings else {})
 
 
-def usage(all_stats: Sequence[AnswerStats], count: int = 1) -> dict[str, int]:
-    """Tokens of a request with `count` choices for each prompt, which counts once."""
+def usage(all_stats: Sequence[AnswerStats], count: int = 1) -> dict[str, Any]:
+    """Tokens of a request with `count` choices for each prompt, which counts once.
+
+    Tokens of a prediction are accepted, or else count as rejected, as OpenAI's do.
+    """
     prompt = sum(stats.prompt_tokens for stats in all_stats[::count])
     written = sum(stats.tokens for stats in all_stats)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
+        **_prediction(all_stats),
+    }
+
+
+def _prediction(all_stats: Sequence[AnswerStats]) -> dict[str, Any]:
+    given = sum(stats.prediction_tokens for stats in all_stats)
+    if not given:
+        return {}
+    accepted = sum(stats.predicted for stats in all_stats)
+    rejected = sum(max(0, stats.prediction_tokens - stats.predicted) for stats in all_stats)
+    return {
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": rejected,
+        }
     }
 
 
@@ -171,4 +193,27 @@ def timings(all_stats: Sequence[AnswerStats], count: int = 1) -> dict[str, float
         "predicted_per_second": round(sum(s.tokens_per_second for s in all_stats), 3),
         "draft_n": sum(stats.verified for stats in all_stats),
         "draft_n_accepted": sum(stats.confirmed for stats in all_stats),
+    }
+
+
+def speculation(all_stats: Sequence[AnswerStats]) -> dict[str, Any]:
+    """Drafts of a request, as vLLM reports them with `--per-request-spec-decode-metrics summary`.
+
+    `acceptance_histogram[j]` is the number of target steps that confirmed j drafted tokens.
+    """
+    histogram = [0] * (1 + max((n for stats in all_stats for n in stats.acceptances), default=0))
+    for stats in all_stats:
+        for confirmed, steps in stats.acceptances.items():
+            histogram[confirmed] += steps
+    steps = sum(histogram)
+    accepted = sum(stats.confirmed for stats in all_stats)
+    drafted = sum(stats.verified for stats in all_stats)
+    return {
+        "mean_acceptance_length": 1 + accepted / steps if steps else 1.0,
+        "draft_acceptance_rate": accepted / drafted if drafted else 0.0,
+        "acceptance_histogram": histogram,
+        "num_spec_steps": steps,
+        "num_accepted_draft_tokens": accepted,
+        "num_draft_tokens": drafted,
+        "num_spec_tokens": max((stats.longest_draft for stats in all_stats), default=0),
     }

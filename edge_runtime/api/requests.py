@@ -63,6 +63,17 @@ class Message(msgspec.Struct):
         return {"role": ROLES.get(self.role, self.role), "content": text}
 
 
+class PredictedText(msgspec.Struct):
+    """A text that the answer is expected to repeat (OpenAI's predicted outputs)."""
+
+    content: str | list[Part]
+
+    @property
+    def text(self) -> str:
+        parts = [] if isinstance(self.content, str) else self.content
+        return self.content if isinstance(self.content, str) else "".join(p.text for p in parts)
+
+
 class _Asked(Structured, kw_only=True):
     """What both kinds of request have in common."""
 
@@ -84,6 +95,7 @@ class _Asked(Structured, kw_only=True):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     min_p: float | None = None
+    prediction: PredictedText | None = None
 
     @property
     def count(self) -> int:

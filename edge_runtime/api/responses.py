@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from edge_runtime.api.errors import ApiError
-from edge_runtime.api.replies import timings
+from edge_runtime.api.replies import speculation, timings
 from edge_runtime.api.responses_request import ResponsesRequest
 from edge_runtime.api.streaming import Sender, read_all
 from edge_runtime.api.unverified import HeldText
@@ -125,6 +125,7 @@ class ResponsesReply:
             "incomplete_details": details,
             "usage": _usage(stats),
             "timings": timings([stats]),
+            "metrics": {"speculative_decoding": speculation([stats])},
         }
         return whole | ({"warning": stats.warning} if stats.warning else {})
 

@@ -90,6 +90,11 @@ def test_a_chat_is_the_targets_own(client, text):
     assert usage.total_tokens == 24 + usage.prompt_tokens
     timings = reply.model_extra["timings"]
     assert timings["draft_n"] >= timings["draft_n_accepted"] >= 0
+    drafts = reply.model_extra["metrics"]["speculative_decoding"]
+    histogram = drafts["acceptance_histogram"]
+    assert sum(n * count for n, count in enumerate(histogram)) == timings["draft_n_accepted"]
+    assert drafts["num_draft_tokens"] == timings["draft_n"]
+    assert drafts["num_spec_steps"] == sum(histogram)
 
 
 def test_the_choices_of_a_request_have_seeds_of_their_own(client, text):
@@ -436,3 +441,24 @@ def test_bad_settings_are_refused(bundle, tmp_path, endpoint):
 def empty(path):
     path.touch()
     return path
+
+
+def test_a_prediction_is_drafted_and_counted(bundle, endpoint, text):
+    wanted = text(RENDERED, 40, chat=True)
+    asked = {"model": "", "messages": CHAT, "max_tokens": 40, "temperature": 0}
+    with (
+        serving(bundle, endpoint, "--mode", "edge", "--drafter", "ngram") as (url, _),
+        openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+        create = client.chat.completions.create
+        assert create(**asked).usage.completion_tokens_details is None
+        accepted = {}
+        for name, content in (("right", wanted), ("wrong", "nothing of the kind")):
+            reply = create(**asked, prediction={"type": "content", "content": content})
+            assert reply.choices[0].message.content == wanted
+            details = reply.usage.completion_tokens_details
+            accepted[name] = details.accepted_prediction_tokens
+            assert details.rejected_prediction_tokens >= 0
+        bad = httpx.post(f"{url}/chat/completions", json=asked | {"prediction": {"content": 3}})
+    assert accepted["right"] > accepted["wrong"]
+    assert bad.status_code == 400 and bad.json()["error"]["param"] == "prediction.content"
