@@ -34,9 +34,8 @@ def demo(max_tokens: int) -> None:
     device, server = cores()
     target, draft = bundle.manifest.target, bundle.draft(bundle.manifest.default_draft)
     console.print(
-        f"Target: {target.origin.name}, {target.architecture.layers} layers. "
-        f"Draft: {draft.architecture.layers} of them, distilled, {draft.precisions.layers}; "
-        f"device on core {device}, cloud on core {server}, over loopback."
+        f"Target: {target.origin.name}, {target.precisions.layers}. Draft: the same at "
+        f"{draft.precisions.layers}. Device on core {device}, cloud on core {server}, by loopback."
     )
     console.print(f"[{ACCEPTED}]drafted and accepted[/]  [{WRITTEN}]written by the target[/]\n")
     colours = ["--show-drafts"] if console.is_terminal else []

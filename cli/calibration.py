@@ -154,24 +154,38 @@ def distill(target: str, out: Path, **options: Any) -> None:
 @click.option(
     "-o", "--out", type=PATH, show_default="next to BUNDLE", help="Folder of the results."
 )
+@click.option(
+    "--drafts-only", is_flag=True, help="Fit the confidences of the drafts; train no exit heads."
+)
 @DEVICE
 @SEED
 @sign_option
-def calibrate(target: str, bundle: Path, secret: Path | None, **options: Any) -> None:
+def calibrate(
+    target: str, bundle: Path, secret: Path | None, drafts_only: bool, **options: Any
+) -> None:
     """Train exit heads for TARGET, calibrate confidences and recommend a split.
 
     The results are installed in the bundle. After an interruption the same command continues.
     """
+    from rich.console import Console
+
     from calibration.exit_heads.command import CalibrateSettings, run
-    from calibration.exit_heads.report import show
+    from calibration.exit_heads.drafts import calibrate_drafts
+    from calibration.exit_heads.report import drafts_table, show
     from edgespec.manifest import Bundle
     from export.install import install
     from export.sources.open import open_checkpoint
 
     signed = signer(secret)
-    opened = Bundle.open(bundle)
+    opened, settings = Bundle.open(bundle), CalibrateSettings(target, **options)
+    if drafts_only:
+        drafts = calibrate_drafts(open_checkpoint(target), opened, settings)
+        Console().print(drafts_table(drafts))
+        install(opened, None, drafts, None)
+        signed(bundle)
+        return
     try:
-        found = run(open_checkpoint(target), opened, CalibrateSettings(target, **options))
+        found = run(open_checkpoint(target), opened, settings)
     except KeyboardInterrupt:
         _stopped("stopped; the same command continues from here")
     report = found.report

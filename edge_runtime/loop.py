@@ -63,7 +63,11 @@ class EdgeLoop:
         self.arithmetic = welcome.arithmetic
         """Fingerprint of the arithmetic of the cloud that welcomed this device last."""
         self.modes = Modes(
-            settings, welcome, drafts=drafter.name != NO_DRAFTER, batch=drafter.batch
+            settings,
+            welcome,
+            drafts=drafter.name != NO_DRAFTER,
+            batch=drafter.batch,
+            acceptance=drafter.acceptance,
         )
         self._link = link
         self._drafter = drafter

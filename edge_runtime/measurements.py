@@ -6,7 +6,7 @@ import statistics
 from collections import deque
 
 from edge_runtime.policy import DraftTimings
-from edgespec.confidence import AcceptanceEstimate
+from edgespec.confidence import EXPECTED_ACCEPTANCE, AcceptanceEstimate
 from edgespec.policies import ModePolicy
 
 LONGEST_TRIP_S = 60.0
@@ -17,10 +17,16 @@ LONGEST_STEP_S = 10.0
 class Measurements:
     """Running figures. Times in seconds."""
 
-    def __init__(self, step: float, batch: int = 1, policy: ModePolicy = ModePolicy()) -> None:
+    def __init__(
+        self,
+        step: float,
+        batch: int = 1,
+        policy: ModePolicy = ModePolicy(),
+        acceptance: float = EXPECTED_ACCEPTANCE,
+    ) -> None:
         """`step`: time of a target step for one token, as the cloud states it. `batch`: number of
-        paths that one draft step may extend."""
-        self.estimate = AcceptanceEstimate()
+        paths that one draft step may extend. `acceptance`: rate to expect before any verdict."""
+        self.estimate = AcceptanceEstimate(acceptance)
         self.step = step
         """Time of a target step that decodes one token."""
         self._batch = batch
@@ -62,6 +68,9 @@ class Measurements:
                 paths, deque(maxlen=self._policy.measured_draft_steps)
             )
             times.append(seconds)
+
+    def forget_draft_steps(self) -> None:
+        self._draft_steps.clear()
 
     def add_target_step(self, seconds: float, tokens: int) -> None:
         """Adds the time between two verdicts, with `tokens` that the device did not draft."""

@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 
 from edge_runtime.measurements import LONGEST_STEP_S, Measurements
 from edge_runtime.policy import DraftTimings
+from edgespec.confidence import EXPECTED_ACCEPTANCE
 from edgespec.config import EdgeSettings
 from edgespec.protocol import Terms, Verdict, Welcome
+
+_TO_MEASURE = "to measure the cloud without drafts of the device"
 
 
 @dataclass
@@ -41,11 +44,18 @@ class Modes:
     """The terms that the device asks the cloud for."""
 
     def __init__(
-        self, settings: EdgeSettings, welcome: Welcome, *, drafts: bool, batch: int = 1
+        self,
+        settings: EdgeSettings,
+        welcome: Welcome,
+        *,
+        drafts: bool,
+        batch: int = 1,
+        acceptance: float = EXPECTED_ACCEPTANCE,
     ) -> None:
-        """`drafts`: the device has a drafter; `batch`: number of paths in one draft step."""
+        """`drafts`: the device has a drafter; `batch`: number of paths in one draft step;
+        `acceptance`: rate to expect before any verdict."""
         self._policy = settings.modes
-        self.measurements = Measurements(0.0, batch, self._policy)
+        self.measurements = Measurements(0.0, batch, self._policy, acceptance)
         self.mean_batch_rows = 0.0
         """Mean number of sessions in a step of the cloud."""
         self.reason = "asked for" if settings.mode != "auto" else "to begin with"
@@ -62,7 +72,8 @@ class Modes:
         """Tokens until the next try, and until the one after that if it fails."""
         self._resting_rate = 0.0
         """Tokens per second without drafting; the cloud's own figure until it is measured."""
-        self._least_rate_ratio = self._policy.least_rate_ratio
+        self._resting_measured = False
+        """True once that rate is measured."""
         self.adapt(welcome)
 
     def adapt(self, welcome: Welcome) -> None:
@@ -70,6 +81,7 @@ class Modes:
         self._welcome = welcome
         self.measurements.step = welcome.step_ms / 1e3
         self._resting_rate = 1e3 / max(welcome.step_ms, 1e-3)
+        self._resting_measured = False
 
     @property
     def terms(self) -> Terms:
@@ -139,8 +151,8 @@ class Modes:
         )
         if self._drafting and self._cloud_draft and self._tactics.streaming and doubtful:
             self._drafting = False
-            self._rest_tokens = self._policy.first_look_tokens
-            self.reason = "to measure the cloud without drafts of the device"
+            self._rest(_TO_MEASURE)
+            self.reason = _TO_MEASURE
 
     def verdict(self, verdict: Verdict, fresh: int, seconds: float = 0.0) -> None:
         """Counts the `fresh` tokens that a verdict has committed, `seconds` after the last verdict
@@ -162,28 +174,39 @@ class Modes:
         if not reason:
             return False
         if self._drafting:
-            longest = self._policy.longest_pause_tokens
-            self._rest_tokens = self._next_rest_tokens
-            self._next_rest_tokens = min(2 * self._next_rest_tokens, longest)
+            self._rest(reason)
         else:
             self.measurements.estimate.forget()
+            if timings.draft >= timings.step:
+                self.measurements.forget_draft_steps()
         self._drafting = not self._drafting
         self.reason = f"{reason}; {self.figures}"
         self._trial = _Trial()
         self._resting_tokens = 0
         return True
 
+    def _rest(self, reason: str) -> None:
+        """Sets the length of the pause: a short one if it is to measure the cloud's own rate."""
+        if reason == _TO_MEASURE:
+            self._rest_tokens = self._policy.first_look_tokens
+            return
+        self._rest_tokens = self._next_rest_tokens
+        longest = self._policy.longest_pause_tokens
+        self._next_rest_tokens = min(2 * self._next_rest_tokens, longest)
+
     def _reason_to_try(self, timings: DraftTimings) -> str:
         """Why to start drafting; empty: not yet. The acceptance rate is assumed to be good, since
-        the text has changed since it was measured."""
+        the text has changed since it was measured, and a draft step that took longer than the
+        target's is measured anew, since another program may have had the core."""
         policy = self._policy
         acceptance = max(timings.acceptance, policy.hoped_acceptance)
-        overtaking = replace(timings, acceptance=acceptance).overtaking
+        draft = timings.draft if timings.draft < timings.step else 0.0
+        overtaking = replace(timings, acceptance=acceptance, draft=draft).overtaking
         rested = self._resting_tokens >= self._rest_tokens
         if not rested or overtaking < policy.start_overtaking_probability:
             return ""
         if self._trial.rate:
-            self._resting_rate, self._least_rate_ratio = self._trial.rate, 1.0
+            self._resting_rate, self._resting_measured = self._trial.rate, True
         return "another try"
 
     def _reason_to_stop(self, timings: DraftTimings) -> str:
@@ -198,8 +221,10 @@ class Modes:
         unlikely = overtaking < policy.patient_overtaking_probability
         if unlikely and trial.share < policy.least_token_share:
             return f"of the last {trial.tokens} tokens {trial.share:.0%} were the device's"
-        slow = trial.rate < self._least_rate_ratio * self._resting_rate
-        if slow and trial.rate and not self.shared:
+        least = self._resting_rate * (1.0 if self._resting_measured else policy.least_rate_ratio)
+        if 0 < trial.rate < least and not self.shared:
+            if not self._resting_measured:
+                return _TO_MEASURE
             return f"{trial.rate:.1f} tokens/s with it, {self._resting_rate:.1f} without"
         self._next_rest_tokens = policy.pause_tokens
         return ""

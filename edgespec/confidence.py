@@ -92,6 +92,10 @@ def calibration_error(confidences: Floats, right: npt.NDArray[np.bool_]) -> floa
     return sum(b.tokens * abs(b.confidence - b.right) for b in bins) / max(total, 1)
 
 
+EXPECTED_ACCEPTANCE = 0.8
+"""Acceptance rate to expect of a draft that was never measured."""
+
+
 class AcceptanceEstimate:
     """Estimate of how often a draft is right in the current answer.
 
@@ -108,7 +112,7 @@ class AcceptanceEstimate:
     LEAST_CONFIDENCE = 1e-3
     """Bound on confidences, which also applies to their distance from 1."""
 
-    def __init__(self, acceptance: float = 0.8) -> None:
+    def __init__(self, acceptance: float = EXPECTED_ACCEPTANCE) -> None:
         """`acceptance` is the acceptance rate to expect before any comparison."""
         self._expected = acceptance
         self.forget()

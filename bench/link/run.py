@@ -18,7 +18,7 @@ import msgspec
 from rich.console import Console
 
 from bench.acceptance.run import encode
-from bench.lab.builtin import builtin_bundle, self_bundle
+from bench.lab.builtin import builtin_bundle
 from bench.lab.energy import note
 from bench.lab.methods import EDGESPEC, USELESS
 from bench.lab.plots import require_matplotlib
@@ -67,10 +67,11 @@ def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
     """Measure, print and plot. Raises `EdgespecError` if an answer differs from the others."""
     require_matplotlib(settings.plot)
     settings.check()
-    opened = _open(bundle, settings)
-    profile = opened.manifest.default_draft
+    opened = Bundle.open(bundle) if bundle else builtin_bundle()
+    profile = settings.draft or opened.manifest.default_draft
     if not profile:
         raise UsageError(f"{opened.folder} has no draft to measure; export it with --draft")
+    opened.draft(profile)
     requests = _requests(opened, settings)
     with tempfile.TemporaryDirectory() as scratch:
         traces = Path(scratch) / "cloud.jsonl", Path(scratch) / "device.jsonl"
@@ -80,22 +81,14 @@ def run(bundle: Path | None, settings: LinkSettings, *, as_json: bool) -> None:
             link_accuracy = _link_accuracy(settings.rtts_ms)
             with emulated_link(endpoint, cores()[0]) as link:
                 trace = Trace(traces[1], "device")
-                device = LinkedDevice(opened, link, settings.draft_length, trace)
+                device = LinkedDevice(opened, profile, link, settings.draft_length, trace)
                 runs = _measure(device, requests, settings)
                 times = device.times()
                 device.close()
         spans = [span for path in traces for span in read_trace(path)]
-    pair = f"{opened.manifest.target.origin.name} with {profile} {settings.draft}".strip()
+    pair = f"{opened.manifest.target.origin.name} with {profile}"
     figures = _figures(runs, pair, link_accuracy, times, len(requests), settings)
     _report(figures, spans, settings, as_json=as_json)
-
-
-def _open(bundle: Path | None, settings: LinkSettings) -> Bundle:
-    if bundle and settings.draft:
-        raise UsageError("--draft self is about the built-in target; leave out BUNDLE")
-    if bundle:
-        return Bundle.open(bundle)
-    return self_bundle() if settings.draft else builtin_bundle()
 
 
 def _requests(bundle: Bundle, settings: LinkSettings) -> list[Request]:

@@ -24,7 +24,7 @@ class LinkSettings:
     useless: bool = False
     """Measure edgespec with a draft that is never right too."""
     draft: str = ""
-    """`self`: the built-in target drafts for itself at int8. Empty: the built-in draft."""
+    """Profile of the draft, on both sides. Empty: the bundle's default."""
     draft_length: int = 4
     """Tokens drafted in a round of lockstep and exits."""
     prompts: Path | None = None

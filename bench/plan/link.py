@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 from rich.console import Console
 
+from bench.lab.builtin import SMALL
 from bench.lab.methods import KNOWN
 from bench.lab.profiles import (
     BUILTIN,
@@ -158,7 +159,7 @@ def _pair(measured: MeasuredLink, settings: LinkComparison) -> tuple[Profile, Re
     elif BUILTIN_TARGET not in measured.pair:
         raise UsageError(f"{measured.pair} is not the built-in pair; pass its PROFILE.json too")
     else:
-        name = BUILTIN[measured.pair.endswith(" self")]
+        name = BUILTIN[measured.pair.endswith(SMALL)]
         profile, recording = next(p for p in builtin_profiles() if p[0].recording == name)
     if measured.times:
         times = msgspec.structs.asdict(measured.times)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from bench.simulation.script import Script
 from bench.simulation.times import Times
 from bench.simulation.virtual_time import Process
+from edgespec.confidence import EXPECTED_ACCEPTANCE
 from engines.drafters.base import DraftRequest, Guess
 
 
@@ -24,6 +25,7 @@ class SimulatedDrafter:
         """`step_s(n)`: seconds of a draft step over n branches."""
         self.name = name
         self.batch = batch
+        self.acceptance = script.acceptance
         self._script, self._process, self._step_s = script, process, step_s
 
     def guess(self, requests: Sequence[DraftRequest]) -> list[Guess | None]:
@@ -39,6 +41,7 @@ class SimulatedCloudDraft:
 
     name = "draft"
     batch = 1
+    acceptance = EXPECTED_ACCEPTANCE
 
     def __init__(self, script: Script, times: Times) -> None:
         self.process: Process | None = None

@@ -25,6 +25,8 @@ class Script:
     """
 
     def __init__(self, recording: Recording, seed: int = 0) -> None:
+        self.acceptance = recording.agreement
+        """The draft's acceptance rate."""
         self._recording = recording
         self._seed = seed
         self._chance = random.Random(seed)

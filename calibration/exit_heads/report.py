@@ -58,7 +58,7 @@ def show(report: CalibrationReport) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(_exits(report))
     if report.drafts:
-        console.print(_drafts(report.drafts))
+        console.print(drafts_table(report.drafts))
     if report.agreement is not None:
         console.print(
             "the bundle's quantised target has the original's arg-max at "
@@ -109,7 +109,7 @@ def _exits(report: CalibrationReport) -> Table:
     return table
 
 
-def _drafts(drafts: Mapping[str, Calibration]) -> Table:
+def drafts_table(drafts: Mapping[str, Calibration]) -> Table:
     table = _table("draft", "agreement", "cal. error", "tokens")
     for name, figures in drafts.items():
         table.add_row(name, f"{figures.agreement:.3f}", f"{figures.error:.3f}", str(figures.tokens))

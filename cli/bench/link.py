@@ -62,8 +62,10 @@ from cli.options import (
 )
 @click.option(
     "--draft",
-    type=click.Choice(["self"]),
-    help="Without BUNDLE, let the built-in target draft for itself at int8.",
+    metavar="PROFILE",
+    default="",
+    show_default="the first",
+    help="Draft of the bundle to measure, on both sides.",
 )
 @DRAFT_LENGTH
 @PROMPTS
@@ -97,6 +99,5 @@ def link(bundle: Path | None, as_json: bool, **options: Any) -> None:
         stall_ms=options.pop("stall_ms"),
     )
     rtts = options.pop("rtts")
-    options["draft"] = options["draft"] or ""
     options["energy"] = energy_root(options)
     run(bundle, LinkSettings(rtts_ms=rtts, shape=shape, **options), as_json=as_json)

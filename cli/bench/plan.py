@@ -41,7 +41,7 @@ RATES = NumberList(float, "tokens a second", "10,15")
 @click.option(
     "--recording",
     default="",
-    metavar="FILE|builtin|self",
+    metavar="FILE|strong|small",
     show_default="the profile's",
     help="Recorded answers of the pair.",
 )

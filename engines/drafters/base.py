@@ -41,6 +41,10 @@ class Drafter(Protocol):
     def batch(self) -> int:
         """Most branches of one session worth guessing in one call; 1 if batching does not pay."""
 
+    @property
+    def acceptance(self) -> float:
+        """Acceptance rate to expect before any verdict."""
+
     def guess(self, requests: Sequence[DraftRequest]) -> Sequence[Guess | None]:
         """Return the next token of each request, or None where there is no guess (nothing found,
         context full, logits not finite). Raises `EngineError` if the model fails."""

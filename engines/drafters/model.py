@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from edgespec.confidence import UNCALIBRATED, probability
+from edgespec.confidence import EXPECTED_ACCEPTANCE, UNCALIBRATED, probability
 from edgespec.errors import EngineError
 from edgespec.manifest import Calibration
 from edgespec.sampling import common_prefix, likeliest, rank
@@ -93,6 +93,7 @@ class ModelDrafter:
         slots together, which a single slot may exceed; 0 for no bound."""
         self.name = name
         self.batch = min(STEP_BRANCHES, branches)
+        self.acceptance = calibration.agreement if calibration else EXPECTED_ACCEPTANCE
         self._engine = engine
         self._calibration = calibration or UNCALIBRATED
         self._max_branches = branches

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from edgespec.confidence import EXPECTED_ACCEPTANCE
 from edgespec.config import NGRAM
 from edgespec.sampling import common_prefix
 from engines.drafters.base import DraftRequest, Guess
@@ -29,6 +30,7 @@ class NgramDrafter:
 
     name = NGRAM
     batch = 1
+    acceptance = EXPECTED_ACCEPTANCE
 
     def __init__(self, longest_tokens: int = 4, shortest_tokens: int = 2) -> None:
         """`longest_tokens`, `shortest_tokens`: lengths of the endings that are looked up."""

@@ -13,6 +13,7 @@ class NoDrafter:
 
     name = NO_DRAFTER
     batch = 1
+    acceptance = 0.0
 
     def guess(self, requests: Sequence[DraftRequest]) -> list[Guess | None]:
         return [None] * len(requests)

@@ -20,8 +20,9 @@ def welcome(*, draft_ms=0.0, hint_ms=0.0, exits=(1, 2)):
     return Welcome(VERSION, "t", "k", 512, 32, list(exits), 30.0, 2.0, draft_ms, hint_ms)
 
 
-def modes(*, drafts=True, cloud=None, **settings):
-    made = Modes(EdgeSettings(**settings), cloud or welcome(), drafts=drafts)
+def modes(*, drafts=True, cloud=None, acceptance=0.8, **settings):
+    chosen = EdgeSettings(**settings)
+    made = Modes(chosen, cloud or welcome(), drafts=drafts, acceptance=acceptance)
     link(made, 0.005)
     for _ in range(20):
         made.measurements.add_draft_step(0.010, 1)
@@ -97,6 +98,15 @@ def test_a_long_round_trip_stops_it_and_a_short_one_brings_it_back():
     assert made.terms.drafting and "another try" in made.reason
 
 
+def test_a_draft_step_that_seemed_too_slow_is_measured_anew():
+    made = modes()
+    for _ in range(20):
+        made.measurements.add_draft_step(0.04, 1)  # longer than the target's: it cannot overtake
+    assert until_it_changes(made, 0, teach=False) == made.trial_tokens
+    assert until_it_changes(made, 0, teach=False) == PAUSE
+    assert made.terms.drafting and made.measurements.timings.draft == 0
+
+
 def test_a_draft_that_is_right_and_always_late_stops_unless_it_is_likely_to_overtake():
     made = modes()
     link(made, 0.1)  # a lead of 5: 0.8 ** 6 = 0.26
@@ -120,11 +130,23 @@ def test_what_is_slower_with_the_device_stops_and_is_compared_with_what_it_is_wi
         return most
 
     assert write(20.0) == made.trial_tokens
-    assert "20.0 tokens/s with it, 33.3 without" in made.reason
-    # While it rests a loaded cloud gives 15: so 20 was good, and the next try lasts.
-    assert write(15.0) == PAUSE
+    assert "to measure the cloud" in made.reason, "33.3 is what the cloud says of itself"
+    # The loaded cloud gives 15: so 20 was good, and the next try lasts.
+    assert write(15.0) == LOOK
     assert write(20.0, most=20 * TRIAL) == 20 * TRIAL
     assert made.terms.drafting
+    # A try that stays below what was measured ends in a long pause.
+    write(12.0)
+    assert "12.0 tokens/s with it, 15.0 without" in made.reason
+    assert write(15.0) == PAUSE
+
+
+def test_a_draft_that_was_measured_is_expected_to_be_as_good():
+    for acceptance, looks in ((0.8, True), (0.97, False)):  # 0.97 ** (1 + 3) = 0.89
+        made = modes(cloud=DRAFTING, acceptance=acceptance)
+        link(made, 0.060)
+        made.begin()
+        assert made.terms.drafting != looks
 
 
 def test_where_it_is_doubtful_the_device_first_looks_how_fast_the_cloud_is():

@@ -207,6 +207,7 @@ class SlowDrafter:
     def __init__(self, drafter):
         self._drafter = drafter
         self.name, self.batch, self.retain = drafter.name, drafter.batch, drafter.retain
+        self.acceptance = drafter.acceptance
 
     def guess(self, requests):
         time.sleep(0.02)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from bench.lab.builtin import builtin_bundle, pair_folder, weights_file
+from bench.lab.builtin import SMALL, STRONG, builtin_bundle, pair_folder, weights_file
 from cli.main import main
 from edgespec.config import Request
 from edgespec.errors import EdgespecError
@@ -107,10 +107,12 @@ def test_the_built_in_pair_is_small_calibrated_and_agrees(tmp_path):
     draft = sum(path.stat().st_size for path in (pair / "draft").iterdir())
     assert draft <= 40e6 and (pair / "exit-heads.safetensors").stat().st_size <= 6e6
     manifest = builtin_bundle().manifest
-    figures = [manifest.drafts[manifest.default_draft].calibration]
+    figures = [draft.calibration for draft in manifest.drafts.values()]
     figures += [s.calibration for s in manifest.target.segments if s.exit]
-    assert len(figures) == 3 and all(one and one.error <= 0.05 for one in figures)
+    assert len(figures) == 4 and all(one and one.error <= 0.05 for one in figures)
     few = ("--limit", 1, "--max-tokens", 48, "--temperature", 0, "--json")
-    measured = json.loads(run("bench", "acceptance", *few).output.splitlines()[-1])
-    assert measured["agreement"] >= 0.55
-    assert measured["agreement"] > measured["exits"][0]["agreement"] > 0.3
+    for profile, least in ((STRONG, 0.9), (SMALL, 0.55)):
+        output = run("bench", "acceptance", *few, "--drafter", profile).output
+        measured = json.loads(output.splitlines()[-1])
+        assert measured["agreement"] >= least
+        assert measured["agreement"] > measured["exits"][0]["agreement"] > 0.3

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from bench.lab.builtin import PROFILE, builtin_bundle, weights_file
+from bench.lab.builtin import SMALL, builtin_bundle, weights_file
 from edgespec.config import CloudSettings, Request, Tactics
 from edgespec.errors import EdgespecError
 from edgespec.manifest import COMPAT_OPSET, MAIN_OPSET
@@ -166,14 +166,14 @@ def test_four_devices_at_once(house, target, codec, drafts):
 def pair():
     """The built-in pair, with a draft for the device and one for the cloud."""
     bundle = builtin_bundle()
-    calibration = bundle.draft(PROFILE).calibration
+    calibration = bundle.draft(SMALL).calibration
 
     def draft(slots):
-        return load_draft(bundle, PROFILE, OrtSettings(threads=2, slots=slots, min_tokens=1))
+        return load_draft(bundle, SMALL, OrtSettings(threads=2, slots=slots, min_tokens=1))
 
     target = load_target(bundle, OrtSettings(threads=2))
-    drafter = ModelDrafter(draft(4), PROFILE, calibration)
-    return target, drafter, ModelDrafter(draft(2), PROFILE, calibration, branches=1)
+    drafter = ModelDrafter(draft(4), SMALL, calibration)
+    return target, drafter, ModelDrafter(draft(2), SMALL, calibration, branches=1)
 
 
 def written(pair, codec, texts, question, sampling):

@@ -68,7 +68,7 @@ def test_the_sketch_at_its_ends():
 
 def test_the_builtin_profiles_say_where_they_are_from():
     profiles = [profile for profile, _ in builtin_profiles()]
-    assert [p.recording for p in profiles[:2]] == ["builtin", "self"]
+    assert [p.recording for p in profiles[:2]] == ["small", "strong"]
     for profile in profiles:
         estimate = profile.name.endswith("(estimate)")
         assert profile.source.startswith("estimated from") == estimate
@@ -93,7 +93,7 @@ def test_the_builtin_profiles_say_where_they_are_from():
         ({"draft_length": 4.5}, "draft_length: expected `int`"),
         ({"agreement": 1.01}, "agreement: expected `float` <= 1"),
         ({"agreement": None}, "it needs one of agreement and recording"),
-        ({"recording": "self"}, "it needs one of agreement and recording"),
+        ({"recording": "strong"}, "it needs one of agreement and recording"),
         ({"source": ""}, "source: expected `str` of length >= 1"),
         ({"agreement": None, "recording": "gone.json"}, "gone.json cannot be read"),
     ],
@@ -159,9 +159,9 @@ def test_a_plan_of_a_profile(profile_file):
 
 def test_options_replace_what_the_profile_says(profile_file):
     path = profile_file()
-    _, figures = report(path, path, "--rtt", "7", "--recording", "self", "--prompts", 1)
+    _, figures = report(path, path, "--rtt", "7", "--recording", "strong", "--prompts", 1)
     assert [p["rtts_ms"] for p in figures["profiles"]] == [[7.0], [7.0]]
-    assert all("self" in p["recording"] for p in figures["profiles"])
+    assert all("cpu-int8" in p["recording"] for p in figures["profiles"])
 
 
 @pytest.mark.parametrize("rtt", ["a", "nan", "-1", "1e9", "0,"])

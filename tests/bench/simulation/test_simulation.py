@@ -27,7 +27,7 @@ def rate(recording, times, name, draft_length=4):
 @cache
 def builtin(rtt, name):
     profile = builtin_profiles()[0][0]
-    recording = excerpt(builtin_recording("builtin"), 8)
+    recording = excerpt(builtin_recording("small"), 8)
     return rate(recording, profile.times(rtt), name)
 
 

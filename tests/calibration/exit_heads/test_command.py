@@ -154,6 +154,30 @@ def test_the_command_installs_what_it_found(tiny_llama_folder, corpus, tmp_path)
     assert (tmp_path / "bundle-calibration" / "calibration.json").is_file()
 
 
+def test_drafts_are_calibrated_without_exit_heads(tiny_llama_folder, corpus, tmp_path):
+    bundle = tmp_path / "bundle"
+    drafts = (("cpu-fp32", "self"), ("cpu-int4", "self"))
+    export(ExportSettings(target=str(tiny_llama_folder), out=bundle, segments=2, drafts=drafts))
+    arguments = [str(tiny_llama_folder), "--bundle", str(bundle), "--corpus", str(corpus)]
+    options = ["--tokens", str(TOKENS), "--drafts-only"]
+    done = CliRunner().invoke(main, ["calibrate", *arguments, *options])
+    assert done.exit_code == 0, done.output
+    opened = Bundle.open(bundle)
+    opened.check()
+    found = {name: draft.calibration for name, draft in opened.manifest.drafts.items()}
+    assert found["cpu-fp32"].agreement > 0.9 and found["cpu-int4"].agreement > 0
+    assert not any(segment.calibration for segment in opened.manifest.target.segments)
+    assert "cpu-int4" in done.output and not (tmp_path / "bundle-calibration").exists()
+
+
+def test_drafts_of_a_bundle_without_any_cannot_be_calibrated(tiny_llama_folder, corpus, tmp_path):
+    bundle = tmp_path / "bundle"
+    export(ExportSettings(target=str(tiny_llama_folder), out=bundle))
+    arguments = [str(tiny_llama_folder), "--bundle", str(bundle), "--corpus", str(corpus)]
+    done = CliRunner().invoke(main, ["calibrate", *arguments, "--drafts-only"])
+    assert done.exit_code == 2 and "has no draft to calibrate" in done.stderr
+
+
 def test_bad_input_is_one_sentence(tiny_bundle, tmp_path):
     for code, bundle in ((2, tiny_bundle.folder), (1, tmp_path)):
         done = CliRunner().invoke(main, ["calibrate", "nowhere", "--bundle", str(bundle)])
