@@ -4,7 +4,7 @@ import msgspec
 import onnxruntime
 import pytest
 
-from edge_runtime.connection import _open_drafter
+from edge_runtime.connection import drafter_for
 from edge_runtime.drafters import default_drafter, open_drafter
 from edgespec.config import EdgeSettings
 from edgespec.errors import EngineError, UsageError
@@ -117,5 +117,5 @@ def test_a_device_beside_its_cloud_leaves_it_the_cores(tiny_bundle, endpoint, mo
         "engines.onnxruntime_backend.engine.load_draft",
         lambda bundle, name, settings: opened.append(settings) or ToyEngine(),
     )
-    _open_drafter(tiny_bundle, settings)
+    drafter_for(tiny_bundle, settings)
     assert (opened[0].spin_us > 0) == ("127" not in endpoint)

@@ -38,12 +38,15 @@ class Recorded:
         return [unpack([self._packet])]
 
 
+WELCOME_OF_THE_NEXT = msgspec.msgpack.encode(["welcome", VERSION + 1, *"abcdefghijklmno"])
+
+
 @pytest.mark.parametrize(
     ("packet", "cloud", "older"),
     [
         (WELCOME_OF_PROTOCOL_3, 3, "cloud"),
         (ERROR_OF_PROTOCOL_3, 3, "cloud"),
-        (msgspec.msgpack.encode(["welcome", VERSION + 1, *"abcdefghijklmno"]), 5, "device"),
+        (WELCOME_OF_THE_NEXT, VERSION + 1, "device"),
     ],
 )
 def test_a_cloud_of_another_version_is_named_with_the_side_to_update(packet, cloud, older):
