@@ -18,6 +18,7 @@ BENCHES = {
     "load": "cli.bench.memory:load",
     "local": "cli.bench.local:local",
     "plan": "cli.bench.plan:plan",
+    "serve": "cli.bench.serve:serve",
     "shapes": "cli.bench.acceptance:shapes",
     "step": "cli.bench.step:step",
 }

@@ -172,6 +172,8 @@ BAD = [
     (USAGE, ["bench", "export", "--model", "2b"]),
     (USAGE, ["bench", "load", "-t", "0"]),
     (MISSING, ["bench", "load", NOWHERE]),
+    (USAGE, ["bench", "serve", "--tokens", "1"]),
+    (MISSING, ["bench", "serve", NOWHERE]),
     (USAGE, ["bench", "acceptance", "--limit", "0"]),
     (MISSING, ["bench", "acceptance", NOWHERE]),
     (USAGE, ["bench", "chaos", "--minutes", "0"]),
