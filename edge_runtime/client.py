@@ -29,6 +29,7 @@ from edge_runtime.completion import AsyncCompletion, Completion
 from edge_runtime.connection import Connection, Messages, chat_tokens
 from edge_runtime.figures import DeviceFigures
 from edge_runtime.observer import UNOBSERVED, Observer
+from edgespec.chat_template import ToolStyle
 from edgespec.config import LOOPBACK, EdgeSettings, Mode, Request
 from edgespec.errors import UsageError
 from edgespec.grammar import Grammar, chosen_grammar
@@ -129,9 +130,17 @@ class _Asking(Generic[C]):
         """Starts the answer to a request in tokens. Raises `UsageError` if it does not fit."""
         return self._read(self._connected().answer(request))
 
-    def chat_tokens(self, messages: Messages, system: str = "") -> list[int]:
-        """The prompt of a chat, in tokens. `system` becomes its first message."""
-        return chat_tokens(self._connected().codec, messages, system)
+    def chat_tokens(
+        self, messages: Messages, system: str = "", tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
+        """The prompt of a chat, in tokens. `system` becomes its first message; `tools` are the
+        functions that the model may call, in OpenAI's form."""
+        return chat_tokens(self._connected().codec, messages, system, tools)
+
+    @property
+    def tool_style(self) -> ToolStyle:
+        """How the bundle's chat template lets the model call tools; empty: it does not."""
+        return self._connected().codec.tool_style
 
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens of a text, or the given ones, checked. Raises `UsageError`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from edge_runtime.answer import Answer
 from edge_runtime.background import BackgroundLoop
@@ -24,7 +25,7 @@ from engines.drafters.base import Drafter
 from engines.drafters.none import NoDrafter
 from engines.machine.doctor import brief
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 """Messages of a chat, each with `role` and `content`."""
 
 
@@ -101,7 +102,9 @@ class Connection:
         self._grammars.close()
 
 
-def chat_tokens(codec: Codec, messages: Messages, system: str = "") -> list[int]:
+def chat_tokens(
+    codec: Codec, messages: Messages, system: str = "", tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
     """The prompt of a chat, in tokens. `system` becomes its first message.
 
     Raises `UsageError` without messages, and for those without `role` and `content`.
@@ -113,7 +116,7 @@ def chat_tokens(codec: Codec, messages: Messages, system: str = "") -> list[int]
     ):
         raise UsageError("a chat is a list of messages {'role': …, 'content': …}, at least one")
     first = [{"role": "system", "content": system}] if system else []
-    return codec.encode(codec.render([*first, *messages]), chat=True)
+    return codec.encode(codec.render([*first, *messages], tools), chat=True)
 
 
 def drafter_for(bundle: Bundle, settings: EdgeSettings) -> Drafter:

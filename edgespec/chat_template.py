@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.sandbox
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
@@ -41,15 +42,39 @@ _WIDE_FIELD = re.compile(r"\d{5}")
 """Width in a format string that would make a long text."""
 
 
+ToolStyle = Literal["", "hermes", "llama", "unknown"]
+"""How a template lets the model call tools. `hermes`: `{"name", "arguments"}` in `<tool_call>`, as
+Qwen does too. `llama`: `{"name", "parameters"}`. Empty: it has no tools."""
+
+
+def tool_style(template: str) -> ToolStyle:
+    """The style of a template, by what it tells the model."""
+    try:
+        tree = _Environment().parse(template[:MAX_TEMPLATE_CHARS])
+        names = jinja2.meta.find_undeclared_variables(tree)
+    except (jinja2.TemplateError, RecursionError):
+        return ""
+    if "tools" not in names:
+        return ""
+    if "<tool_call>" in template:
+        written_in_xml = "<function=" in template or "<arg_key>" in template
+        return "unknown" if written_in_xml else "hermes"
+    llama = "<|python_tag|>" in template or '"parameters": dictionary' in template
+    return "llama" if llama else "unknown"
+
+
 def render_chat(
     template: str,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     *,
     bos: str,
     eos: str,
     name: str = "the chat template",
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """The Jinja template applied to `messages`; it ends where the assistant's answer begins.
+
+    `tools` are functions in OpenAI's form.
 
     Raises `BundleError`, with `name`, if the template fails or exceeds the bounds.
     """
@@ -59,6 +84,8 @@ def render_chat(
         "bos_token": bos,
         "eos_token": eos,
     }
+    if tools:
+        values["tools"] = list(tools)
     try:
         if len(template) > MAX_TEMPLATE_CHARS:
             raise _TooLarge(f"it is longer than {MAX_TEMPLATE_CHARS} characters")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from edgespec.chat_template import render_chat
+from edgespec.chat_template import ToolStyle, render_chat, tool_style
 from edgespec.errors import BundleError, UsageError
 from edgespec.manifest import Bundle
 from edgespec.plain_text import plain
@@ -72,7 +72,14 @@ class Codec:
                 f"{self._file} cannot be used ({reason}); export the bundle again"
             ) from error
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    @property
+    def tool_style(self) -> ToolStyle:
+        """How the chat template lets the model call tools."""
+        return "" if self._template is None else tool_style(self._template)
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """The chat of `messages` (role, content) as text that ends where the answer begins.
 
         Raises `UsageError` if the bundle has no chat template, and `BundleError` if it fails.
@@ -85,6 +92,7 @@ class Codec:
             bos=self._text.bos,
             eos=self._text.eos,
             name=str(self._template_file),
+            tools=tools,
         )
 
 

@@ -40,6 +40,8 @@ from edge_runtime.api.requests import MOST_CHOICES, ChatRequest, CompletionReque
 from edge_runtime.api.responses import ResponsesReply
 from edge_runtime.api.responses_request import ResponsesRequest
 from edge_runtime.api.streaming import EVENTS, JSON, Sender, read_all, written
+from edge_runtime.api.tool_calls import CallParser, Delta, Found
+from edge_runtime.api.tools import ToolUse
 from edge_runtime.api.unverified import HeldText, settled
 from edge_runtime.client import AsyncClient
 from edge_runtime.completion import AsyncCompletion
@@ -172,9 +174,17 @@ class Api:
         asked = read(ChatRequest, await self._body(request))
         self._check_model(asked.model)
         client = await self._connector.client()
-        prompt = client.chat_tokens([message.plain() for message in asked.messages])
+        style, use = client.tool_style, asked.tool_use
+        if use is not None:
+            use.check(style)
+        if not style and any(message.of_tools for message in asked.messages):
+            raise ApiError(
+                400, "the chat template of this model has no messages of tools", param="messages"
+            )
+        messages = [message.plain() for message in asked.messages]
+        prompt = client.chat_tokens(messages, tools=use.described if use is not None else ())
         reply = Reply("chat", self._settings.model, self._settings.fingerprint, asked.count)
-        return self._answer(client, [prompt], asked, asked.limit, reply)
+        return self._answer(client, [prompt], asked, asked.limit, reply, use)
 
     async def _complete(self, request: Request) -> Response:
         asked = read(CompletionRequest, await self._body(request))
@@ -203,8 +213,12 @@ class Api:
         asked: ChatRequest | CompletionRequest,
         limit: int | None,
         reply: Reply,
+        use: ToolUse | None = None,
     ) -> Response:
         """The response to a request; its answers start once there are places."""
+        style = client.tool_style if use is not None else ""
+        stops = asked.stops + (use.stops(style) if use is not None else ())
+        grammar = use.grammar(style) if use is not None else asked.constraint
         most = client.welcome.context if limit is None else limit
         if most < 1:
             raise ApiError(400, f"max_tokens is {most}; it must be at least 1", param="max_tokens")
@@ -214,9 +228,9 @@ class Api:
                 tuple(prompt),
                 most,
                 sampling,
-                asked.stops,
+                stops,
                 logprobs=asked.alternatives,
-                grammar=asked.constraint,
+                grammar=grammar,
                 prediction=tuple(expected[: client.welcome.context]),
             )
             for prompt in prompts
@@ -225,7 +239,10 @@ class Api:
         if len(wanted) > MOST_CHOICES:
             raise ApiError(400, f"{len(wanted)} choices were asked for; at most {MOST_CHOICES} fit")
         logprobs = [reply.logprobs(client.token_bytes, client.end_ids) for _ in wanted]
-        write = partial(self._stream if asked.stream else self._whole, asked, reply, logprobs)
+        calls = [use.parser(style) if use is not None else None for _ in wanted]
+        write = partial(
+            self._stream if asked.stream else self._whole, asked, reply, logprobs, calls
+        )
         return self._queued(client, wanted, write, reply, stream=bool(asked.stream))
 
     def _queued(
@@ -287,6 +304,7 @@ class Api:
         asked: ChatRequest | CompletionRequest,
         reply: Reply,
         logprobs: Sequence[ChoiceLogprobs],
+        calls: Sequence[CallParser | None],
         sender: Sender,
         answers: Sequence[AsyncCompletion],
     ) -> None:
@@ -307,6 +325,7 @@ class Api:
                 answer.stats,
                 settled(pieces[number]) if asked.edgespec else None,
                 logprobs[number].take(),
+                calls[number],
             )
             for number, answer in enumerate(answers)
         ]
@@ -317,6 +336,7 @@ class Api:
         asked: ChatRequest | CompletionRequest,
         reply: Reply,
         logprobs: Sequence[ChoiceLogprobs],
+        calls: Sequence[CallParser | None],
         sender: Sender,
         answers: Sequence[AsyncCompletion],
     ) -> None:
@@ -333,27 +353,39 @@ class Api:
             await begin(number)
             if piece:
                 logprobs[number].add(piece)
-            if not asked.edgespec:
+            parser = calls[number]
+            if not asked.edgespec or parser is not None:  # a call cannot be taken back
                 text = unverified[number].pass_on(text, piece)
-            elif piece:
+            if asked.edgespec and piece:
                 held[number].append(piece)
-            await show(number, text, withdrawn=bool(piece and piece.correction is not None))
+            if parser is not None:
+                await show_found(number, parser.push(text))
+            else:
+                await show(number, text, withdrawn=bool(piece and piece.correction is not None))
 
-        async def show(number: int, text: str, *, withdrawn: bool = False) -> None:
+        async def show(number: int, text: str | Delta, *, withdrawn: bool = False) -> None:
             if text or (withdrawn and asked.edgespec):
                 shown, held[number] = held[number], []
                 more = logprobs[number].take()
-                await sender.chunk(
-                    reply.text(number, text, shown if asked.edgespec else None, more)
-                )
+                pieces = shown if asked.edgespec else None
+                if isinstance(text, Delta):
+                    await sender.chunk(reply.call(number, text, pieces, more))
+                else:
+                    await sender.chunk(reply.text(number, text, pieces, more))
+
+        async def show_found(number: int, found: Found) -> None:
+            for each in found:
+                await show(number, each)
 
         await read_all(answers, pass_on)
         for number, answer in enumerate(answers):
             await begin(number)
-            await show(number, unverified[number].flush())
-            if rest := logprobs[number].take():  # of tokens without text of their own
-                await sender.chunk(reply.text(number, "", None, rest))
-            await sender.chunk(reply.last(number, answer.stats))
+            parser, rest = calls[number], unverified[number].flush()
+            await show_found(number, parser.push(rest, end=True) if parser is not None else [rest])
+            if more := logprobs[number].take():  # of tokens without text of their own
+                await sender.chunk(reply.text(number, "", None, more))
+            called = parser is not None and parser.calls > 0
+            await sender.chunk(reply.last(number, answer.stats, called=called))
         if asked.wants_usage:
             await sender.chunk(reply.usage([answer.stats for answer in answers]))
         await sender.chunk(DONE, more=False)

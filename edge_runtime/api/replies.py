@@ -16,6 +16,7 @@ import msgspec
 
 from edge_runtime.api.errors import ApiError
 from edge_runtime.api.logprobs import ChoiceLogprobs, Spell
+from edge_runtime.api.tool_calls import CallParser, Delta
 from edge_runtime.pieces import Piece
 from edgespec.session import Finish
 from edgespec.telemetry import AnswerStats
@@ -76,9 +77,14 @@ class Reply:
         stats: AnswerStats,
         pieces: Sequence[Piece] | None,
         logprobs: dict[str, Any] | None = None,
+        calls: CallParser | None = None,
     ) -> dict[str, Any]:
+        """A whole choice. `calls` finds the calls of tools in its text."""
+        if calls is not None:
+            message, reason = _calling(text, calls, stats)
+            return self._choice(index, {"message": message}, reason, pieces, logprobs)
         content = {"message": _message(text)} if self._chat else {"text": text}
-        return self._choice(index, content, stats.finish, pieces, logprobs)
+        return self._choice(index, content, _REASONS[stats.finish], pieces, logprobs)
 
     def first(self, index: int) -> bytes:
         """The first chunk of a choice: the role in a chat, nothing in a text completion."""
@@ -95,10 +101,21 @@ class Reply:
         content = {"delta": {"content": text}} if self._chat else {"text": text}
         return self._chunk([self._choice(index, content, None, pieces, logprobs)])
 
-    def last(self, index: int, stats: AnswerStats) -> bytes:
-        """The last chunk of a choice."""
+    def call(
+        self,
+        index: int,
+        delta: Delta,
+        pieces: Sequence[Piece] | None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
+        """A chunk with a part of a call."""
+        content = {"delta": {"tool_calls": [delta.as_json()]}}
+        return self._chunk([self._choice(index, content, None, pieces, logprobs)])
+
+    def last(self, index: int, stats: AnswerStats, *, called: bool = False) -> bytes:
+        """The last chunk of a choice. `called`: it has calls of tools."""
         content: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
-        return self._chunk([_choice(index, content, _REASONS[stats.finish])])
+        return self._chunk([_choice(index, content, _reason(stats, called))])
 
     def usage(self, all_stats: Sequence[AnswerStats]) -> bytes:
         """The chunk after all choices."""
@@ -112,11 +129,11 @@ class Reply:
         self,
         index: int,
         content: dict[str, Any],
-        finish: Finish | None,
+        reason: str | None,
         pieces: Sequence[Piece] | None,
         logprobs: dict[str, Any] | None,
     ) -> dict[str, Any]:
-        choice = _choice(index, content, None if finish is None else _REASONS[finish], logprobs)
+        choice = _choice(index, content, reason, logprobs)
         return choice if pieces is None else choice | {"edgespec": pieces_of(pieces)}
 
     def _chunk(self, choices: list[dict[str, Any]], more: dict[str, Any] | None = None) -> bytes:
@@ -129,6 +146,28 @@ class Reply:
 
 def _message(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
+
+
+def _reason(stats: AnswerStats, called: bool) -> str:
+    reason = _REASONS[stats.finish]
+    return "tool_calls" if called and reason == "stop" else reason
+
+
+def _calling(text: str, parser: CallParser, stats: AnswerStats) -> tuple[dict[str, Any], str]:
+    """The message of an answer that may call tools, and why it ended."""
+    content, calls = "", list[dict[str, Any]]()
+    for found in parser.push(text, end=True):
+        if isinstance(found, str):
+            content += found
+        elif found.id:
+            function = {"name": found.name, "arguments": found.arguments}
+            calls.append({"id": found.id, "type": "function", "function": function})
+        else:
+            calls[-1]["function"]["arguments"] += found.arguments
+    if not calls:
+        return _message(content), _reason(stats, False)
+    message = _message(content) | {"content": content or None, "tool_calls": calls}
+    return message, _reason(stats, True)
 
 
 def _choice(

@@ -6,6 +6,7 @@ for nothing.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ import msgspec
 
 from edge_runtime.api.errors import ApiError
 from edge_runtime.api.structured import Structured
+from edge_runtime.api.tools import Tool, ToolUse, tool_use
 from edgespec.logprobs import MAX_TOP_LOGPROBS
 from edgespec.sampling import Sampling
 from edgespec.sampling_parameters import biases
@@ -26,7 +28,8 @@ _COMPLETION_TOKENS = 16
 """OpenAI's default length of a text completion."""
 ROLES = {"developer": "system"}
 """Roles that chat templates know by another name."""
-_REFUSED_ROLES = frozenset({"tool", "function"})
+_TOOL = "tool"
+"""Role of messages with the result of a call."""
 _PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`")
 
 
@@ -41,16 +44,59 @@ class Part(msgspec.Struct):
     text: str = ""
 
 
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str | dict[str, Any] = ""
+
+    def plain(self) -> dict[str, Any]:
+        """Name and arguments, decoded, as chat templates have them. Raises `ApiError`."""
+        try:
+            arguments = self.arguments or "{}"
+            decoded = json.loads(arguments) if isinstance(arguments, str) else arguments
+        except (ValueError, RecursionError):
+            decoded = None
+        if not isinstance(decoded, dict):
+            raise ApiError(
+                400, f"the arguments of a call of {self.name!r} are no JSON object",
+                param="messages",
+            )  # fmt: skip
+        return {"name": self.name, "arguments": decoded}
+
+
+class ToolCall(msgspec.Struct):
+    function: CalledFunction
+    id: str | None = None
+    type: str = "function"
+
+
 class Message(msgspec.Struct):
     role: str
     content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
-    def plain(self) -> Mapping[str, str]:
-        """Role and text. Raises `ApiError` for what a text model cannot read."""
-        if self.role in _REFUSED_ROLES:
+    @property
+    def of_tools(self) -> bool:
+        """True if it calls a tool, or is the result of a call."""
+        return self.role == _TOOL or bool(self.tool_calls)
+
+    def plain(self) -> Mapping[str, Any]:
+        """What chat templates get. Raises `ApiError` for what a text model cannot read."""
+        if self.role == "function":
             raise ApiError(
-                400, f"messages of the role {self.role!r} are not supported", param="messages"
-            )
+                400, "messages of the role 'function' are not supported; use 'tool'",
+                param="messages",
+            )  # fmt: skip
+        message: dict[str, Any] = {"role": ROLES.get(self.role, self.role), "content": self._text()}
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        calls = [
+            {"id": call.id or "", "type": call.type, "function": call.function.plain()}
+            for call in self.tool_calls or []
+        ]
+        return message | ({"tool_calls": calls} if calls else {})
+
+    def _text(self) -> str:
         parts = self.content if isinstance(self.content, list) else []
         for part in parts:
             if part.type != "text":
@@ -59,8 +105,7 @@ class Message(msgspec.Struct):
                     f"content of the type {part.type!r} is not supported; send text",
                     param="messages",
                 )
-        text = self.content if isinstance(self.content, str) else "".join(p.text for p in parts)
-        return {"role": ROLES.get(self.role, self.role), "content": text}
+        return self.content if isinstance(self.content, str) else "".join(p.text for p in parts)
 
 
 class PredictedText(msgspec.Struct):
@@ -170,9 +215,11 @@ class ChatRequest(_Asked, kw_only=True):
     messages: list[Message]
     max_completion_tokens: int | None = None
     top_logprobs: int | None = None
-    tools: Any = None
+    tools: list[Tool] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
+    function_call: Any = None
 
     @property
     def limit(self) -> int | None:
@@ -194,11 +241,19 @@ class ChatRequest(_Asked, kw_only=True):
         self.check(
             {
                 **_NEUTRAL,
-                "tools": (None, []),
-                "tool_choice": (None, "none", "auto"),
                 "functions": (None, []),
+                "function_call": (None, "none", "auto"),
             }
         )
+        if self.tool_use is not None and self.constraint is not None:
+            raise ApiError(
+                400, "tools and a format of the answer cannot be combined", param="tools"
+            )
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """The tools that the model may call; None: it calls none. Raises `ApiError`."""
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
 
 
 class CompletionRequest(_Asked, kw_only=True):

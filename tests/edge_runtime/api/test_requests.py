@@ -14,6 +14,8 @@ from edgespec.errors import BundleError, LinkError, UsageError
 from edgespec.grammar import Grammar
 from edgespec.sampling import Sampling
 
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+CHOSEN = {"type": "function", "function": {"name": "add"}}
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -119,8 +121,16 @@ def test_what_asks_for_nothing_is_taken():
         ({"json_schema": "{"}, "json_schema"),
         ({"json_schema": {"enum": ["x" * 50_000]}}, "json_schema"),
         ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "response_format"),
-        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0]"),
+        ({"tools": [{"type": "web_search", "function": {"name": "a"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
+        ({"tools": 2 * TOOLS}, "tools"),
+        ({"tools": TOOLS, "tool_choice": {"function": {"name": "b"}}}, "tool_choice"),
+        ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"functions": [{"name": "a"}]}, "functions"),
+        ({"function_call": {"name": "a"}}, "function_call"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_tokens": "many"}, "max_tokens"),
         ({"temperature": []}, "temperature"),
@@ -189,11 +199,73 @@ def test_stop_texts_are_bounded_and_empty_ones_left_out():
         _ = chat(stop=["a"] * 17).stops
 
 
-@pytest.mark.parametrize("role", ["tool", "function"])
-def test_messages_of_tools_are_refused(role):
-    (message,) = chat(messages=[{"role": role, "content": "x"}]).messages
-    with pytest.raises(ApiError, match="not supported"):
+def test_messages_of_tools_are_what_templates_expect():
+    function = {"name": "add", "arguments": '{"a": [1]}'}
+    messages = [
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "x", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "x", "content": "5"},
+    ]
+    asked, answered = chat(messages=messages).messages
+    assert asked.of_tools and answered.of_tools
+    assert answered.plain() == {"role": "tool", "content": "5", "tool_call_id": "x"}
+    (plain,) = asked.plain()["tool_calls"]
+    assert plain["function"] == {"name": "add", "arguments": {"a": [1]}}
+
+
+def test_messages_of_tools_that_cannot_be_read():
+    (message,) = chat(messages=[{"role": "function", "content": "x"}]).messages
+    with pytest.raises(ApiError, match="use 'tool'"):
         message.plain()
+    call = {"function": {"name": "add", "arguments": "[1"}}
+    (message,) = chat(messages=[{"role": "assistant", "tool_calls": [call]}]).messages
+    with pytest.raises(ApiError, match="no JSON object"):
+        message.plain()
+
+
+@pytest.mark.parametrize(
+    ("fields", "use"),
+    [
+        ({}, None),
+        ({"tool_choice": "none"}, None),
+        ({"tools": TOOLS, "tool_choice": "none"}, None),
+        ({"tools": TOOLS}, (False, "", True)),
+        ({"tools": TOOLS, "parallel_tool_calls": False}, (False, "", False)),
+        ({"tools": TOOLS, "tool_choice": "required"}, (True, "", True)),
+        ({"tools": TOOLS, "tool_choice": CHOSEN}, (True, "add", False)),
+    ],
+)
+def test_which_tools_may_be_called(fields, use):
+    found = chat(**fields).tool_use
+    assert (found and (found.required, found.named, found.parallel)) == use
+
+
+def test_without_a_template_that_has_tools_they_are_refused():
+    use = chat(tools=TOOLS).tool_use
+    for style in ("", "unknown"):
+        with pytest.raises(ApiError, match="leave tools out") as refused:
+            use.check(style)
+        assert refused.value.body()["error"]["param"] == "tools"
+    use.check("hermes")
+    assert use.described == TOOLS and use.grammar("hermes") is None
+
+
+def test_definitions_of_a_tool_stay_within_reach():
+    parameters = {"$defs": {"D": {"type": "string"}}, "properties": {"a": {"$ref": "#/$defs/D"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    grammar = chat(tools=[tool], tool_choice="required").tool_use.grammar("llama")
+    schema = json.loads(grammar.text.splitlines()[1].partition("%json ")[2])
+    assert schema["$defs"] == {"D": {"type": "string"}}
+    assert "$defs" not in schema["properties"]["parameters"]
+
+
+def test_tools_that_no_grammar_holds_are_refused():
+    parameters = {"enum": ["x" * 50_000]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    with pytest.raises(ApiError, match="too many"):
+        chat(tools=[tool], tool_choice="required").tool_use.grammar("hermes")
 
 
 def test_an_image_is_refused():
