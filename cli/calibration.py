@@ -6,10 +6,12 @@ They join calibration with export, which do not import each other.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from cli.options import (
     LAYERS,
@@ -21,6 +23,7 @@ from cli.options import (
     sign_option,
     signer,
 )
+from edgespec.errors import UsageError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
@@ -48,6 +51,19 @@ OBJECTIVE = click.option(
 )
 
 
+ALL = "all"
+"""Value of `--depth` for a draft of full depth."""
+SHALLOW = ("layers", "vocabulary", "batch_tokens", "rate")
+"""Options of `distill` that a draft of full depth does not have."""
+
+
+class _Depth(click.IntRange):
+    """A number of layers, or `all`."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return ALL if value == ALL else super().convert(value, param, ctx)
+
+
 def _stopped(sentence: str) -> NoReturn:
     click.echo(sentence, err=True)
     sys.exit(INTERRUPTED)
@@ -58,10 +74,11 @@ def _stopped(sentence: str) -> NoReturn:
 @out_option("Folder of the draft.")
 @click.option(
     "--depth",
-    type=click.IntRange(min=0),
+    type=_Depth(min=0),
     default=0,
+    metavar="LAYERS|all",
     show_default="0.6 of the target's",
-    help="Layers of the draft.",
+    help="Layers of the draft; 'all': the target itself at int4, as 'quantise' packs it.",
 )
 @click.option(
     "--layers",
@@ -126,18 +143,34 @@ def distill(target: str, out: Path, **options: Any) -> None:
 
     After an interruption the same command continues.
     """
+    from calibration.distillation import full_depth
     from calibration.distillation.distill import DistillSettings, run
     from calibration.distillation.training import Schedule
     from export.sources.open import open_checkpoint
 
+    make: Callable[..., object] = run
+    if options["depth"] == ALL:
+        _check_full_depth()
+        make, options["depth"] = full_depth.run, 0
     names = ("hours", "steps", "batch_tokens", "rate", "objective")
     schedule = Schedule(**{name: options.pop(name) for name in names})
     options["layers"] = options["layers"] or ()
     settings = DistillSettings(out=out, schedule=schedule, **options)
     try:
-        run(open_checkpoint(target), settings)
+        make(open_checkpoint(target), settings)
     except KeyboardInterrupt:
         _stopped(f"stopped; the same command continues in {out}")
+
+
+def _check_full_depth() -> None:
+    """Raises `UsageError` for an option that only a shallower draft has."""
+    context = click.get_current_context()
+    for name in SHALLOW:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for a draft of fewer layers than the target; leave "
+                "it out, or pass a number as --depth"
+            )
 
 
 @click.command()
