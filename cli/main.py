@@ -41,6 +41,7 @@ COMMANDS = {
     "bench": "cli.bench:bench",
     "build": "cli.export:build",
     "calibrate": "cli.calibration:calibrate",
+    "choose": "cli.choose:choose",
     "cloud-run": "cli.cloud:cloud_run",
     "demo": "cli.bench.local:demo",
     "distill": "cli.calibration:distill",
