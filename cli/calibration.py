@@ -141,7 +141,8 @@ def _stopped(sentence: str) -> NoReturn:
 def distill(target: str, out: Path, **options: Any) -> None:
     """Train a draft for TARGET (a Hugging Face folder or hub id, or a GGUF file).
 
-    After an interruption the same command continues.
+    'edgespec choose TARGET' finds out which draft is worth making. After an interruption the same
+    command continues.
     """
     from calibration.distillation import full_depth
     from calibration.distillation.distill import DistillSettings, run

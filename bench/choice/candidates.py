@@ -119,7 +119,7 @@ def exported(space: Space) -> Bundle:
 def drafts(space: Space, bundle: Bundle, measure: Measure) -> Iterator[tuple[Draft, str]]:
     """Each candidate, and what it exceeds of the bounds; empty if it fits and was measured.
 
-    `bundle` is that of `exported`.
+    `bundle` is that of `exported`. A draft that was not measured has a step of 0 ms.
     """
     copies: dict[str, Draft] = {}
     for name in space.profiles():
@@ -128,12 +128,13 @@ def drafts(space: Space, bundle: Bundle, measure: Measure) -> Iterator[tuple[Dra
         if not excess:
             figures = measure(bundle, name, True)
             copy = replace(copy, agreement=figures.agreement, step_ms=figures.step_ms)
-            copies[profile(name).layers] = copy
+        copies[profile(name).layers] = copy
         yield copy, excess
-    if "int4" in copies:
-        trained = _trained(space, copies["int4"], copies.get("int8"))
+    if "int4" in copies and copies["int4"].step_ms:
+        trained = _trained(space, copies["int4"], copies.get("int8", copies["int4"]))
         yield trained, space.bounds.excess(trained)
-    most = {one.profile: one.agreement for one in copies.values()}.get(space.profile, 1.0)
+    same = copies[profile(space.profile).layers]
+    most = same.agreement if same.step_ms else 1.0
     for depth in space.layers():
         shallow = _cut(space, depth)
         cut = _shallow(space, shallow, depth, most)
@@ -173,9 +174,8 @@ def _copy(space: Space, bundle: Bundle, name: str) -> Draft:
     )
 
 
-def _trained(space: Space, int4: Draft, int8: Draft | None) -> Draft:
+def _trained(space: Space, int4: Draft, int8: Draft) -> Draft:
     """An int4 copy after training, some of whose matrices are stored at int8."""
-    wide = int8 or int4
 
     def between(few: float, many: float) -> float:
         return few + INT8_SHARE * (many - few)
@@ -185,11 +185,11 @@ def _trained(space: Space, int4: Draft, int8: Draft | None) -> Draft:
         name=TRAINED_COPY,
         profile=int4.profile,
         layers=int4.layers,
-        disk_bytes=round(between(int4.disk_bytes, wide.disk_bytes)),
-        memory_bytes=round(between(int4.memory_bytes, wide.memory_bytes)),
+        disk_bytes=round(between(int4.disk_bytes, int8.disk_bytes)),
+        memory_bytes=round(between(int4.memory_bytes, int8.memory_bytes)),
         agreement=trained_copy(int4.agreement),
-        estimate="the rounded copy, by SmolLM2's",
-        step_ms=between(int4.step_ms, wide.step_ms),
+        estimate="the rounded copy",
+        step_ms=between(int4.step_ms, int8.step_ms or int4.step_ms),
         commands=(
             _command("distill", space.target, "--depth", "all", "--out", folder),
             _export(space, folder, int4.profile),
