@@ -148,6 +148,10 @@ class _Asking(Generic[C]):
             return self._connected().codec.encode(prompt)
         return _token_ids(prompt)
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        return self._connected().codec.decode(tokens)
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; those of one character may be in several tokens."""
         return self._connected().codec.token_bytes(token)

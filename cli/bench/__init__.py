@@ -20,6 +20,7 @@ BENCHES = {
     "plan": "cli.bench.plan:plan",
     "serve": "cli.bench.serve:serve",
     "shapes": "cli.bench.acceptance:shapes",
+    "structured": "cli.bench.structured:structured",
     "step": "cli.bench.step:step",
 }
 

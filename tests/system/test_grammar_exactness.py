@@ -11,6 +11,7 @@ from edgespec.config import Request
 from edgespec.errors import LinkError, UsageError
 from edgespec.grammar import Grammar, json_grammar
 from edgespec.grammars import Grammars
+from edgespec.policies import GrammarLimits
 from edgespec.sampling import Sampling
 from engines.drafters.model import ModelDrafter
 from engines.drafters.ngram import NgramDrafter
@@ -182,6 +183,29 @@ def test_a_grammar_that_fails_within_an_answer_ends_it_with_its_reason(house, gr
     with pytest.raises(LinkError, match="too much time"):
         home.answer(NoDrafter(), request)
     assert home.service.sessions.active == 0
+
+
+def test_a_cloud_without_the_package_says_what_to_install(house, grammars, monkeypatch):
+    home = house(toy(), (END,), grammars=grammars)
+    request = Request((3,), 9, grammar=REGEX)
+    mask = grammars.start(REGEX, [END])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    loop = home.device(NoDrafter())
+    with pytest.raises(LinkError, match=r"pip install 'edgespec\[grammar\]' \(in the cloud\)"):
+        list(loop.write(loop.start(request, None, mask)))
+
+
+def test_a_cloud_whose_places_for_grammars_are_taken_asks_to_wait(house, tiny_llama_folder):
+    tokenizer = tiny_llama_folder / "tokenizer.json"
+    grammars = Compiled(tokenizer, [END], GrammarLimits(processes=1))
+    home = house(toy(), (END,), grammars=grammars)
+    taken = grammars.start(REGEX, [END])
+    loop = home.device(NoDrafter(), give_up=3.0)
+    pieces = loop.write(loop.start(Request((3,), 9, grammar=REGEX)))
+    with pytest.raises(LinkError, match="too many answers have a grammar"):
+        list(pieces)
+    taken.close()
+    grammars.close()
 
 
 def test_a_cloud_without_grammars_refuses_in_one_sentence(house, grammars):
