@@ -127,7 +127,7 @@ class SessionTable:
             sentence = f"this device has used its {usage.quota.tokens_per_day} tokens a day"
             return self._busy(message, tokens_wait_s, sentence)
         places = usage.quota.sessions or self._settings.device_places
-        if message.grammar is not None and self._grammars is not None and self._grammars.full:
+        if message.grammar is not None and self._lacks_place_for_grammar(device):
             return self._busy(message, self._durations.mean_s, "too many answers have a grammar")
         if (held := self._held_by(device)) >= places:
             sentence = f"this device has {held} unfinished sessions, its share of the cloud"
@@ -140,6 +140,13 @@ class SessionTable:
         except UsageError as error:
             return _invalid(message, f"{error} (in the cloud)")
         return self._admit(device, message, grammar, wait_s, now)
+
+    def _lacks_place_for_grammar(self, device: ConnectedDevice) -> bool:
+        """True if too many answers follow a grammar, in all or of this device."""
+        if self._grammars is None:
+            return False
+        held = [session for session in self._of(device) if session.grammar is not None]
+        return self._grammars.full or len(held) >= self._grammars.device_places
 
     def _start_grammar(self, message: Open) -> GrammarMask | None:
         """Starts to compile the grammar of a session that has one. Raises `UsageError`."""
@@ -198,13 +205,19 @@ class SessionTable:
         return waiting_time(len(waiting) + 1, self.active, self._durations.mean_s)
 
     def _held_by(self, device: ConnectedDevice) -> int:
-        """Unfinished sessions of a device's key; without keys, of its connection."""
-        return sum(
-            session.owner.key == device.key
-            if device.key
-            else session.connection.peer == device.peer
+        """Number of unfinished sessions of a device's key; without keys, of its connection."""
+        return len(self._of(device))
+
+    def _of(self, device: ConnectedDevice) -> list[CloudSession]:
+        return [
+            session
             for session in self.unfinished
-        )
+            if (
+                session.owner.key == device.key
+                if device.key
+                else session.connection.peer == device.peer
+            )
+        ]
 
     def _busy(self, message: Open, wait_s: float, reason: str = "") -> Error:
         wait_ms = max(self._policy.retry_ms, 1e3 * wait_s)

@@ -18,6 +18,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -52,6 +53,8 @@ class State(msgspec.Struct, array_like=True):
     """True if the answer may end here."""
     forced: list[int] = []
     """Tokens that follow whatever the model says."""
+    spent_s: float = 0.0
+    """CPU time of all masks of this answer."""
     error: str = ""
     """Why there is no state: the grammar is invalid, or too complex."""
 
@@ -85,6 +88,7 @@ class _Follower:
         self._size = tokenizer.vocab_size
         self._fresh = _matcher(tokenizer, grammar, limits)
         self._matcher = self._fresh.deep_copy()
+        self._began_s = time.process_time()
         self._tokens: list[int] = []
         self._legal = 0
         """Tokens that the matcher has taken; the next one, if there is one, is illegal."""
@@ -114,7 +118,7 @@ class _Follower:
             return State(error=_sentence(error))
         accepting = self._matcher.is_accepting()
         forced = [] if accepting else self._matcher.compute_ff_tokens()
-        return State(mask, accepting, forced)
+        return State(mask, accepting, forced, time.process_time() - self._began_s)
 
 
 def _matcher(tokenizer: Any, grammar: Grammar, limits: GrammarLimits) -> Any:

@@ -89,6 +89,11 @@ class Grammars:
         """True if no further answer can follow a grammar now."""
         return sum(not mask.closed for mask in self._open) >= self._limits.processes
 
+    @property
+    def device_places(self) -> int:
+        """Answers of one device that may follow a grammar at once."""
+        return max(1, round(self._limits.device_share * self._limits.processes))
+
     def _hand_over(self, connection: socket.socket) -> None:
         """Gives the other end of a connection to a new copy of the process."""
         if self._process is None or self._process.poll() is not None:
@@ -151,6 +156,7 @@ class GrammarMask:
         self._tokens: list[int] = []
         self._known: list[int] = []
         """Tokens of the answer that the process has."""
+        self._masks = 0
         self._state: State | None = None
         """State after `_known`; None: it is being compiled."""
         connection.settimeout(_LOADING_S)
@@ -239,8 +245,12 @@ class GrammarMask:
             return
         self._connection.settimeout(self._limits.reply_s)
         self._state = msgspec.msgpack.decode(body, type=State)
+        self._masks += 1
+        limits = self._limits
         if self._state.error:
             self._refuse(self._state.error)
+        elif self._state.spent_s > limits.burst_s + limits.mean_mask_s * self._masks:
+            self._refuse(_CLOSED)
 
     def _refuse(self, reason: str) -> None:
         self.refusal = plain(f"the {self.grammar.name} cannot be used: {reason}", 500)

@@ -196,6 +196,10 @@ class GrammarLimits:
     """CPU time in which a grammar must be compiled."""
     mask_s: float = 0.25
     """CPU time of one mask."""
+    mean_mask_s: float = 0.01
+    """CPU time of a mask, on average over an answer; 0.1 to 1 ms are usual."""
+    burst_s: float = 1.0
+    """CPU time of an answer's masks beyond that."""
     reply_s: float = 2.0
     """Time after which a mask is not waited for; longer than `mask_s`, since the machine may be
     busy."""
@@ -207,6 +211,8 @@ class GrammarLimits:
     """Interval at which a device looks whether a grammar is compiled."""
     processes: int = 64
     """Answers with a grammar at once; further ones are asked to try again later."""
+    device_share: float = 0.75
+    """Part of them that one device of a cloud may have."""
 
 
 @dataclass(frozen=True)

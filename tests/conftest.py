@@ -38,6 +38,7 @@ class Hostile:
         self._random = random.Random(0)
 
     batch = 1
+    acceptance = 0.5
 
     def retain(self, sessions):
         pass

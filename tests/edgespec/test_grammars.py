@@ -208,6 +208,14 @@ def test_a_grammar_that_does_not_end_within_an_answer_is_given_up(tokenizer_file
     grammars.close()
 
 
+def test_a_grammar_that_is_slow_at_every_token_is_given_up(tokenizer_file):
+    grammars = Grammars(tokenizer_file, [END], GrammarLimits(burst_s=0.0, mean_mask_s=1e-9))
+    mask = grammars.start(GRAMMARS[0], [END])
+    with pytest.raises(UsageError, match="too much time"):
+        mask.wait()
+    grammars.close()
+
+
 def test_texts_are_bounded_and_checked_before_anything_is_compiled(grammars):
     with pytest.raises(UsageError, match="at most"):
         grammars.start(Grammar("regex", "a" * (MAX_GRAMMAR_BYTES + 1)), [END])

@@ -146,6 +146,7 @@ class Counting(NoDrafter):
     """Counts how often it is asked."""
 
     name = "counting"
+    acceptance = 0.8
     asked = 0
 
     def guess(self, requests):

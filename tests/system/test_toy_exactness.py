@@ -34,6 +34,7 @@ class Oracle:
         self.answers = answers
 
     batch = 1
+    acceptance = 0.98
 
     def retain(self, sessions):
         pass
