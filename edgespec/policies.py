@@ -242,6 +242,8 @@ class LinkLimits:
     takes turns between devices, so each of the others has been read as often, or is empty."""
     poll_total_packets: int = 10_000
     """Packets that either side reads from all connections before it runs its next step."""
+    poll_s: float = 0.05
+    """Time after which the cloud stops reading and runs its next step."""
     probe_s: float = 2.0
     """Interval at which the kernel probes a silent connection; whole seconds."""
     vanished_s: float = 10.0

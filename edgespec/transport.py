@@ -296,12 +296,13 @@ class RouterHub(Hub):
         try:
             if not _readable(self._socket, timeout):
                 raise zmq.Again
+            end = time.monotonic() + self._limits.poll_s
             for _ in range(self._limits.poll_total_packets):
                 peer, packet = self._take()
                 if packet:
                     packets.append((peer, packet))
                 taken[peer] += 1
-                if taken[peer] >= self._limits.poll_packets:
+                if taken[peer] >= self._limits.poll_packets or time.monotonic() >= end:
                     break
         except zmq.Again:
             if self._guard is not None:

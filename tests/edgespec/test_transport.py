@@ -125,6 +125,15 @@ def test_a_flooder_takes_its_share_of_a_poll_and_no_more():
             loud.close()
 
 
+def test_a_poll_ends_in_time_whatever_waits():
+    with meeting(LinkLimits(poll_s=0.0)) as (hub, link, _):
+        for number in range(3):
+            link.send(Ping(number))
+        time.sleep(0.2)
+        polls = [hub.receive(0.5) for _ in range(3)]
+        assert [[unpack(packet).nonce for _, packet in poll] for poll in polls] == [[0], [1], [2]]
+
+
 def test_a_flood_is_held_back_at_its_source():
     """The cloud's socket takes some in advance; the rest stays with whoever sends it."""
     unbounded = LinkLimits(hello_bytes=1 << 40, total_backlog_bytes=1 << 40)
