@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+_FOREIGN = re.compile(r"[/?#@\\\s\x00-\x1f\x7f]")
+"""What neither a host nor a port has. In a URL the host ends before such a character, or begins
+after it."""
+
+
+def is_malformed(header: str) -> bool:
+    """True if a `Host` header has characters that would change a URL made of it."""
+    return _FOREIGN.search(header) is not None
 
 
 class AllowedHosts:
@@ -23,7 +34,7 @@ class AllowedHosts:
 
     def admits(self, header: str) -> bool:
         """True if a `Host` header, HOST or HOST:PORT, names an allowed host."""
-        if "@" in header:
+        if is_malformed(header):
             return False
         try:
             host = (urlsplit(f"//{header}").hostname or "").rstrip(".")

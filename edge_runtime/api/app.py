@@ -9,7 +9,6 @@ GET  /, /v1/edgespec/live                      the page, and what it shows of th
 
 from __future__ import annotations
 
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from edge_runtime.api import errors
+from edge_runtime.api.callers import Callers
 from edge_runtime.api.connector import Connector
 from edge_runtime.api.errors import ApiError
 from edge_runtime.api.live import LiveSpans, LiveStream
@@ -46,15 +46,12 @@ from edge_runtime.api.unverified import HeldText, settled
 from edge_runtime.client import AsyncClient
 from edge_runtime.completion import AsyncCompletion
 from edge_runtime.pieces import Piece
-from edgespec.allowed_hosts import AllowedHosts
 from edgespec.config import Request as Asked
 from edgespec.errors import EdgespecError
 from engines.machine.energy.files import ROOT
 
 log = logging.getLogger("edgespec.serve")
 
-_OPEN = ("/", "/health")
-"""Paths that need no API key. The page asks for one."""
 _CLOSED = 499
 """Status in the metrics of a request whose client left before the reply."""
 
@@ -97,7 +94,7 @@ class Api:
         """`spans` receives those of the connector's clients."""
         self._connector = connector
         self._settings = settings
-        self._hosts = AllowedHosts(settings.host)
+        self.callers = Callers(settings.host, settings.api_key)
         self._places = anyio.Semaphore(settings.answers)
         self._turn = anyio.Lock()
         """Held while a request takes its places, so that two do not wait for each other's."""
@@ -147,26 +144,6 @@ class Api:
                 500: _bug,
             },
         )
-
-    def admits(self, request: Request) -> ApiError | None:
-        """Why a request must not be served; None if it may."""
-        settings = self._settings
-        if settings.api_key:
-            given = request.headers.get("authorization", "")
-            wanted = f"Bearer {settings.api_key}"
-            if request.url.path not in _OPEN and not hmac.compare_digest(
-                given.encode(), wanted.encode()
-            ):
-                return ApiError(
-                    401, "this server needs an API key: Authorization: Bearer KEY",
-                    errors.UNAUTHORISED, code="invalid_api_key",
-                )  # fmt: skip
-        elif not self._hosts.admits(request.headers.get("host", "")):
-            return ApiError(
-                403,
-                "this host name is not allowed here; start the server with an API key to allow any",
-            )
-        return None
 
     # Answers
 
@@ -480,7 +457,7 @@ class _Guard:
             complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
-        error = self._api.admits(Request(scope))
+        error = self._api.callers.refusal(scope)
         await (_response(error) if error else self._app)(scope, receive, noted)
         if scope["method"] == "POST":
             self._api.metrics.finished(status if complete else _CLOSED, time.monotonic() - began)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -19,7 +20,7 @@ from edge_runtime.api.structured import Structured
 from edge_runtime.api.tools import Tool, ToolUse, tool_use
 from edgespec.logprobs import MAX_TOP_LOGPROBS
 from edgespec.sampling import Sampling
-from edgespec.sampling_parameters import biases
+from edgespec.sampling_parameters import MAX_BIASES, biases
 
 MOST_CHOICES = 16
 """Largest product of `n` and the number of prompts."""
@@ -30,6 +31,7 @@ ROLES = {"developer": "system"}
 """Roles that chat templates know by another name."""
 _TOOL = "tool"
 """Role of messages with the result of a call."""
+_TOKEN_ID = re.compile(r"-?[0-9]{1,10}")
 _PLACE = re.compile(r" - at `\$\.?(?P<place>[^`]*)`")
 
 
@@ -135,7 +137,8 @@ class _Asked(Structured, kw_only=True):
     edgespec: bool | None = None
     """Our own: each chunk or choice lists its pieces with their origins."""
     logprobs: bool | int | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[str, float] | None = None
+    """By token id, as text: ids could be chosen such that a dict of integers is slow."""
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -175,10 +178,27 @@ class _Asked(Structured, kw_only=True):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
-            logit_bias=biases(self.logit_bias or {}),
+            logit_bias=biases(self.biases),
         )
         seeds = [(seed + number) % 2**63 for number in range(self.count)]
         return [msgspec.structs.replace(common, seed=each) for each in seeds]
+
+    @property
+    def biases(self) -> Mapping[int, float]:
+        """`logit_bias` by token id. Raises `ApiError`."""
+        given = self.logit_bias or {}
+        if len(given) > MAX_BIASES:
+            raise ApiError(
+                400, f"logit_bias names {len(given)} tokens; at most {MAX_BIASES} may have one",
+                param="logit_bias",
+            )  # fmt: skip
+        for token in given:
+            if not _TOKEN_ID.fullmatch(token):
+                raise ApiError(
+                    400, f"logit_bias names {reprlib.repr(token)}, which is no token id",
+                    param="logit_bias",
+                )  # fmt: skip
+        return {int(token): bias for token, bias in given.items()}
 
     def check(self, neutral: Mapping[str, Sequence[object]]) -> None:
         """Raises `ApiError` for the first field that is set to more than nothing.
@@ -186,7 +206,7 @@ class _Asked(Structured, kw_only=True):
         `neutral`: for each field that is not supported, the values that ask for nothing.
         """
         refuse_unsupported(self, neutral)
-        self.constraint  # noqa: B018 - it is checked
+        self.constraint, self.biases  # noqa: B018 - they are checked
         if self.stream_options and not self.stream:
             raise ApiError(400, "stream_options needs stream", param="stream_options")
 

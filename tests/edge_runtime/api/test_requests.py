@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -322,3 +323,18 @@ def test_errors_of_edgespec_get_a_status(error, status):
     told = errors.of(error)
     assert told.status == status and str(told) == "x"
     assert ("Retry-After" in told.headers()) is (status in (429, 503))
+
+
+def test_token_ids_of_biases_cannot_slow_the_decoder():
+    """Multiples of 2**61 - 1 have one hash as integers: 20 000 of them took a second."""
+    keys = ",".join(f'"{(2**61 - 1) * n}":1' for n in range(1, 20_000))
+    began = time.process_time()
+    with pytest.raises(ApiError, match="names 19999 tokens; at most 300"):
+        read(CompletionRequest, f'{{"prompt": [5], "logit_bias": {{{keys}}}}}'.encode())
+    assert time.process_time() - began < 0.2
+
+
+@pytest.mark.parametrize("token", ["", "five", "1_0", " 7", "7.0", "1" * 11, "٣"])
+def test_what_is_no_token_id_has_no_bias(token):
+    with pytest.raises(ApiError, match="which is no token id"):
+        completion(logit_bias={token: 1})
