@@ -133,6 +133,7 @@ def drafts(space: Space, bundle: Bundle, measure: Measure) -> Iterator[tuple[Dra
     if "int4" in copies and copies["int4"].step_ms:
         trained = _trained(space, copies["int4"], copies.get("int8", copies["int4"]))
         yield trained, space.bounds.excess(trained)
+        copies["int4"] = trained
     same = copies[profile(space.profile).layers]
     most = same.agreement if same.step_ms else 1.0
     for depth in space.layers():
@@ -198,7 +199,8 @@ def _trained(space: Space, int4: Draft, int8: Draft) -> Draft:
 
 
 def _shallow(space: Space, bundle: Bundle, depth: int, most: float) -> Draft:
-    """A draft of fewer layers. It agrees no more often than a copy of the same precision."""
+    """A draft of fewer layers. It agrees no more often than a copy of the same precision,
+    trained if it is int4."""
     share = depth / space.checkpoint.architecture.layers
     disk, memory = _sizes(bundle, space.profile)
     commands = [_command("distill", space.target, "--depth", str(depth), "--out", "draft")]

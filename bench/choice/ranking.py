@@ -18,8 +18,9 @@ BATCH_ROWS = 8
 """Sessions in a step of a busy cloud."""
 BATCH_TOKENS = (1, 2, 3, 5, 9)
 """Tokens of each session in such a step, one more than draft tokens."""
-NEAR_RATIO = 0.98
-"""Drafts are as fast as each other from this ratio on; the cost to the cloud decides then."""
+NEAR_RATIO = 0.95
+"""Ratio to the fastest from which a draft counts as equally fast: neither steps nor the expected
+speed are more certain, and hours of training should gain more."""
 WORTH_RATIO = 1.02
 """Least gain over the target alone for which a draft is worth anything."""
 _BISECTIONS = 12
@@ -102,14 +103,15 @@ def cloud_ms(agreement: float, times: TargetTimes) -> float:
 
 
 def ranked(drafts: Sequence[Draft], times: TargetTimes, rtts_ms: Sequence[float]) -> list[Ranked]:
-    """The drafts, best first. Of those that are as fast as the fastest, the one that costs the
-    cloud least is first, then the smallest."""
+    """The drafts, best first. Of those that are about as fast as the fastest, those whose agreement
+    is measured are first, then those that cost the cloud least, then the smallest."""
     found = [expected(draft, times, rtts_ms) for draft in drafts]
     fastest = max(each.gain for each in found)
 
     def order(each: Ranked) -> tuple[float, ...]:
         if each.gain >= NEAR_RATIO * fastest:
-            return 0, -round(each.devices, 2), each.draft.disk_bytes
+            estimated = bool(each.draft.estimate)
+            return 0, estimated, -round(each.devices, 2), each.draft.disk_bytes
         return 1, -each.gain, each.draft.disk_bytes
 
     return sorted(found, key=order)

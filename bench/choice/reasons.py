@@ -71,6 +71,12 @@ def _depends(
             f"its agreement is an estimate: below {needed:.3f}, {_name(other)} is faster, so "
             "measure the trained draft with 'edgespec bench acceptance'"
         )
+    if unsure.gain > gain:
+        return (
+            f"{_name(unsure)} is expected to be {unsure.gain / gain:.2f} times as fast after "
+            f"training, and is as fast from an agreement of {needed:.3f} on; so small a gain on an "
+            "estimate does not decide"
+        )
     return (
         f"{_name(unsure)}, whose agreement is estimated, would have to agree at {needed:.3f} "
         f"instead of {unsure.draft.agreement:.3f} to be as fast"

@@ -33,7 +33,7 @@ NOTE = (
     "~ estimated (docs/pair.md). tokens/s: upper bound for one device (bench.plan.sketch). devices:"
     " of a busy cloud, relative to the target alone. Steps are those of this machine."
 )
-MIN_CONSOLE_COLUMNS = 112
+MIN_CONSOLE_COLUMNS = 128
 ANYTHING = Bounds()
 
 
@@ -100,9 +100,8 @@ def run(settings: ChoiceSettings, *, as_json: bool) -> None:
     """Measures, prints the table, the reasons and the commands; with `as_json` a JSON object."""
     settings.check()
     choice = choose(settings)
-    console = Console()
-    width = max(console.width, MIN_CONSOLE_COLUMNS)
-    console.print(_table(choice), width=width, crop=False)
+    console = Console(width=max(Console().width, MIN_CONSOLE_COLUMNS))
+    console.print(_table(choice))
     for each in choice.left_out:
         console.print(f"left out: {each.draft} ({each.profile}), {each.reason}", highlight=False)
     for number, sentence in enumerate(choice.reasons, 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 
 from bench.choice.candidates import Measured
@@ -32,12 +31,12 @@ def measured(target: Engine) -> TargetTimes:
     """Times of a target here. Each batch takes turns with a step of one token, and is scaled by
     it, because the machine's speed may drift."""
     one, more = RepeatedStep(target), RepeatedStep(target, 1, FURTHER_TOKENS)
-    step = _medians({"one": one, "more": more}, REPEATS)
+    step = _shortest({"one": one, "more": more}, REPEATS)
     batch = {}
     with progress("steps of the target", len(BATCH_TOKENS), unit="batches") as advance:
         for tokens in BATCH_TOKENS:
             rows = RepeatedStep(target, BATCH_ROWS, tokens)
-            taken = _medians({"one": one, "rows": rows}, BATCH_REPEATS)
+            taken = _shortest({"one": one, "rows": rows}, BATCH_REPEATS)
             batch[tokens] = taken["rows"] * step["one"] / taken["one"]
             rows.close()
             advance(1)
@@ -71,7 +70,7 @@ class Meter:
         steps: dict[str, RepeatedStep] = {"draft": RepeatedStep(engine)}
         if self._target is not None:
             steps["target"] = self._target
-        taken = _medians(steps, REPEATS)
+        taken = _shortest(steps, REPEATS)
         drift = self._times.step_ms / taken["target"] if self._target else 1.0
         return Measured(right, taken["draft"] * drift)
 
@@ -80,5 +79,6 @@ class Meter:
             return float(of_engine(engine, self._samples, advance).right.mean())
 
 
-def _medians(steps: Mapping[str, RepeatedStep], repeats: int) -> dict[str, float]:
-    return {name: statistics.median(taken) for name, taken in times_ms(steps, repeats).items()}
+def _shortest(steps: Mapping[str, RepeatedStep], repeats: int) -> dict[str, float]:
+    """The shortest time of each step; the steps take turns. Other load on the machine only adds."""
+    return {name: min(taken) for name, taken in times_ms(steps, repeats).items()}

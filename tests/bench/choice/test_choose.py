@@ -38,6 +38,7 @@ def test_everything_is_measured_and_explained(choose):
     found = json.loads(said.splitlines()[-1])
     by_name = {each["draft"]["name"]: each for each in found["drafts"]}
     assert set(by_name) == {"int8 copy", "int4 copy", "int4 copy, trained", "1 layers", "2 layers"}
+    assert all(name in said.split("~ estimated")[0] for name in by_name)  # none is cut off
     assert found["left_out"] == [] and set(found["times"]["batch_ms"]) == {"1", "2", "3", "5", "9"}
     drafts = {name: each["draft"] for name, each in by_name.items()}
     assert all(draft["step_ms"] > 0 for draft in drafts.values())
