@@ -94,7 +94,7 @@ class Api:
         """`spans` receives those of the connector's clients."""
         self._connector = connector
         self._settings = settings
-        self.callers = Callers(settings.host, settings.api_key)
+        self.callers = Callers(settings.host, settings.api_key, settings.cors)
         self._places = anyio.Semaphore(settings.answers)
         self._turn = anyio.Lock()
         """Held while a request takes its places, so that two do not wait for each other's."""

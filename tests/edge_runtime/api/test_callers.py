@@ -42,3 +42,43 @@ def test_the_key_is_asked_for_by_the_path_of_the_request(monkeypatch):
         assert client.get("/").status_code == 200
         good = {"Authorization": f"Bearer {KEY}"}
         assert client.get("/v1/models", headers=good).status_code == 200
+
+
+ASKED = b'{"prompt": [5], "max_tokens": 3}'
+JSON = {"Content-Type": "application/json"}
+EVIL = {"Origin": "http://evil.example"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        # 503: served, but there is no cloud
+        ({}, 503),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 503),  # curl -d
+        (EVIL | {"Content-Type": "text/plain", "Sec-Fetch-Site": "cross-site"}, 403),
+        (EVIL | JSON, 403),
+        ({"Sec-Fetch-Site": "cross-site"} | JSON, 403),
+        ({"Origin": "null"} | JSON, 403),
+        ({"Origin": "http://127.0.0.1:9000", "Sec-Fetch-Site": "same-site"} | JSON, 403),
+        ({"Origin": "http://127.0.0.1:8080", "Sec-Fetch-Site": "same-origin"} | JSON, 503),
+        ({"Origin": "http://127.0.0.1:8080", "Content-Type": "text/plain"}, 415),
+        ({"Sec-Fetch-Site": "same-origin", "Content-Type": "text/x; application/json"}, 415),
+        ({"Sec-Fetch-Site": "none", "Content-Type": "application/json; charset=utf-8"}, 503),
+        ({"Origin": "https://a.example", "Sec-Fetch-Site": "cross-site"} | JSON, 503),
+    ],
+)
+def test_pages_of_other_sites_write_no_answers(headers, status):
+    with requests(cors=("https://a.example",)) as client:
+        for path in ("/v1/completions", "/v1/responses"):
+            body = ASKED if path == "/v1/completions" else b'{"input": "Hello"}'
+            reply = client.post(path, content=body, headers={"Host": "127.0.0.1:8080"} | headers)
+            assert reply.status_code == status, reply.text
+
+
+def test_a_link_leads_to_the_page_and_to_nothing_else():
+    link = {"Sec-Fetch-Site": "cross-site", "Host": "localhost"}
+    with requests() as client:
+        assert client.get("/", headers=link).status_code == 200
+        assert client.get("/v1/models", headers=link).status_code == 403
+        assert client.get("/v1/edgespec/live", headers=link).status_code == 403
+        assert client.get("/v1/models", headers=link | EVIL).status_code == 403
