@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import anyio
 import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -28,24 +26,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan, Message, Receive, Scope, Send
 
 from edge_runtime.api import errors
+from edge_runtime.api.admission import Admission
 from edge_runtime.api.callers import Callers
 from edge_runtime.api.connector import Connector
 from edge_runtime.api.errors import ApiError
 from edge_runtime.api.live import LiveSpans, LiveStream
-from edge_runtime.api.logprobs import ChoiceLogprobs
 from edge_runtime.api.metrics import Metrics
 from edge_runtime.api.page import page
-from edge_runtime.api.replies import DONE, Reply
+from edge_runtime.api.replies import Reply
 from edge_runtime.api.requests import MOST_CHOICES, ChatRequest, CompletionRequest, read
 from edge_runtime.api.responses import ResponsesReply
 from edge_runtime.api.responses_request import ResponsesRequest
-from edge_runtime.api.streaming import EVENTS, JSON, Sender, read_all, written
-from edge_runtime.api.tool_calls import CallParser, Delta, Found
 from edge_runtime.api.tools import ToolUse
-from edge_runtime.api.unverified import HeldText, settled
+from edge_runtime.api.writing import Writing
 from edge_runtime.client import AsyncClient
-from edge_runtime.completion import AsyncCompletion
-from edge_runtime.pieces import Piece
 from edgespec.config import Request as Asked
 from edgespec.errors import EdgespecError
 from engines.machine.energy.files import ROOT
@@ -54,11 +48,6 @@ log = logging.getLogger("edgespec.serve")
 
 _CLOSED = 499
 """Status in the metrics of a request whose client left before the reply."""
-
-
-Write = Callable[[Sender, Sequence[AsyncCompletion]], Awaitable[None]]
-"""Sends what answers become, and raises if one of them fails."""
-AnyReply = Reply | ResponsesReply
 
 
 @dataclass(frozen=True)
@@ -95,12 +84,9 @@ class Api:
         self._connector = connector
         self._settings = settings
         self.callers = Callers(settings.host, settings.api_key, settings.cors)
-        self._places = anyio.Semaphore(settings.answers)
-        self._turn = anyio.Lock()
-        """Held while a request takes its places, so that two do not wait for each other's."""
-        self._waiting = 0
         self._began = int(time.time())
         self.metrics = Metrics()
+        self._admission = Admission(settings.answers, settings.queue, self.metrics)
         self.ending: Callable[[], bool] = lambda: False
         """Says whether the server shuts down."""
         self._live = LiveStream(
@@ -181,7 +167,7 @@ class Api:
         reply = ResponsesReply(asked, self._settings.model)
         write = reply.stream if asked.stream else reply.write
         wanted = [Asked(tuple(prompt), most, asked.sampling())]
-        return self._queued(client, wanted, write, reply, stream=bool(asked.stream))
+        return self._admission.reply(client, wanted, write, reply, stream=bool(asked.stream))
 
     def _answer(
         self,
@@ -217,155 +203,9 @@ class Api:
             raise ApiError(400, f"{len(wanted)} choices were asked for; at most {MOST_CHOICES} fit")
         logprobs = [reply.logprobs(client.token_bytes, client.end_ids) for _ in wanted]
         calls = [use.parser(style) if use is not None else None for _ in wanted]
-        write = partial(
-            self._stream if asked.stream else self._whole, asked, reply, logprobs, calls
-        )
-        return self._queued(client, wanted, write, reply, stream=bool(asked.stream))
-
-    def _queued(
-        self, client: AsyncClient, wanted: Sequence[Asked], write: Write, reply: AnyReply,
-        *, stream: bool,
-    ) -> Response:  # fmt: skip
-        """The response that `write` sends once there are places. Raises `ApiError` if too many
-        wait for one."""
-        if self._waiting >= self._settings.queue:
-            raise ApiError(
-                429, f"{self._waiting} requests wait already; try again later",
-                errors.OVERLOADED, code="queue_full",
-            )  # fmt: skip
-
-        async def work(sender: Sender) -> None:
-            await self._placed(client, wanted, sender, write, reply)
-
-        return written(EVENTS if stream else JSON, work)
-
-    async def _placed(
-        self,
-        client: AsyncClient,
-        wanted: Sequence[Asked],
-        sender: Sender,
-        write: Write,
-        reply: AnyReply,
-    ) -> None:
-        """Waits for places, writes the answers, and reports an error to the client."""
-        taken = 0
-        try:
-            self._waiting += 1
-            try:
-                async with self._turn:
-                    for _ in wanted:
-                        await self._places.acquire()
-                        taken += 1
-            finally:
-                self._waiting -= 1
-            answers = [client.start(each) for each in wanted]
-            with self.metrics.running(answers):
-                await write(sender, answers)
-        except (EdgespecError, ApiError) as failure:
-            error = failure if isinstance(failure, ApiError) else errors.of(failure)
-            if sender.started:
-                await sender.chunk(reply.failed(error), more=False)
-            else:
-                await sender.chunk(
-                    msgspec.json.encode(error.body()),
-                    more=False,
-                    status=error.status,
-                    headers={**JSON, **error.headers()},
-                )
-        finally:
-            for _ in range(taken):
-                self._places.release()
-
-    async def _whole(
-        self,
-        asked: ChatRequest | CompletionRequest,
-        reply: Reply,
-        logprobs: Sequence[ChoiceLogprobs],
-        calls: Sequence[CallParser | None],
-        sender: Sender,
-        answers: Sequence[AsyncCompletion],
-    ) -> None:
-        pieces: list[list[Piece]] = [[] for _ in answers]
-
-        async def keep(number: int, text: str, piece: Piece | None) -> None:
-            del text
-            if piece:
-                logprobs[number].add(piece)
-            if piece and asked.edgespec:
-                pieces[number].append(piece)
-
-        await read_all(answers, keep)
-        choices = [
-            reply.choice(
-                number,
-                answer.partial_text,
-                answer.stats,
-                settled(pieces[number]) if asked.edgespec else None,
-                logprobs[number].take(),
-                calls[number],
-            )
-            for number, answer in enumerate(answers)
-        ]
-        await sender.chunk(reply.whole(choices, [answer.stats for answer in answers]), more=False)
-
-    async def _stream(
-        self,
-        asked: ChatRequest | CompletionRequest,
-        reply: Reply,
-        logprobs: Sequence[ChoiceLogprobs],
-        calls: Sequence[CallParser | None],
-        sender: Sender,
-        answers: Sequence[AsyncCompletion],
-    ) -> None:
-        held: list[list[Piece]] = [[] for _ in answers]
-        unverified = [HeldText() for _ in answers]
-        begun: set[int] = set()
-
-        async def begin(number: int) -> None:
-            if number not in begun:
-                begun.add(number)
-                await sender.chunk(reply.first(number))
-
-        async def pass_on(number: int, text: str, piece: Piece | None) -> None:
-            await begin(number)
-            if piece:
-                logprobs[number].add(piece)
-            parser = calls[number]
-            if not asked.edgespec or parser is not None:  # a call cannot be taken back
-                text = unverified[number].pass_on(text, piece)
-            if asked.edgespec and piece:
-                held[number].append(piece)
-            if parser is not None:
-                await show_found(number, parser.push(text))
-            else:
-                await show(number, text, withdrawn=bool(piece and piece.correction is not None))
-
-        async def show(number: int, text: str | Delta, *, withdrawn: bool = False) -> None:
-            if text or (withdrawn and asked.edgespec):
-                shown, held[number] = held[number], []
-                more = logprobs[number].take()
-                pieces = shown if asked.edgespec else None
-                if isinstance(text, Delta):
-                    await sender.chunk(reply.call(number, text, pieces, more))
-                else:
-                    await sender.chunk(reply.text(number, text, pieces, more))
-
-        async def show_found(number: int, found: Found) -> None:
-            for each in found:
-                await show(number, each)
-
-        await read_all(answers, pass_on)
-        for number, answer in enumerate(answers):
-            await begin(number)
-            parser, rest = calls[number], unverified[number].flush()
-            await show_found(number, parser.push(rest, end=True) if parser is not None else [rest])
-            if more := logprobs[number].take():  # of tokens without text of their own
-                await sender.chunk(reply.text(number, "", None, more))
-            called = parser is not None and parser.calls > 0
-            await sender.chunk(reply.last(number, answer.stats, called=called))
-        if asked.wants_usage:
-            await sender.chunk(reply.usage([answer.stats for answer in answers]))
-        await sender.chunk(DONE, more=False)
+        writing = Writing(asked, reply, logprobs, calls)
+        write = writing.stream if asked.stream else writing.whole
+        return self._admission.reply(client, wanted, write, reply, stream=bool(asked.stream))
 
     async def _body(self, request: Request) -> bytes:
         """The body. Raises `ApiError` if it is too large, before it is read to the end."""

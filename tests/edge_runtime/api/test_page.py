@@ -182,12 +182,14 @@ def test_a_phone_and_the_keyboard(page):
     page.set_window_size(500, 700)
     try:
         wide = "return document.documentElement.scrollWidth > innerWidth"
+        until(lambda: shown(page, "#menu") and shown(page, "#new") is None, WAIT_S)
         assert not page.execute_script(wide)
         found(page, "#menu").click()
         assert found(page, "#menu").get_attribute("aria-expanded") == "true"
         assert shown(page, "#new") and not page.execute_script(wide)
         found(page, "#new").click()
-        assert shown(page, "#new") is None and page.switch_to.active_element.tag_name == "textarea"
+        until(lambda: shown(page, "#new") is None, WAIT_S)
+        until(lambda: page.switch_to.active_element.get_attribute("id") == "prompt", WAIT_S)
     finally:
         page.set_window_size(1200, 800)
 
