@@ -212,6 +212,7 @@ def main(control: socket.socket, path: str, end_ids: list[int], limits: GrammarL
         connection = socket.socket(fileno=descriptors[0])
         if os.fork() == 0:
             control.close()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what Rust says
             try:
                 _serve(connection, load, limits)
             finally:

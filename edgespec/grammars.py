@@ -13,6 +13,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,10 +29,12 @@ from edgespec.grammar_process import Move, State, receive, send
 from edgespec.manifest import Bundle
 from edgespec.plain_text import plain
 from edgespec.policies import GrammarLimits
-from edgespec.sampling import Logits
+from edgespec.sampling import Logits, common_prefix
 from edgespec.text import TOKENIZER
 
 _CLOSED = "it takes too much time or memory"
+_END_S = 5.0
+"""Time that the process has to end once its connection is closed."""
 _LOADING_S = 60.0
 """Time that loading a tokenizer and compiling a grammar may take on a busy machine."""
 
@@ -52,6 +55,8 @@ class Grammars:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._open: weakref.WeakSet[GrammarMask] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        """Held to start an answer; any thread may."""
 
     @classmethod
     def of(cls, bundle: Bundle, limits: GrammarLimits) -> Grammars:
@@ -70,9 +75,15 @@ class Grammars:
             )
         if not end_ids:
             raise UsageError(f"a {grammar.name} needs a model with an end-of-text token")
-        if self.full:
-            most = self._limits.processes
-            raise UsageError(f"{most} answers follow a grammar already; wait until one has ended")
+        with self._lock:
+            if self.full:
+                most = self._limits.processes
+                raise UsageError(
+                    f"{most} answers follow a grammar already; wait until one has ended"
+                )
+            return self._start(grammar, end_ids)
+
+    def _start(self, grammar: Grammar, end_ids: Sequence[int]) -> GrammarMask:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -127,7 +138,11 @@ class Grammars:
             self._control.close()
             self._control = None
         if self._process is not None:
-            self._process.wait()
+            try:
+                self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
             self._process = None
 
 
@@ -221,7 +236,7 @@ class GrammarMask:
         if self.refusal or not self._ends.isdisjoint(self._tokens):
             return None
         if self._known != self._tokens:
-            same = _common(self._known, self._tokens)
+            same = common_prefix(self._known, self._tokens)
             self._known = list(self._tokens)
             self._send(Move(same, self._tokens[same:]))
             self._receive()
@@ -264,11 +279,3 @@ class GrammarMask:
         """Ends the process of this answer."""
         self.refusal = self.refusal or "the answer has ended"
         self._connection.close()
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common prefix."""
-    for place, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return place
-    return min(len(one), len(other))
