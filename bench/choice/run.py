@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from calibration.target import device, prepare
 from edgespec.checkpoint import Checkpoint
 from edgespec.errors import UsageError
 from engines.machine.doctor import describe
+from engines.step_times import BUSY_LOAD
 from export.sources.open import open_checkpoint
 
 MEASURED_TOKENS = 2_000
@@ -33,7 +35,8 @@ NOTE = (
     "~ estimated (docs/pair.md). tokens/s: upper bound for one device (bench.plan.sketch). devices:"
     " of a busy cloud, relative to the target alone. Steps are those of this machine."
 )
-MIN_CONSOLE_COLUMNS = 128
+MAX_CONSOLE_COLUMNS = 1000
+"""Characters of a table with many distances. No cell is cut off below."""
 ANYTHING = Bounds()
 
 
@@ -94,14 +97,18 @@ class Choice:
     """Name of the best draft; empty if none is worth making."""
     reasons: Sequence[str]
     commands: Sequence[str]
+    load_average: float
+    """Load of the machine before the measurements."""
 
 
 def run(settings: ChoiceSettings, *, as_json: bool) -> None:
     """Measures, prints the table, the reasons and the commands; with `as_json` a JSON object."""
     settings.check()
     choice = choose(settings)
-    console = Console(width=max(Console().width, MIN_CONSOLE_COLUMNS))
-    console.print(_table(choice))
+    found = _table(choice)
+    whole = Console(width=MAX_CONSOLE_COLUMNS).measure(found).maximum
+    console = Console(width=max(Console().width, whole))
+    console.print(found)
     for each in choice.left_out:
         console.print(f"left out: {each.draft} ({each.profile}), {each.reason}", highlight=False)
     for number, sentence in enumerate(choice.reasons, 1):
@@ -114,6 +121,7 @@ def run(settings: ChoiceSettings, *, as_json: bool) -> None:
 
 def choose(settings: ChoiceSettings) -> Choice:
     """Measures and ranks. Raises `UsageError` if no draft fits into the bounds."""
+    load_average, *_ = os.getloadavg()
     checkpoint = open_checkpoint(settings.target)
     with tempfile.TemporaryDirectory(prefix="edgespec-choose-") as work:
         space = _space(settings, checkpoint, Path(work))
@@ -127,11 +135,14 @@ def choose(settings: ChoiceSettings) -> Choice:
             times = measured(target)
         meter = Meter(samples, target, times, settings.threads)
         found = list(drafts(space, bundle, meter))
-    return conclude(settings, times, found)
+    return conclude(settings, times, found, load_average)
 
 
 def conclude(
-    settings: ChoiceSettings, times: TargetTimes, found: Sequence[tuple[Draft, str]]
+    settings: ChoiceSettings,
+    times: TargetTimes,
+    found: Sequence[tuple[Draft, str]],
+    load_average: float,
 ) -> Choice:
     """Ranks the drafts that exceed nothing, and explains the choice."""
     fitting = [draft for draft, excess in found if not excess]
@@ -154,6 +165,7 @@ def conclude(
         chosen=best.draft.name if worth(best) else "",
         reasons=reasons(order, times, settings.rtts_ms),
         commands=best.draft.commands if worth(best) else (),
+        load_average=round(load_average, 2),
     )
 
 
@@ -191,7 +203,9 @@ def _table(choice: Choice) -> Table:
     )
     alone = 1e3 / choice.times.step_ms
     title = f"drafts by expected tokens/s (target alone: {alone:.1f}), best first"
-    return table(title, columns, choice.drafts, caption=NOTE)
+    busy = choice.load_average > BUSY_LOAD
+    note = f" The machine was busy (load {choice.load_average:.1f}): measure again." if busy else ""
+    return table(title, columns, choice.drafts, caption=NOTE + note)
 
 
 def _speed(place: int, rtt: float) -> Column:

@@ -38,7 +38,8 @@ def test_everything_is_measured_and_explained(choose):
     found = json.loads(said.splitlines()[-1])
     by_name = {each["draft"]["name"]: each for each in found["drafts"]}
     assert set(by_name) == {"int8 copy", "int4 copy", "int4 copy, trained", "1 layers", "2 layers"}
-    assert all(name in said.split("~ estimated")[0] for name in by_name)  # none is cut off
+    shown = said.split("~ estimated")[0]
+    assert all(name in shown for name in by_name) and "…" not in shown  # nothing is cut off
     assert found["left_out"] == [] and set(found["times"]["batch_ms"]) == {"1", "2", "3", "5", "9"}
     drafts = {name: each["draft"] for name, each in by_name.items()}
     assert all(draft["step_ms"] > 0 for draft in drafts.values())
@@ -52,7 +53,7 @@ def test_everything_is_measured_and_explained(choose):
     assert drafts["1 layers"]["disk_bytes"] < drafts["2 layers"]["disk_bytes"]
     assert all(len(each["tokens_per_s"]) == 2 for each in by_name.values())
     assert len(found["reasons"]) == 3 and all(f". {line}" in said for line in found["reasons"])
-    assert found["machine"]["cores"] > 0
+    assert found["machine"]["cores"] > 0 and found["load_average"] >= 0
 
 
 def test_a_described_cloud_and_the_commands(choose, tmp_path, monkeypatch):

@@ -103,7 +103,7 @@ def test_three_lines_name_the_reason_the_next_and_what_it_depends_on():
 
 def test_no_draft_is_chosen_if_none_gains():
     useless = replace(SHALLOW, agreement=0.01)
-    choice = conclude(SETTINGS, TIMES, [(useless, "")])
+    choice = conclude(SETTINGS, TIMES, [(useless, "")], 0.0)
     assert choice.chosen == "" and choice.commands == ()
     assert choice.reasons[0].startswith("no draft is worth making here")
 
@@ -113,13 +113,13 @@ def test_bounds_are_named_and_leave_out():
     assert Bounds(disk=100 * MB).excess(INT8) == "113 MB of disk, more than 100 MB"
     assert Bounds(memory=100 * MB).excess(INT8) == "140 MB of memory, more than 100 MB"
     assert Bounds(140 * MB, 113 * MB).excess(INT8) == ""
-    choice = conclude(SETTINGS, TIMES, [(INT8, "113 MB of disk"), (SHALLOW, "")])
+    choice = conclude(SETTINGS, TIMES, [(INT8, "113 MB of disk"), (SHALLOW, "")], 0.0)
     assert choice.chosen == "18 layers" and choice.commands == ("18",)
     assert [(each.draft, each.reason) for each in choice.left_out] == [
         ("int8 copy", "113 MB of disk")
     ]
     with pytest.raises(UsageError, match=r"18 layers at cpu-int4, takes 77 MB of disk and 90 MB"):
-        conclude(SETTINGS, TIMES, [(INT8, "large"), (SHALLOW, "large")])
+        conclude(SETTINGS, TIMES, [(INT8, "large"), (SHALLOW, "large")], 0.0)
 
 
 def test_the_builtin_estimates_reproduce_their_sources():
