@@ -52,6 +52,7 @@ def run(settings: ServeSettings, *, as_json: bool) -> None:
 
 
 def measure(bundle: Bundle, settings: ServeSettings) -> ServeFigures:
+    machine = describe()  # before this process has one core
     with cloud(bundle.folder) as endpoint, pinned(cores()[0]):
         edge = EdgeSettings(connect=endpoint, threads=1)
         with server(bundle.folder, endpoint) as serving:
@@ -59,7 +60,7 @@ def measure(bundle: Bundle, settings: ServeSettings) -> ServeFigures:
                 found = beside(client, serving, settings)
             alone = streamed(serving.url, body(settings)).text
             figures = ServeFigures(
-                machine=describe(),
+                machine=machine,
                 target=bundle.manifest.target.origin.name,
                 beside=found,
                 together=together(serving, settings) if settings.streams else None,
