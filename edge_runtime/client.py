@@ -135,7 +135,8 @@ class _Asking(Generic[C]):
     ) -> list[int]:
         """The prompt of a chat, in tokens. `system` becomes its first message; `tools` are the
         functions that the model may call, in OpenAI's form."""
-        return chat_tokens(self._connected().codec, messages, system, tools)
+        codec = self._connected().codec
+        return chat_tokens(codec, messages, system, tools, self.welcome.context)
 
     @property
     def tool_style(self) -> ToolStyle:
@@ -145,7 +146,7 @@ class _Asking(Generic[C]):
     def prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens of a text, or the given ones, checked. Raises `UsageError`."""
         if isinstance(prompt, str):
-            return self._connected().codec.encode(prompt)
+            return self._connected().codec.encode(prompt, most_tokens=self.welcome.context)
         return _token_ids(prompt)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -162,8 +163,10 @@ class _Asking(Generic[C]):
         return self._connected().end_ids
 
     def text_tokens(self, text: str) -> list[int]:
-        """The tokens of a text inside of others, without special tokens around it."""
-        return self._connected().codec.encode(text, chat=True)
+        """The tokens of a text inside of others, without special tokens around it; of a text that
+        is too long for the context, a part is left out."""
+        codec, context = self._connected().codec, self.welcome.context
+        return codec.encode(text[: context * codec.longest_token_characters], chat=True)[:context]
 
     def _begin(
         self,

@@ -103,11 +103,16 @@ class Connection:
 
 
 def chat_tokens(
-    codec: Codec, messages: Messages, system: str = "", tools: Sequence[Mapping[str, Any]] = ()
+    codec: Codec,
+    messages: Messages,
+    system: str = "",
+    tools: Sequence[Mapping[str, Any]] = (),
+    most_tokens: int | None = None,
 ) -> list[int]:
     """The prompt of a chat, in tokens. `system` becomes its first message.
 
-    Raises `UsageError` without messages, and for those without `role` and `content`.
+    Raises `UsageError` without messages, for those without `role` and `content`, and for a text
+    that is certainly longer than `most_tokens`.
     """
     if not (
         isinstance(messages, Sequence)
@@ -116,7 +121,8 @@ def chat_tokens(
     ):
         raise UsageError("a chat is a list of messages {'role': …, 'content': …}, at least one")
     first = [{"role": "system", "content": system}] if system else []
-    return codec.encode(codec.render([*first, *messages], tools), chat=True)
+    text = codec.render([*first, *messages], tools)
+    return codec.encode(text, chat=True, most_tokens=most_tokens)
 
 
 def drafter_for(bundle: Bundle, settings: EdgeSettings) -> Drafter:

@@ -189,6 +189,14 @@ class LivePolicy:
 
 
 @dataclass(frozen=True)
+class ApiPolicy:
+    """How `edgespec serve` treats its clients."""
+
+    tokenizing_threads: int = 2
+    """Threads in which prompts are rendered and tokenized; further ones wait."""
+
+
+@dataclass(frozen=True)
 class GrammarLimits:
     """Bounds of one answer's grammar, in a process of its own, on the device and in the cloud."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
@@ -41,17 +42,35 @@ class Codec:
         if CHAT_TEMPLATE in bundle.manifest.files:  # a file without a checksum is not read
             self._template = self._template_file.read_text(encoding="utf-8")
 
-    def encode(self, text: str, *, chat: bool = False) -> list[int]:
+    def encode(self, text: str, *, chat: bool = False, most_tokens: int | None = None) -> list[int]:
         """Token ids of a prompt. Special tokens are added to plain text; a rendered chat has them.
 
-        Raises `UsageError` if the text does not come from UTF-8, and `BundleError` if the tokenizer
-        fails.
+        Other threads run meanwhile. With `most_tokens`, a text that has more characters than so
+        many of the longest tokens is refused unread.
+
+        Raises `UsageError` for that, and if the text does not come from UTF-8, and `BundleError` if
+        the tokenizer fails.
         """
+        if most_tokens is not None and len(text) > most_tokens * self.longest_token_characters:
+            most = most_tokens * self.longest_token_characters
+            raise UsageError(
+                f"the prompt has {len(text)} characters, and a context of {most_tokens} tokens has "
+                f"at most {most}; shorten the prompt"
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"the prompt is not UTF-8 text (character {error.start})") from error
-        return list(self.call(self.tokenizer.encode, text, add_special_tokens=not chat).ids)
+        # Unlike `encode`, this gives the interpreter free.
+        (encoded,) = self.call(
+            self.tokenizer.encode_batch_fast, [text], add_special_tokens=not chat
+        )
+        return list(encoded.ids)
+
+    @cached_property
+    def longest_token_characters(self) -> int:
+        """Characters of the vocabulary's longest token; no text has more for each of its tokens."""
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.call(self.tokenizer.decode, list(ids), skip_special_tokens=True))

@@ -13,10 +13,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
 import msgspec
+from anyio.to_thread import run_sync
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -34,7 +37,7 @@ from edge_runtime.api.live import LiveSpans, LiveStream
 from edge_runtime.api.metrics import Metrics
 from edge_runtime.api.page import page
 from edge_runtime.api.replies import Reply
-from edge_runtime.api.requests import MOST_CHOICES, ChatRequest, CompletionRequest, read
+from edge_runtime.api.requests import ChatRequest, CompletionRequest, read
 from edge_runtime.api.responses import ResponsesReply
 from edge_runtime.api.responses_request import ResponsesRequest
 from edge_runtime.api.tools import ToolUse
@@ -42,10 +45,12 @@ from edge_runtime.api.writing import Writing
 from edge_runtime.client import AsyncClient
 from edgespec.config import Request as Asked
 from edgespec.errors import EdgespecError
+from edgespec.policies import ApiPolicy
 from engines.machine.energy.files import ROOT
 
 log = logging.getLogger("edgespec.serve")
 
+T = TypeVar("T")
 _CLOSED = 499
 """Status in the metrics of a request whose client left before the reply."""
 
@@ -79,11 +84,18 @@ class ApiSettings:
 class Api:
     """The endpoints."""
 
-    def __init__(self, connector: Connector, settings: ApiSettings, spans: LiveSpans) -> None:
+    def __init__(
+        self,
+        connector: Connector,
+        settings: ApiSettings,
+        spans: LiveSpans,
+        policy: ApiPolicy = ApiPolicy(),
+    ) -> None:
         """`spans` receives those of the connector's clients."""
         self._connector = connector
         self._settings = settings
         self.callers = Callers(settings.host, settings.api_key, settings.cors)
+        self._tokenizing = anyio.CapacityLimiter(policy.tokenizing_threads)
         self._began = int(time.time())
         self.metrics = Metrics()
         self._admission = Admission(settings.answers, settings.queue, self.metrics)
@@ -145,23 +157,25 @@ class Api:
                 400, "the chat template of this model has no messages of tools", param="messages"
             )
         messages = [message.plain() for message in asked.messages]
-        prompt = client.chat_tokens(messages, tools=use.described if use is not None else ())
+        tools = use.described if use is not None else ()
+        prompt = await self._apart(partial(client.chat_tokens, messages, tools=tools))
         reply = Reply("chat", self._settings.model, self._settings.fingerprint, asked.count)
-        return self._answer(client, [prompt], asked, asked.limit, reply, use)
+        return await self._answer(client, [prompt], asked, asked.limit, reply, use)
 
     async def _complete(self, request: Request) -> Response:
         asked = read(CompletionRequest, await self._body(request))
         self._check_model(asked.model)
         client = await self._connector.client()
-        prompts = [client.prompt_tokens(prompt) for prompt in asked.prompts()]
+        given = asked.prompts()
+        prompts = await self._apart(lambda: [client.prompt_tokens(prompt) for prompt in given])
         reply = Reply("text", self._settings.model, self._settings.fingerprint, asked.count)
-        return self._answer(client, prompts, asked, asked.limit, reply)
+        return await self._answer(client, prompts, asked, asked.limit, reply)
 
     async def _respond(self, request: Request) -> Response:
         asked = read(ResponsesRequest, await self._body(request))
         self._check_model(asked.model)
         client = await self._connector.client()
-        prompt = client.chat_tokens(asked.messages())
+        prompt = await self._apart(partial(client.chat_tokens, asked.messages()))
         limit = asked.max_output_tokens
         most = client.welcome.context if limit is None else limit
         reply = ResponsesReply(asked, self._settings.model)
@@ -169,7 +183,7 @@ class Api:
         wanted = [Asked(tuple(prompt), most, asked.sampling())]
         return self._admission.reply(client, wanted, write, reply, stream=bool(asked.stream))
 
-    def _answer(
+    async def _answer(
         self,
         client: AsyncClient,
         prompts: Sequence[Sequence[int]],
@@ -185,7 +199,9 @@ class Api:
         most = client.welcome.context if limit is None else limit
         if most < 1:
             raise ApiError(400, f"max_tokens is {most}; it must be at least 1", param="max_tokens")
-        expected = client.text_tokens(asked.prediction.text) if asked.prediction else []
+        expected: list[int] = []
+        if asked.prediction:
+            expected = await self._apart(partial(client.text_tokens, asked.prediction.text))
         wanted = [
             Asked(
                 tuple(prompt),
@@ -194,18 +210,20 @@ class Api:
                 stops,
                 logprobs=asked.alternatives,
                 grammar=grammar,
-                prediction=tuple(expected[: client.welcome.context]),
+                prediction=tuple(expected),
             )
             for prompt in prompts
             for sampling in asked.samplings()
         ]
-        if len(wanted) > MOST_CHOICES:
-            raise ApiError(400, f"{len(wanted)} choices were asked for; at most {MOST_CHOICES} fit")
         logprobs = [reply.logprobs(client.token_bytes, client.end_ids) for _ in wanted]
         calls = [use.parser(style) if use is not None else None for _ in wanted]
         writing = Writing(asked, reply, logprobs, calls)
         write = writing.stream if asked.stream else writing.whole
         return self._admission.reply(client, wanted, write, reply, stream=bool(asked.stream))
+
+    async def _apart(self, tokenize: Callable[[], T]) -> T:
+        """The result of a function that may take seconds, in another thread."""
+        return await run_sync(tokenize, limiter=self._tokenizing)
 
     async def _body(self, request: Request) -> bytes:
         """The body. Raises `ApiError` if it is too large, before it is read to the end."""

@@ -316,6 +316,8 @@ class CompletionRequest(_Asked, kw_only=True):
                 400, "prompt must be a text, a list of token ids, or a list of either",
                 param="prompt",
             )  # fmt: skip
+        if (choices := len(given) * self.count) > MOST_CHOICES:
+            raise ApiError(400, f"{choices} choices were asked for; at most {MOST_CHOICES} fit")
         return list(given)
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import json
+import threading
+import time
 
 import msgspec
 import pytest
@@ -105,3 +107,27 @@ def test_a_tokenizer_that_panics_is_refused(tiny_bundle, with_tokenizer):
     codec = Codec(with_tokenizer(json.dumps(document).encode()))
     with pytest.raises(BundleError, match=r"cannot be used \(.*retry-limit"):
         codec.encode("a" * 30 + "!")
+
+
+def test_a_text_that_is_certainly_too_long_is_refused_unread(codec):
+    assert codec.longest_token_characters == 1
+    assert len(codec.encode("abcd", most_tokens=4)) == 4
+    with pytest.raises(UsageError, match="5 characters, and a context of 4 tokens has at most 4"):
+        codec.encode("abcde", most_tokens=4)
+
+
+def test_other_threads_run_while_a_text_is_tokenized(codec):
+    text, done = "a" * 1_000_000, threading.Event()
+
+    def work():
+        codec.encode(text)
+        done.set()
+
+    began = time.monotonic()
+    thread = threading.Thread(target=work)
+    thread.start()
+    looks = 0
+    while not done.wait(0.001):
+        looks += 1
+    thread.join()
+    assert looks > 10, f"{looks} in {time.monotonic() - began:.2f} s"
