@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from edge_runtime.completion import AsyncCompletion
+from edgespec.telemetry import AnswerStats
 
 
 class Metrics:
@@ -39,12 +40,8 @@ class Metrics:
         finally:
             self._running.dec(len(answers))
             for answer in answers:
-                stats = answer.stats
-                self._tokens.labels("device").inc(stats.accepted)
-                self._tokens.labels("cloud-draft").inc(stats.confirmed - stats.accepted)
-                self._tokens.labels("unverified").inc(stats.unverified)
-                written = stats.tokens - stats.confirmed - stats.unverified
-                self._tokens.labels("target").inc(written)
+                for origin, count in _origins(answer.stats).items():
+                    self._tokens.labels(origin).inc(count)
 
     def finished(self, status: int, seconds: float) -> None:
         self._requests.labels(str(status)).inc()
@@ -53,3 +50,17 @@ class Metrics:
     def exposition(self) -> tuple[str, bytes]:
         """Content type and body of `/metrics`."""
         return CONTENT_TYPE_LATEST, generate_latest(self._registry)
+
+
+def _origins(stats: AnswerStats) -> dict[str, int]:
+    """Tokens of an answer by origin. A verdict may confirm more than the answer takes, where a stop
+    text ends it."""
+    verified = max(0, stats.tokens - stats.unverified)
+    drafted = min(stats.confirmed, verified)
+    device = min(stats.accepted, drafted)
+    return {
+        "device": device,
+        "cloud-draft": drafted - device,
+        "target": verified - drafted,
+        "unverified": stats.unverified,
+    }
