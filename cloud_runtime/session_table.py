@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 
 import msgspec
@@ -19,7 +20,7 @@ from cloud_runtime.status.tally import Tally
 from edgespec.adjustments import adjustments_of
 from edgespec.config import CloudSettings
 from edgespec.errors import UsageError
-from edgespec.grammars import GrammarMask, Grammars
+from edgespec.grammars import GrammarMask, Grammars, wait_for_any
 from edgespec.protocol import Admitted, Close, Draft, Error, Message, Open, Resume, Serve, Verdict
 from edgespec.sampling import common_prefix
 from edgespec.session import Session
@@ -325,9 +326,24 @@ class SessionTable:
         return outgoing
 
     @property
-    def compiling(self) -> bool:
-        """True while a session waits for its grammar."""
-        return any(s.grammar is not None and not s.grammar.ready for s in self)
+    def unmasked(self) -> list[CloudSession]:
+        """Sessions that wait for their grammar or for a mask; asks for what they lack."""
+        most = self._settings.max_draft
+        return [
+            session
+            for session in self.unfinished
+            if not session.progress.running and not session.prepare_masks(most)
+        ]
+
+    def await_masks(self) -> None:
+        """Asks for the masks of the next rows, and waits for them a moment."""
+        end = time.monotonic() + self._settings.grammars.step_wait_s
+        while (left_s := end - time.monotonic()) > 0:
+            masks = [session.grammar for session in self.unmasked]
+            awaited = [mask for mask in masks if mask is not None and mask.just_asked]
+            if not awaited:
+                break
+            wait_for_any(awaited, left_s)
 
     def hand_back(self, now: float) -> Outgoing:
         """Ends all unfinished sessions; their devices may open them again on another cloud."""

@@ -173,6 +173,8 @@ class CloudSession:
         self.drafts = SessionDrafts(self.state.tokens, self.policy)
         self.progress = Progress(self.opened_at)
         self.record = Record(opened=self.opened_at)
+        self._masked: tuple[int, CandidatePath | None, int] | None = None
+        """The row whose masks are here."""
 
     @property
     def length(self) -> int:
@@ -200,7 +202,7 @@ class CloudSession:
         """True if the target could run a row for it now."""
         if self.progress.running or self.connection.away or self.state.finish:
             return False
-        if self.grammar is not None and not self.grammar.ready:
+        if not self.masked:
             return False
         terms = self.terms
         return terms.decoding or not terms.drafting or self.drafts.waiting or not self.opened
@@ -282,14 +284,45 @@ class CloudSession:
         """The cloud draft has no token for it; it is not asked again under these terms."""
         self.terms = msgspec.structs.replace(self.terms, cloud_draft=False)
 
-    def draft_forced(self) -> None:
-        """Adds the tokens that the grammar forces next, if there is no draft yet."""
-        if self.grammar is None or self.state.finish or self.terms.lockstep or self.ahead:
-            return
-        assert self.adjustments is not None
+    @property
+    def masked(self) -> bool:
+        """True if the masks of its next row are here, or it has no grammar."""
+        return self.grammar is None or self._masked == self._row_state
+
+    @property
+    def _row_state(self) -> tuple[int, CandidatePath | None, int]:
+        """What the next row depends on: the committed tokens and the draft."""
+        path = self.best_path()
+        return self.length, path, path.end if path is not None else 0
+
+    def prepare_masks(self, max_draft: int) -> bool:
+        """Asks for the masks of its next row; returns `masked`. Does not wait."""
+        if self.grammar is None or self.masked:
+            return True
+        if self._prepare(max_draft) and self._draft_forced():
+            self._prepare(max_draft)
+        return self.masked
+
+    def _prepare(self, max_draft: int) -> bool:
+        assert self.grammar is not None
+        most = max(0, min(max_draft, self.state.remaining - 1))
+        draft = self.draft_prefix[self.length :][:most]
+        if not self.grammar.prepare([*self.state.answer, *draft], len(draft)):
+            return False
+        if not self.grammar.refusal:
+            self._masked = self._row_state
+        return self.masked
+
+    def _draft_forced(self) -> bool:
+        """Adds the tokens that the grammar forces next, if there is no draft. True: it does."""
+        if self.terms.lockstep or self.ahead or not self.opened:
+            return False
+        assert self.grammar is not None and self.adjustments is not None
         self.adjustments.follow(self.state.tokens)
-        for token in self.grammar.forced()[: max(0, self.state.remaining - 1)]:
+        forced = self.grammar.forced()[: max(0, self.state.remaining - 1)]
+        for token in forced:
             self.add_cloud_token(token, 1.0)
+        return bool(forced)
 
     def commit(self, outcome: Outcome, now: float) -> Verdict:
         """Applies the result of a verify step; returns the verdict for the device."""

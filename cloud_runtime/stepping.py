@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cloud_runtime.costs import Speeds
 from cloud_runtime.memory.ledger import Memory
@@ -43,16 +43,25 @@ class Stepping:
 
     def next(self, now: float) -> Step:
         """The step to run now. The rows of a batch run until `commit` or `abandon`."""
+        self._sessions.await_masks()
         served = self._memory.lend(self._sessions, self._settings.max_draft, now)
         step, turns = pick(served, self._settings, self._speeds, now)
         self._apply(turns)
         if isinstance(step, Batch):
             for session in step.sessions:
                 session.progress.running = True
-        elif isinstance(step, Wait) and (self._memory.waiting or self._sessions.compiling):
-            poll_s = self._settings.scheduler.memory_poll_s
-            return Wait(poll_s if step.seconds is None else min(poll_s, step.seconds))
+        elif isinstance(step, Wait):
+            return Wait(min(self._polls_s(step.seconds), default=None))
         return step
+
+    def _polls_s(self, wait_s: float | None) -> Iterator[float]:
+        """Longest waits: the step's own, and for what no message reports."""
+        if wait_s is not None:
+            yield wait_s
+        if self._memory.waiting:
+            yield self._settings.scheduler.memory_poll_s
+        if self._sessions.unmasked:
+            yield self._settings.grammars.poll_s
 
     def _apply(self, turns: Sequence[TurnChange]) -> None:
         """Sets changed turns. The slot of a session that becomes idle makes room for the others."""
@@ -124,7 +133,6 @@ class Stepping:
         self._tally.verdict(session.record, verdict, now)
         if verdict.finish and session in self._sessions:
             self._sessions.ended(session, verdict.finish, now)
-        session.draft_forced()
         return verdict
 
     def abandon(self, batch: Batch, reason: str, now: float) -> Outgoing:

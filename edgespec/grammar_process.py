@@ -7,7 +7,7 @@ in native code ends alone. Limits within llguidance do not suffice: version 1.9.
 regular expression of 48 kB.
 
 Messages have a length (4 bytes, little-endian) and a body in msgpack. A copy is sent the grammar,
-and then, for each mask, a `Move`; each is answered with a `State`.
+and then a `Move` for each mask or for several; it answers with as many `State`s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,15 @@ class Move(msgspec.Struct, array_like=True):
     """Tokens of the last state that stay."""
     tokens: list[int]
     """Tokens after them."""
+    states: int = 1
+    """States to send: the one after all tokens, and those before the last tokens."""
+
+    def steps(self) -> Iterator[Move]:
+        """Moves after each of which one state is sent."""
+        first = len(self.tokens) - self.states + 1
+        yield Move(self.keep, self.tokens[:first])
+        for place in range(first, len(self.tokens)):
+            yield Move(self.keep + place, self.tokens[place : place + 1])
 
 
 class State(msgspec.Struct, array_like=True):
@@ -68,6 +77,18 @@ def receive(connection: socket.socket) -> bytes | None:
     """The next message; None at the end of the connection."""
     head = _exactly(connection, _SIZE.size)
     return _exactly(connection, _SIZE.unpack(head)[0]) if head else None
+
+
+def take(buffer: bytearray) -> bytes | None:
+    """Removes the first message from a buffer; None: it is not complete."""
+    if len(buffer) < _SIZE.size:
+        return None
+    end = _SIZE.size + _SIZE.unpack_from(buffer)[0]
+    if len(buffer) < end:
+        return None
+    body = bytes(buffer[_SIZE.size : end])
+    del buffer[:end]
+    return body
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes | None:
@@ -156,14 +177,14 @@ def _serve(connection: socket.socket, tokenizer: Callable[[], Any], limits: Gram
     except (ValueError, MemoryError) as error:
         send(connection, State(error=_sentence(str(error)) or "it takes too much memory"))
         return
-    while True:
-        send(connection, follower.state())
+    send(connection, follower.state())
+    _allow(0.0)
+    while (body := receive(connection)) is not None:
+        for step in msgspec.msgpack.decode(body, type=Move).steps():
+            _allow(limits.mask_s)
+            follower.move(step)
+            send(connection, follower.state())
         _allow(0.0)
-        body = receive(connection)
-        if body is None:
-            return
-        _allow(limits.mask_s)
-        follower.move(msgspec.msgpack.decode(body, type=Move))
 
 
 def _allow(cpu_s: float) -> None:

@@ -1,8 +1,9 @@
 """Masks of the tokens that a grammar allows, for the device and for the cloud.
 
 `Grammars` starts a process of its own (`edgespec.grammar_process`) with the first grammar, and a
-copy of it for each answer. Nothing that a grammar does there can stop the loop of this process for
-longer than `GrammarLimits.reply_s`, or take its memory.
+copy of it for each answer. Nothing that a grammar does there takes memory of this process. A loop
+that serves others asks for masks with `GrammarMask.prepare`, which does not wait, and applies them
+once they are here; otherwise they are waited for, at most `GrammarLimits.reply_s`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
+from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -25,7 +27,7 @@ import numpy.typing as npt
 
 from edgespec.errors import UsageError
 from edgespec.grammar import Grammar
-from edgespec.grammar_process import Move, State, receive, send
+from edgespec.grammar_process import Move, State, send, take
 from edgespec.manifest import Bundle
 from edgespec.plain_text import plain
 from edgespec.policies import GrammarLimits
@@ -35,8 +37,12 @@ from edgespec.text import TOKENIZER
 _CLOSED = "it takes too much time or memory"
 _END_S = 5.0
 """Time that the process has to end once its connection is closed."""
+_KEPT = 64
+"""Masks before the last one that are kept: drafts are taken back."""
 _LOADING_S = 60.0
 """Time that loading a tokenizer and compiling a grammar may take on a busy machine."""
+_TURN_S = 0.05
+"""Interval at which a wait looks at its limit."""
 
 
 class Grammars:
@@ -169,31 +175,65 @@ class GrammarMask:
         self._ends = frozenset(end_ids)
         self._limits = limits
         self._tokens: list[int] = []
-        self._known: list[int] = []
-        """Tokens of the answer that the process has."""
+        self._path: list[int] = []
+        """Tokens that the process has, or is sent: an answer and perhaps a draft."""
+        self._states: dict[int, State] = {}
+        """States by the number of tokens of `_path` before them."""
+        self._awaited: deque[int] = deque([0])
+        """Numbers of the states that the process is to send, in their order."""
+        self._buffer = bytearray()
         self._masks = 0
-        self._state: State | None = None
-        """State after `_known`; None: it is being compiled."""
-        connection.settimeout(_LOADING_S)
+        self._asked_at = self._heard_at = time.monotonic()
         self._send(grammar)
 
     @property
     def ready(self) -> bool:
         """True once it is known whether the grammar can be followed. Does not wait."""
-        if self._state is None and not self.refusal:
-            poll = select.poll()
-            poll.register(self._connection, select.POLLIN)
-            if poll.poll(0):
-                self._receive()
-        return self._state is not None or bool(self.refusal)
+        self._take()
+        return bool(self._masks or self.refusal)
+
+    @property
+    def just_asked(self) -> bool:
+        """True while masks are awaited that were asked for within `GrammarLimits.step_wait_s`."""
+        awaited = bool(self._masks and self._awaited) and not self.refusal
+        return awaited and time.monotonic() - self._asked_at < self._limits.step_wait_s
 
     def wait(self) -> None:
         """Waits until the grammar is compiled. Raises `UsageError` if it cannot be followed."""
-        if self._state is None and not self.refusal:
-            self._connection.settimeout(_LOADING_S)
-            self._receive()
+        while not self.ready:
+            wait_for_any([self], _TURN_S)
         if self.refusal:
             raise UsageError(self.refusal)
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def prepare(self, answer: Sequence[int], drafted: int = 0) -> bool:
+        """Asks for the masks after an answer, at each of its last `drafted` tokens and after them.
+
+        True once they are here, or `refusal` is set. Does not wait.
+        """
+        known = next((i for i, token in enumerate(answer) if token in self._ends), len(answer))
+        self._take()
+        if self.refusal:
+            return True
+        if self._awaited:
+            return False
+        tokens, first = list(answer[:known]), min(known, len(answer) - drafted)
+        same = common_prefix(self._path, tokens)
+        wanted = range(first, known + 1)
+        lacking = [place for place in wanted if place > same or place not in self._states]
+        if lacking:
+            kept = range(lacking[0] - _KEPT, same + 1)
+            self._states = {at: state for at, state in self._states.items() if at in kept}
+            self._ask(tokens, min(same, lacking[0]), lacking[0])
+        return not lacking or bool(self.refusal)
+
+    def _ask(self, tokens: list[int], keep: int, first: int) -> None:
+        """Sends the process to `tokens`, for the states after the first `first` of them and on."""
+        self._path, self._awaited = tokens, deque(range(first, len(tokens) + 1))
+        self._asked_at = self._heard_at = time.monotonic()
+        self._send(Move(keep, tokens[keep:], len(self._awaited)))
 
     def advance(self, tokens: Sequence[int]) -> None:
         self._tokens.extend(tokens)
@@ -230,41 +270,50 @@ class GrammarMask:
 
     def _now(self) -> State | None:
         """The state after the tokens; None if there is none."""
-        if not self.ready:
-            with suppress(UsageError):
-                self.wait()
+        while not self.prepare(self._tokens):
+            wait_for_any([self], _TURN_S)
         if self.refusal or not self._ends.isdisjoint(self._tokens):
             return None
-        if self._known != self._tokens:
-            same = common_prefix(self._known, self._tokens)
-            self._known = list(self._tokens)
-            self._send(Move(same, self._tokens[same:]))
-            self._receive()
-        return None if self.refusal else self._state
+        return self._states[len(self._tokens)]
 
     def _send(self, message: object) -> None:
+        """Sends a message, which the process reads at once: it awaits one."""
         try:
+            self._connection.settimeout(self._limits.reply_s)
             send(self._connection, message)
+            self._connection.setblocking(False)
         except OSError:
             self._refuse(_CLOSED)
 
-    def _receive(self) -> None:
-        if self.refusal:
-            return
-        try:
-            body = receive(self._connection)
-        except OSError:
-            body = None
-        if body is None:
-            self._refuse(_CLOSED)
-            return
-        self._connection.settimeout(self._limits.reply_s)
-        self._state = msgspec.msgpack.decode(body, type=State)
+    def _take(self) -> None:
+        """Takes the states that have come."""
+        while self._awaited and not self.refusal:
+            try:
+                part = self._connection.recv(1 << 16)
+            except BlockingIOError:
+                self._refuse_late()
+                return
+            except OSError:
+                part = b""
+            if not part:
+                self._refuse(_CLOSED)
+            self._buffer += part
+            while not self.refusal and (body := take(self._buffer)) is not None:
+                self._add(msgspec.msgpack.decode(body, type=State))
+
+    def _add(self, state: State) -> None:
+        self._states[self._awaited.popleft()] = state
+        self._heard_at = time.monotonic()
         self._masks += 1
         limits = self._limits
-        if self._state.error:
-            self._refuse(self._state.error)
-        elif self._state.spent_s > limits.burst_s + limits.mean_mask_s * self._masks:
+        if state.error:
+            self._refuse(state.error)
+        elif state.spent_s > limits.burst_s + limits.mean_mask_s * self._masks:
+            self._refuse(_CLOSED)
+
+    def _refuse_late(self) -> None:
+        limit_s = self._limits.reply_s if self._masks else _LOADING_S
+        if time.monotonic() - self._heard_at > limit_s:
             self._refuse(_CLOSED)
 
     def _refuse(self, reason: str) -> None:
@@ -279,3 +328,12 @@ class GrammarMask:
         """Ends the process of this answer."""
         self.refusal = self.refusal or "the answer has ended"
         self._connection.close()
+
+
+def wait_for_any(masks: Sequence[GrammarMask], timeout_s: float) -> None:
+    """Waits until the process of one of them has said something."""
+    poll = select.poll()
+    for mask in masks:
+        if not mask.closed:
+            poll.register(mask, select.POLLIN)
+    poll.poll(1e3 * timeout_s)

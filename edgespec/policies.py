@@ -208,15 +208,17 @@ class GrammarLimits:
     """CPU time of a mask, on average over an answer; 0.1 to 1 ms are usual."""
     burst_s: float = 1.0
     """CPU time of an answer's masks beyond that."""
-    reply_s: float = 2.0
-    """Time after which a mask is not waited for; longer than `mask_s`, since the machine may be
-    busy."""
+    reply_s: float = 5.0
+    """Time after which an answer whose mask has not come ends; longer than `mask_s`, since the
+    machine may be busy."""
+    step_wait_s: float = 0.002
+    """Time that a step of a cloud waits for masks, of all its sessions together."""
     memory_bytes: int = 128 << 20
     """Memory beyond that of the tokenizer."""
     lexer_states: int = 50_000
     """States of llguidance's lexer, at 1 to 2 kB."""
     poll_s: float = 0.005
-    """Interval at which a device looks whether a grammar is compiled."""
+    """Interval at which both sides look whether a grammar is compiled, or a mask has come."""
     processes: int = 64
     """Answers with a grammar at once; further ones are asked to try again later."""
     device_share: float = 0.75

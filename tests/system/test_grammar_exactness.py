@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 from tokenizers import Tokenizer
 
-from edgespec.config import Request
+from edgespec.config import CloudSettings, Request
 from edgespec.errors import LinkError, UsageError
 from edgespec.grammar import Grammar, json_grammar
 from edgespec.grammars import Grammars
@@ -41,8 +41,13 @@ SAMPLINGS = [
 ]
 
 
+LIMITS = GrammarLimits(step_wait_s=60.0)
+PATIENT = CloudSettings(grammars=LIMITS)
+"""Steps that wait for their masks, since the clocks of these tests are not real."""
+
+
 class Compiled(Grammars):
-    """Grammars that are compiled at once, since the clocks of these tests are not real."""
+    """Grammars that are compiled at once, for the same reason."""
 
     def start(self, grammar, end_ids):
         mask = super().start(grammar, end_ids)
@@ -53,7 +58,7 @@ class Compiled(Grammars):
 
 @pytest.fixture(scope="module")
 def grammars(tiny_llama_folder):
-    grammars = Compiled(tiny_llama_folder / "tokenizer.json", [END])
+    grammars = Compiled(tiny_llama_folder / "tokenizer.json", [END], LIMITS)
     yield grammars
     grammars.close()
 
@@ -67,7 +72,7 @@ def tokenizer(tiny_llama_folder):
 def home(house, grammars):
     def build():
         draft = ModelDrafter(toy(noise=0.3), "near", branches=1)
-        return house(toy(), (END,), cloud_draft=draft, grammars=grammars)
+        return house(toy(), (END,), PATIENT, cloud_draft=draft, grammars=grammars)
 
     return build
 
@@ -179,7 +184,7 @@ def test_an_invalid_grammar_ends_the_answer_and_no_other(home):
 
 
 def test_a_grammar_that_fails_within_an_answer_ends_it_with_its_reason(house, grammars):
-    home = house(toy(), (END,), grammars=grammars)
+    home = house(toy(), (END,), PATIENT, grammars=grammars)
     request = Request((3,), 9, grammar=Grammar("lark", 'start: ("x" | "y") /aa*/ /ab/\n'))
     with pytest.raises(LinkError, match="too much time"):
         home.answer(NoDrafter(), request)
@@ -187,7 +192,7 @@ def test_a_grammar_that_fails_within_an_answer_ends_it_with_its_reason(house, gr
 
 
 def test_a_cloud_without_the_package_says_what_to_install(house, grammars, monkeypatch):
-    home = house(toy(), (END,), grammars=grammars)
+    home = house(toy(), (END,), PATIENT, grammars=grammars)
     request = Request((3,), 9, grammar=REGEX)
     mask = grammars.start(REGEX, [END])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -199,7 +204,7 @@ def test_a_cloud_without_the_package_says_what_to_install(house, grammars, monke
 def test_a_cloud_whose_places_for_grammars_are_taken_asks_to_wait(house, tiny_llama_folder):
     tokenizer = tiny_llama_folder / "tokenizer.json"
     grammars = Compiled(tokenizer, [END], GrammarLimits(processes=1))
-    home = house(toy(), (END,), grammars=grammars)
+    home = house(toy(), (END,), PATIENT, grammars=grammars)
     taken = grammars.start(REGEX, [END])
     loop = home.device(NoDrafter(), give_up=3.0)
     pieces = loop.write(loop.start(Request((3,), 9, grammar=REGEX)))
