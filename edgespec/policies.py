@@ -194,6 +194,18 @@ class ApiPolicy:
 
     tokenizing_threads: int = 2
     """Threads in which prompts are rendered and tokenized; further ones wait."""
+    connections: int = 512
+    """Connections at once; a further one ends the oldest without a request."""
+    spare_files: int = 192
+    """File descriptors that connections leave to the rest of the process."""
+    accepted_at_once: int = 64
+    """Connections that are taken before the oldest can be ended, and that the kernel keeps."""
+    header_s: float = 10.0
+    """Time within which a new connection must have sent the header of a request."""
+    idle_s: float = 15.0
+    """The same after the reply to an earlier request."""
+    body_s: float = 60.0
+    """Time within which a body must have arrived."""
 
 
 @dataclass(frozen=True)

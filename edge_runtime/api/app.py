@@ -95,6 +95,7 @@ class Api:
         self._connector = connector
         self._settings = settings
         self.callers = Callers(settings.host, settings.api_key, settings.cors)
+        self._policy = policy
         self._tokenizing = anyio.CapacityLimiter(policy.tokenizing_threads)
         self._began = int(time.time())
         self.metrics = Metrics()
@@ -227,14 +228,17 @@ class Api:
 
     async def _body(self, request: Request) -> bytes:
         """The body. Raises `ApiError` if it is too large, before it is read to the end."""
-        body = bytearray()
+        body, body_s = bytearray(), self._policy.body_s
         try:
-            async for part in request.stream():
-                body += part
-                if len(body) > self._settings.body_bytes:
-                    raise ApiError(
-                        413, f"the body is larger than {self._settings.body_bytes} bytes"
-                    )
+            with anyio.fail_after(body_s):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > self._settings.body_bytes:
+                        raise ApiError(
+                            413, f"the body is larger than {self._settings.body_bytes} bytes"
+                        )
+        except TimeoutError as error:
+            raise ApiError(408, f"the body did not arrive within {body_s:g} s") from error
         except ClientDisconnect as error:
             raise ApiError(400, "the body is incomplete") from error
         return bytes(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -17,16 +18,16 @@ import uvicorn
 from edge_runtime.api.app import Api, ApiSettings
 from edge_runtime.api.connector import Connector
 from edge_runtime.api.dialer import Dialer
+from edge_runtime.api.http import Exhaustion, bounded_protocol
 from edge_runtime.api.live import LiveSpans
 from edge_runtime.observer import Observer
 from edgespec.config import EdgeSettings
 from edgespec.errors import LinkError, UsageError
 from edgespec.manifest import Bundle
+from edgespec.policies import ApiPolicy
 from edgespec.transport import is_loopback
 
 _SHORTEST_KEY = 8
-_IDLE_S = 15
-"""Time that an idle connection of a client is kept."""
 
 
 def serve(
@@ -36,6 +37,7 @@ def serve(
     api: ApiSettings,
     port: int,
     drain_timeout: float,
+    policy: ApiPolicy = ApiPolicy(),
 ) -> None:
     """Serves until a signal. `api.model` empty: the name of the bundle's target.
 
@@ -64,7 +66,7 @@ def serve(
     except LinkError as error:
         click.echo(f"edgespec: {error}; requests get the status 503 until then", err=True)
     connector = Connector(connect, first)
-    endpoints = Api(connector, api, spans)
+    endpoints = Api(connector, api, spans, policy)
     application = endpoints.application(partial(_running, connector, api, listening))
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     server = uvicorn.Server(
@@ -74,7 +76,10 @@ def serve(
             access_log=False,
             lifespan="on",
             server_header=False,
-            timeout_keep_alive=_IDLE_S,
+            http=bounded_protocol(policy),
+            ws="none",
+            backlog=policy.accepted_at_once,
+            timeout_keep_alive=round(policy.idle_s),
             timeout_graceful_shutdown=max(1, round(drain_timeout)),
         )
     )
@@ -90,6 +95,7 @@ async def _running(
 ) -> AsyncIterator[None]:
     """Says where the API is, and closes the client at the end."""
     del app
+    asyncio.get_running_loop().set_exception_handler(Exhaustion())
     host, port = listening.getsockname()[:2]
     address = f"http://{_bracketed(host)}:{port}"
     click.echo(f"a page to chat and to watch: {address}/", err=True)
