@@ -179,7 +179,7 @@ class LivePolicy:
     """What `/v1/edgespec/live` sends to those who watch a device."""
 
     watchers: int = 8
-    """Clients that may watch at once."""
+    """Clients that may watch at once; a further one ends the stream of the oldest."""
     tick_s: float = 0.1
     """Shortest time between two events."""
     heartbeat_s: float = 1.0

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,7 @@ from typing import Any
 import anyio
 from anyio.to_thread import run_sync
 
-from edge_runtime.api import errors
 from edge_runtime.api.connector import Connector
-from edge_runtime.api.errors import ApiError
 from edge_runtime.api.replies import event
 from edge_runtime.api.streaming import EVENTS, Sender, Written, written
 from edgespec.policies import LivePolicy
@@ -29,35 +28,44 @@ from engines.machine.energy.meter import EnergyMeter
 from engines.machine.energy.sensors import find
 
 
+@dataclass(eq=False)
+class Watcher:
+    """One client that watches."""
+
+    spans: deque[Span]
+    """Those that it was not sent yet; of too many, the last."""
+    leaving: bool = False
+    """Its stream must end, since others came."""
+
+
 class LiveSpans(SpanReceiver):
     """Hands the spans of the device's loop to everyone who watches."""
 
     def __init__(self, policy: LivePolicy = LivePolicy()) -> None:
         super().__init__("device")
         self.policy = policy
-        self._watchers: list[deque[Span]] = []
+        self._watchers: list[Watcher] = []
 
     @property
     def wanted(self) -> bool:  # type: ignore[override]
         return bool(self._watchers)
 
-    @property
-    def watchers(self) -> int:
-        return len(self._watchers)
-
     def take(self, span: Span) -> None:
-        for spans in self._watchers:
-            spans.append(span)
+        for watcher in self._watchers:
+            watcher.spans.append(span)
 
     @contextmanager
-    def watching(self) -> Iterator[deque[Span]]:
-        """The spans from now on; of those that are not taken out, the last `kept_spans`."""
-        spans: deque[Span] = deque(maxlen=self.policy.kept_spans)
-        self._watchers = [*self._watchers, spans]  # a new list: another thread reads the old one
+    def watching(self) -> Iterator[Watcher]:
+        """The spans from now on. If too many watch, the one who has watched longest must leave."""
+        watcher = Watcher(deque(maxlen=self.policy.kept_spans))
+        staying = [each for each in self._watchers if not each.leaving]
+        if len(staying) >= self.policy.watchers:
+            staying[0].leaving = True
+        self._watchers = [*self._watchers, watcher]  # a new list: another thread reads the old one
         try:
-            yield spans
+            yield watcher
         finally:
-            self._watchers = [each for each in self._watchers if each is not spans]
+            self._watchers = [each for each in self._watchers if each is not watcher]
 
 
 class LiveStream:
@@ -81,22 +89,17 @@ class LiveStream:
         self._ending = ending
 
     def reply(self) -> Written:
-        """The stream, until the client leaves. Raises `ApiError` if too many watch."""
-        if self._spans.watchers >= self._spans.policy.watchers:
-            raise ApiError(
-                429, f"{self._spans.watchers} clients watch already; try again later",
-                errors.OVERLOADED,
-            )  # fmt: skip
+        """The stream, until the client leaves or must leave."""
         return written(EVENTS, self._watch)
 
     async def _watch(self, sender: Sender) -> None:
         policy = self._spans.policy
         sent: tuple[float, dict[str, Any]] = (0.0, {})
-        with self._spans.watching() as spans:
+        with self._spans.watching() as watcher:
             async with _metered(self._sensors) as energy:
-                while not self._ending():
+                while not (watcher.leaving or self._ending()):
                     now, state = time.monotonic(), self._state() | energy()
-                    taken = [spans.popleft() for _ in range(len(spans))]
+                    taken = [watcher.spans.popleft() for _ in range(len(watcher.spans))]
                     if taken or state != sent[1] or now - sent[0] >= policy.heartbeat_s:
                         sent = now, state
                         await sender.chunk(event({"now": now, **state, "spans": taken}))
