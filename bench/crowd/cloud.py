@@ -18,7 +18,7 @@ from bench.fleet.profile import FleetProfile
 from bench.fleet.settings import FleetSettings
 from bench.lab.methods import CLOUD, EDGESPEC
 from bench.lab.processes import cloud_process, cores, pinned
-from bench.lab.recording import Recording
+from bench.lab.recording import Recording, draft_of
 from edgespec.errors import UsageError
 from edgespec.manifest import Bundle
 
@@ -96,8 +96,8 @@ class Crowd:
             str(2 * max(settings.connected, settings.polite) + SPARE_SESSIONS_COUNT),
         ]
         options += ["--idle-timeout", str(IDLE_TIMEOUT_S)]
-        if self.bundle.manifest.default_draft:
-            options += ["--draft", self.bundle.manifest.default_draft]
+        if draft := draft_of(self.recording, self.bundle):
+            options += ["--draft", draft]
         profile = self.profile
         if arrive_s is not None:
             profile = msgspec.structs.replace(profile, arrive_s=arrive_s)

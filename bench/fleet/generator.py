@@ -20,7 +20,7 @@ from bench.fleet.profile import FleetProfile, answerable, mix
 from bench.fleet.settings import FleetSettings
 from bench.lab.methods import CLOUD, EDGESPEC, LOCKSTEP
 from bench.lab.processes import CloudProcess, cloud_process, cpu_seconds, resident_mb
-from bench.lab.recording import Recording
+from bench.lab.recording import Recording, draft_of
 from edge_runtime.drafters import open_drafter
 from edge_runtime.handshake import DeviceIdentity
 from edgespec.config import EdgeSettings
@@ -47,9 +47,9 @@ def serving(method: str) -> str:
 
 @contextmanager
 def clouds(
-    bundle: Bundle, settings: FleetSettings, traces: Mapping[str, Path]
+    bundle: Bundle, draft: str, settings: FleetSettings, traces: Mapping[str, Path]
 ) -> Iterator[dict[str, CloudProcess]]:
-    """One cloud for each trace, by the same name."""
+    """One cloud for each trace, by the same name. `draft`: profile of the cloud's draft."""
     sessions = settings.most_devices + settings.real
     with ExitStack() as stack:
         started = {}
@@ -57,8 +57,8 @@ def clouds(
             options = ["--max-sessions", str(sessions), "--trace", str(trace)]
             if name == LOCKSTEP:
                 options += ONE_ROW
-            elif bundle.manifest.default_draft:
-                options += ["--draft", bundle.manifest.default_draft]
+            elif draft:
+                options += ["--draft", draft]
             process = cloud_process(bundle.folder, *options, *settings.cloud_options)
             started[name] = stack.enter_context(process)
         yield started
@@ -176,7 +176,8 @@ class Generator:
         if method != EDGESPEC:
             return []
         if not self._real:
-            self._real = [open_drafter(self.bundle, "", 1) for _ in range(self.settings.real)]
+            draft = draft_of(self.recording, self.bundle)
+            self._real = [open_drafter(self.bundle, draft, 1) for _ in range(self.settings.real)]
         return self._real
 
 

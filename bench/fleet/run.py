@@ -32,6 +32,7 @@ from bench.lab.builtin import builtin_bundle
 from bench.lab.energy import note
 from bench.lab.methods import CLOUD, CLOUD_DRAFT, EDGESPEC, LOCKSTEP
 from bench.lab.processes import cores, pinned
+from bench.lab.recording import draft_of
 from bench.lab.report import print_json
 from bench.lab.turns import rotated
 from edgespec.energy_report import Energy
@@ -55,7 +56,7 @@ def run(bundle: Path | None, settings: FleetSettings, *, as_json: bool) -> None:
         }
         # The clouds take their core before this process is left with the other one.
         with (
-            clouds(opened, settings, traces) as generator.clouds,
+            clouds(opened, draft_of(recording, opened), settings, traces) as generator.clouds,
             pinned(cores()[0]),
             quick_switches(),
         ):

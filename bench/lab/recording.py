@@ -11,6 +11,7 @@ import msgspec
 
 from bench.acceptance.teacher_forcing import write_answers
 from edgespec.errors import UsageError
+from edgespec.manifest import Bundle
 from edgespec.sampling import Sampling
 from engines.base import Engine
 from engines.drafters.base import Drafter, DraftRequest, Guess
@@ -60,6 +61,12 @@ class Recording(msgspec.Struct, frozen=True):
         """Share of the tokens that the draft guessed."""
         tokens = [each for answer in self.answers for each in answer]
         return sum(each.token == each.guess for each in tokens) / max(len(tokens), 1)
+
+
+def draft_of(recording: Recording, bundle: Bundle) -> str:
+    """Profile of the recorded draft; the bundle's default if it has no such draft."""
+    profile = recording.pair.rpartition(" with ")[2]
+    return profile if profile in bundle.manifest.drafts else bundle.manifest.default_draft
 
 
 def record(
