@@ -128,40 +128,39 @@ class SessionTable:
             sentence = f"this device has used its {usage.quota.tokens_per_day} tokens a day"
             return self._busy(message, tokens_wait_s, sentence)
         places = usage.quota.sessions or self._settings.device_places
-        if message.grammar is not None and self._lacks_place_for_grammar(device):
-            return self._busy(message, self._durations.mean_s, "too many answers have a grammar")
+        if busy := self._busy_with_grammars(device, message):
+            return busy
         if (held := self._held_by(device)) >= places:
             sentence = f"this device has {held} unfinished sessions, its share of the cloud"
             return self._busy(message, waiting_time(1, held, self._durations.mean_s), sentence)
         wait_s = self._wait_s(message, now)
         if wait_s > self._policy.longest_wait_s:
             return self._busy(message, wait_s)
-        try:
-            grammar = self._start_grammar(message)
-        except UsageError as error:
-            return _invalid(message, f"{error} (in the cloud)")
-        return self._admit(device, message, grammar, wait_s, now)
+        return self._admit(device, message, wait_s, now)
 
-    def _lacks_place_for_grammar(self, device: ConnectedDevice) -> bool:
-        """True if too many answers follow a grammar, in all or of this device."""
-        if self._grammars is None:
-            return False
-        held = [session for session in self._of(device) if session.grammar is not None]
-        return self._grammars.full or len(held) >= self._grammars.device_places
+    def _busy_with_grammars(self, device: ConnectedDevice, message: Open) -> Error | None:
+        """The refusal of a grammar for which there is no place, in all or for this device."""
+        if self._grammars is None or message.grammar is None:
+            return None
+        holder = device.key or device.peer
+        if (wait_s := self._grammars.penalty_s(holder)) > 0:
+            return self._busy(message, wait_s, "a grammar of this device took too much time")
+        if self._grammars.lacks_place(holder):
+            return self._busy(message, self._durations.mean_s, "too many answers have a grammar")
+        return None
 
-    def _start_grammar(self, message: Open) -> GrammarMask | None:
+    def _start_grammar(self, device: ConnectedDevice, message: Open) -> GrammarMask | None:
         """Starts to compile the grammar of a session that has one. Raises `UsageError`."""
         if message.grammar is None:
             return None
         if self._grammars is None:
             raise UsageError("this cloud has no tokenizer for grammars")
-        return self._grammars.start(message.grammar, message.end_ids)
+        return self._grammars.start(message.grammar, message.end_ids, device.key or device.peer)
 
     def _admit(
         self,
         device: ConnectedDevice,
         message: Open,
-        grammar: GrammarMask | None,
         wait_s: float,
         now: float,
     ) -> Message:
@@ -169,6 +168,10 @@ class SessionTable:
         state = Session(list(message.tokens), message.prompt_length, message.max_tokens, end_ids)
         if state.finish:  # the device has the whole answer
             return Verdict(message.session, 0, len(state.tokens), 0, 0, 0, [], state.finish)
+        try:
+            grammar = self._start_grammar(device, message)
+        except UsageError as error:
+            return _invalid(message, f"{error} (in the cloud)")
         session = CloudSession(
             id=message.session,
             owner=Owner(device.key, message.secret),

@@ -6,6 +6,9 @@ in native code ends alone. Limits within llguidance do not suffice: version 1.9.
 `start: ("x" | "y") /aa*/ /ab/`, in the middle of an answer, and takes 14 s and 2.4 GB to refuse a
 regular expression of 48 kB.
 
+A copy is killed when the answer has ended, which is when nothing more is sent to it. It does not
+read while it computes, so the first process looks after that.
+
 Messages have a length (4 bytes, little-endian) and a body in msgpack. A copy is sent the grammar,
 and then a `Move` for each mask or for several; it answers with as many `State`s.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -22,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -215,7 +219,6 @@ def _tokenizer(path: str, end_ids: list[int]) -> Any:
 def main(control: socket.socket, path: str, end_ids: list[int], limits: GrammarLimits) -> None:
     """Makes a copy for each connection that arrives over `control`, until that is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's end is this process's
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         loaded = _tokenizer(path, end_ids)
@@ -226,19 +229,79 @@ def main(control: socket.socket, path: str, end_ids: list[int], limits: GrammarL
         def load() -> Any:
             raise ValueError(reason)
 
-    while True:
-        _, descriptors, _, _ = socket.recv_fds(control, 1, 1)
-        if not descriptors:
+    copies = _Copies(control)
+    while (connection := copies.next_connection()) is not None:
+        pid = os.fork()
+        if pid:
+            copies.add(pid, connection)
+            continue
+        copies.forget()
+        os.nice(limits.niceness)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what Rust says
+        try:
+            _serve(connection, load, limits)
+        finally:
+            os._exit(0)
+    copies.kill()
+
+
+class _Copy(NamedTuple):
+    pid: int
+    exited: int
+    """A descriptor that can be read once the copy has exited."""
+    connection: socket.socket
+    """The copy's; open here as well until it has exited, so that the other side sees when."""
+
+
+class _Copies:
+    """The copies that run, and the connection over which further ones are asked for."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._copies: dict[int, _Copy] = {}
+        """By both descriptors."""
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+
+    def next_connection(self) -> socket.socket | None:
+        """The connection of the next copy to make; meanwhile ends those that are to end."""
+        while True:
+            events = [descriptor for descriptor, _ in self._poll.poll()]
+            known = next((one for one in events if one in self._copies), None)
+            if known is not None:
+                self._end(known)
+                continue
+            _, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
+            return socket.socket(fileno=descriptors[0]) if descriptors else None
+
+    def add(self, pid: int, connection: socket.socket) -> None:
+        copy = _Copy(pid, os.pidfd_open(pid), connection)
+        self._copies[copy.exited] = self._copies[connection.fileno()] = copy
+        self._poll.register(copy.exited, select.POLLIN)
+        self._poll.register(connection, select.POLLRDHUP)
+
+    def _end(self, descriptor: int) -> None:
+        copy = self._copies.pop(descriptor)
+        self._poll.unregister(descriptor)
+        if descriptor != copy.exited:
+            os.kill(copy.pid, signal.SIGKILL)
             return
-        connection = socket.socket(fileno=descriptors[0])
-        if os.fork() == 0:
-            control.close()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # what Rust says
-            try:
-                _serve(connection, load, limits)
-            finally:
-                os._exit(0)
-        connection.close()
+        os.waitpid(copy.pid, 0)
+        if self._copies.pop(copy.connection.fileno(), None):
+            self._poll.unregister(copy.connection)
+        os.close(copy.exited)
+        copy.connection.close()
+
+    def forget(self) -> None:
+        """In a new copy: closes what belongs to the others."""
+        self._control.close()
+        for copy in {id(copy): copy for copy in self._copies.values()}.values():
+            os.close(copy.exited)
+            copy.connection.close()
+
+    def kill(self) -> None:
+        for copy in self._copies.values():
+            os.kill(copy.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

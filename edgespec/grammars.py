@@ -18,8 +18,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -60,6 +63,10 @@ class Grammars:
         self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._copies: list[_Copy] = []
+        """Those that may not have exited, or whose answers have not ended."""
+        self._penalties: dict[bytes, float] = {}
+        """Time at which a device may use a grammar again, by its name."""
         self._open: weakref.WeakSet[GrammarMask] = weakref.WeakSet()
         self._lock = threading.Lock()
         """Held to start an answer; any thread may."""
@@ -69,9 +76,10 @@ class Grammars:
         """The grammars of a bundle's tokenizer. Nothing is loaded before the first one."""
         return cls(bundle.path(TOKENIZER), bundle.manifest.text.end_ids, limits)
 
-    def start(self, grammar: Grammar, end_ids: Sequence[int]) -> GrammarMask:
+    def start(self, grammar: Grammar, end_ids: Sequence[int], device: bytes = b"") -> GrammarMask:
         """The grammar along a new answer that ends with one of `end_ids`. It is compiled meanwhile.
 
+        `device`: who asks for it, in a cloud; empty: no bounds of one device apply.
         Raises `UsageError` if it cannot be used here.
         """
         grammar.check()
@@ -87,29 +95,49 @@ class Grammars:
                 raise UsageError(
                     f"{most} answers follow a grammar already; wait until one has ended"
                 )
-            return self._start(grammar, end_ids)
+            return self._start(grammar, end_ids, device)
 
-    def _start(self, grammar: Grammar, end_ids: Sequence[int]) -> GrammarMask:
+    def _start(self, grammar: Grammar, end_ids: Sequence[int], device: bytes) -> GrammarMask:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 self._hand_over(theirs)
-            mask = GrammarMask(ours, grammar, end_ids, self._limits)
+            mask = GrammarMask(ours, grammar, end_ids, self._limits, partial(self._punish, device))
         except BaseException:
             ours.close()
             raise
         self._open.add(mask)
+        self._copies.append(_Copy(device, ours, mask.end))
         return mask
 
     @property
     def full(self) -> bool:
         """True if no further answer can follow a grammar now."""
-        return sum(not mask.closed for mask in self._open) >= self._limits.processes
+        return len(self._running()) >= self._limits.processes
 
-    @property
-    def device_places(self) -> int:
-        """Answers of one device that may follow a grammar at once."""
-        return max(1, round(self._limits.device_share * self._limits.processes))
+    def _running(self) -> list[_Copy]:
+        """Copies of the process that have not exited, also those whose answers have ended."""
+        for copy in self._copies:
+            if copy.exited and copy.ended:
+                copy.connection.close()
+        self._copies = [copy for copy in self._copies if copy.connection.fileno() >= 0]
+        return [copy for copy in self._copies if not copy.exited]
+
+    def lacks_place(self, device: bytes) -> bool:
+        """True if too many answers follow a grammar, in all or of this device."""
+        held = sum(copy.device == device for copy in self._running())
+        share = max(1, round(self._limits.device_share * self._limits.processes))
+        return self.full or held >= share
+
+    def penalty_s(self, device: bytes) -> float:
+        """Time until this device may use a grammar again, after one that took too long."""
+        return max(0.0, self._penalties.get(device, 0.0) - time.monotonic())
+
+    def _punish(self, device: bytes) -> None:
+        now = time.monotonic()
+        self._penalties = {one: end for one, end in self._penalties.items() if end > now}
+        if device:
+            self._penalties[device] = now + self._limits.penalty_s
 
     def _hand_over(self, connection: socket.socket) -> None:
         """Gives the other end of a connection to a new copy of the process."""
@@ -140,6 +168,9 @@ class Grammars:
         """Ends the process and its copies."""
         for mask in list(self._open):
             mask.close()
+        for copy in self._copies:
+            copy.connection.close()
+        self._copies = []
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -150,6 +181,26 @@ class Grammars:
                 self._process.kill()
                 self._process.wait()
             self._process = None
+
+
+class _Copy(NamedTuple):
+    """A copy of the process."""
+
+    device: bytes
+    connection: socket.socket
+    end: weakref.finalize[..., GrammarMask]
+    """Called as the answer ends."""
+
+    @property
+    def ended(self) -> bool:
+        return not self.end.alive
+
+    @property
+    def exited(self) -> bool:
+        """True once the other end is closed; the process does that when the copy has exited."""
+        poll = select.poll()
+        poll.register(self.connection, 0)
+        return bool(poll.poll(0))
 
 
 class GrammarMask:
@@ -165,12 +216,15 @@ class GrammarMask:
         grammar: Grammar,
         end_ids: Sequence[int],
         limits: GrammarLimits,
+        on_slow: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_slow` is called if the grammar takes too much time or memory."""
         self.grammar = grammar
+        self._on_slow = on_slow
         self.refusal = ""
         """Why the grammar cannot be followed any further; empty: it can."""
         self._connection = connection
-        weakref.finalize(self, connection.close)
+        self.end = weakref.finalize(self, _end, connection)
         self._end_ids = np.array(sorted(end_ids), np.int64)
         self._ends = frozenset(end_ids)
         self._limits = limits
@@ -317,17 +371,25 @@ class GrammarMask:
             self._refuse(_CLOSED)
 
     def _refuse(self, reason: str) -> None:
+        if reason == _CLOSED:
+            self._on_slow()
         self.refusal = plain(f"the {self.grammar.name} cannot be used: {reason}", 500)
         self.close()
 
     @property
     def closed(self) -> bool:
-        return self._connection.fileno() < 0
+        return not self.end.alive
 
     def close(self) -> None:
         """Ends the process of this answer."""
         self.refusal = self.refusal or "the answer has ended"
-        self._connection.close()
+        self.end()
+
+
+def _end(connection: socket.socket) -> None:
+    """Has the process kill the copy. The other end is closed once that has exited."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
 
 
 def wait_for_any(masks: Sequence[GrammarMask], timeout_s: float) -> None:

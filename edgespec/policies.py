@@ -232,9 +232,13 @@ class GrammarLimits:
     poll_s: float = 0.005
     """Interval at which both sides look whether a grammar is compiled, or a mask has come."""
     processes: int = 64
-    """Answers with a grammar at once; further ones are asked to try again later."""
-    device_share: float = 0.75
+    """Processes for answers at once; further ones are asked to try again later."""
+    device_share: float = 0.25
     """Part of them that one device of a cloud may have."""
+    penalty_s: float = 30.0
+    """Time for which a cloud refuses further grammars of a device after one that took too long."""
+    niceness: int = 10
+    """Added to that of the processes."""
 
 
 @dataclass(frozen=True)

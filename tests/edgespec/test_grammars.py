@@ -5,6 +5,7 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,7 +248,43 @@ def test_more_answers_than_processes_are_refused(tokenizer_file):
     with pytest.raises(UsageError, match="wait until one has ended"):
         grammars.start(GRAMMARS[2], [END])
     first.close()
+    wait_until(lambda: not grammars.full)
     grammars.start(GRAMMARS[2], [END]).wait()
+    grammars.close()
+
+
+def wait_until(true):
+    end = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_copy_is_killed_when_its_answer_has_ended_and_counts_until_then(tokenizer_file):
+    grammars = Grammars(tokenizer_file, [END], GrammarLimits(compile_s=1e3, processes=2))
+    other = grammars.start(GRAMMARS[2], [END])
+    other.wait()
+    process = grammars._process.pid
+    copies = Path(f"/proc/{process}/task/{process}/children")
+    hostile = grammars.start(HOSTILE["never ends"], [END])
+    wait_until(lambda: len(copies.read_text().split()) == 2)
+    hostile.close()
+    wait_until(lambda: not grammars.full)
+    assert len(copies.read_text().split()) == 1 and other.legal(300).any()
+    grammars.close()
+
+
+def test_one_device_has_a_share_of_the_places_and_pays_for_a_slow_grammar(tokenizer_file):
+    limits = GrammarLimits(processes=4, device_share=0.5, compile_s=0.1)
+    grammars = Grammars(tokenizer_file, [END], limits)
+    masks = [grammars.start(GRAMMARS[2], [END], b"one") for _ in range(2)]
+    assert grammars.lacks_place(b"one") and not grammars.lacks_place(b"two")
+    assert not grammars.penalty_s(b"one")
+    slow = grammars.start(HOSTILE["never ends"], [END], b"two")
+    with pytest.raises(UsageError, match="too much time"):
+        slow.wait()
+    assert grammars.penalty_s(b"two") > 20 and not grammars.penalty_s(b"one")
+    assert all(mask.legal(300).any() for mask in masks)
     grammars.close()
 
 

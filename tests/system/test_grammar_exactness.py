@@ -49,8 +49,8 @@ PATIENT = CloudSettings(grammars=LIMITS)
 class Compiled(Grammars):
     """Grammars that are compiled at once, for the same reason."""
 
-    def start(self, grammar, end_ids):
-        mask = super().start(grammar, end_ids)
+    def start(self, grammar, end_ids, device=b""):
+        mask = super().start(grammar, end_ids, device)
         with suppress(UsageError):
             mask.wait()
         return mask
