@@ -41,7 +41,7 @@ SAMPLINGS = [
 ]
 
 
-LIMITS = GrammarLimits(step_wait_s=60.0)
+LIMITS = GrammarLimits(step_wait_s=60.0, penalty_s=0.0)
 PATIENT = CloudSettings(grammars=LIMITS)
 """Steps that wait for their masks, since the clocks of these tests are not real."""
 
