@@ -23,7 +23,7 @@ from edgespec.adjustments import adjustments_of
 from edgespec.confidence import AcceptanceEstimate
 from edgespec.config import EdgeSettings, Request
 from edgespec.errors import EdgespecError, LinkError, UsageError
-from edgespec.grammars import GrammarMask
+from edgespec.grammars import GrammarMask, wait_for_any
 from edgespec.logprobs import TokenLogprobs, read
 from edgespec.protocol import (
     MAX_DRAFT,
@@ -105,6 +105,7 @@ class Answer:
         self._secret = secrets.token_bytes(SECRET_BYTES)
         self.request = request
         self.grammar = grammar
+        self._awaits_mask = False
         self.adjustments = adjustments_of(
             request.sampling, request.prompt, [] if grammar is None else [grammar]
         )
@@ -234,6 +235,11 @@ class Answer:
         """True while the grammar is being compiled; nothing can be drafted then."""
         return self.grammar is not None and not self.grammar.ready
 
+    @property
+    def awaits_mask(self) -> bool:
+        """True while a draft step waits for the grammar's mask."""
+        return self._awaits_mask
+
     def grow_free(self, path: DraftedPath) -> bool:
         """Extends a path without a step of the draft. False: that is not possible."""
         return self._grow_forced(path) or self._grow_predicted(path)
@@ -275,8 +281,27 @@ class Answer:
     def choices(self, timings: DraftTimings) -> list[Choice]:
         """The draft steps that this answer could use now. Empty if none is worth its time, or if
         lockstep allows none."""
+        self._awaits_mask = False
         if not self.terms.drafting or self.over or self.compiling:
             return []
+        found = self._all_choices(timings)
+        return found if self.grammar is None else self._with_mask(found, self.grammar)
+
+    def _with_mask(self, found: Sequence[Choice], grammar: GrammarMask) -> list[Choice]:
+        """The best choice, if the mask after its path is here; a slow one must not hold up other
+        answers, so that it is waited for only when it was just asked for."""
+        if not found:
+            return []
+        best = max(found, key=lambda choice: choice.worth)
+        answer = self.tree.tokens_of(best.path, best.place)[len(self.request.prompt) :]
+        here = grammar.prepare(answer)
+        if not here and grammar.just_asked:
+            wait_for_any([grammar], grammar.step_wait_s)
+            here = grammar.prepare(answer)
+        self._awaits_mask = not here
+        return [best] if here else []
+
+    def _all_choices(self, timings: DraftTimings) -> list[Choice]:
         most = self._most
         if not self._tactics.streaming:
             return self._lockstep_choices(min(most, self._draft_length))[:1]

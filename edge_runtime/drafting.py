@@ -59,7 +59,7 @@ class Drafting:
             for answer in answers:
                 answer.stats.drafting_seconds += seconds
         for answer, choices in offers.items():
-            answer.timing.idle = not choices
+            answer.timing.idle = not choices and not answer.awaits_mask
             self._send_due(answer, began)
         return bool(step or offline)
 

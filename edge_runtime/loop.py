@@ -259,7 +259,7 @@ class EdgeLoop:
         for answer in self._answers.values():
             deferral = answer.deferral
             timing = answer.timing
-            if answer.compiling:
+            if answer.compiling or answer.awaits_mask:
                 ends.append(self._settings.grammars.poll_s)
             if deferral.waiting:
                 ends.append(deferral.left(now))

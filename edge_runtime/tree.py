@@ -94,6 +94,12 @@ class Tree:
         """The committed tokens and those of the path."""
         return [*self._committed, *path.ahead]
 
+    def tokens_of(self, path: DraftedPath, place: int | None) -> list[int]:
+        """Those of the path, or of the fork of it at `place`."""
+        if place is None:
+            return self.tokens(path)
+        return [*self._committed, *path.ahead[:place], path.runners_up[place][0][0]]
+
     def grow(self, path: DraftedPath, guess: Guess | None) -> None:
         """Appends a guess to a path; without one the path is stuck."""
         if guess is None:

@@ -252,6 +252,11 @@ class GrammarMask:
         awaited = bool(self._masks and self._awaited) and not self.refusal
         return awaited and time.monotonic() - self._asked_at < self._limits.step_wait_s
 
+    @property
+    def step_wait_s(self) -> float:
+        """Time that a step may wait for masks that were just asked for."""
+        return self._limits.step_wait_s
+
     def wait(self) -> None:
         """Waits until the grammar is compiled. Raises `UsageError` if it cannot be followed."""
         while not self.ready:

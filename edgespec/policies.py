@@ -224,7 +224,8 @@ class GrammarLimits:
     """Time after which an answer whose mask has not come ends; longer than `mask_s`, since the
     machine may be busy."""
     step_wait_s: float = 0.002
-    """Time that a step of a cloud waits for masks, of all its sessions together."""
+    """Time that a step of a cloud waits for masks, of all its sessions together; and that a device
+    waits for one before it goes on with other answers."""
     memory_bytes: int = 128 << 20
     """Memory beyond that of the tokenizer."""
     lexer_states: int = 50_000
