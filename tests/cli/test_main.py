@@ -178,6 +178,8 @@ BAD = [
     (MISSING, ["bench", "load", NOWHERE]),
     (USAGE, ["bench", "serve", "--tokens", "1"]),
     (MISSING, ["bench", "serve", NOWHERE]),
+    (USAGE, ["bench", "structured", "--schemas", "0"]),
+    (MISSING, ["bench", "structured", NOWHERE]),
     (USAGE, ["bench", "acceptance", "--limit", "0"]),
     (MISSING, ["bench", "acceptance", NOWHERE]),
     (USAGE, ["bench", "chaos", "--minutes", "0"]),
