@@ -39,7 +39,7 @@ class News(NamedTuple):
     confirmed: int = 0
     """Number of `tokens`, from the first on, that the device or the cloud drafted."""
     logprobs: Sequence[TokenLogprobs | None] = ()
-    """Those of each token, or none at all."""
+    """Log-probabilities of each token; empty if they were not asked for."""
 
     def origin(self, place: int) -> Origin:
         if place < self.accepted:

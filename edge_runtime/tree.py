@@ -95,7 +95,7 @@ class Tree:
         return [*self._committed, *path.ahead]
 
     def tokens_of(self, path: DraftedPath, place: int | None) -> list[int]:
-        """Those of the path, or of the fork of it at `place`."""
+        """The committed tokens and those of the path, or of its fork at `place`."""
         if place is None:
             return self.tokens(path)
         return [*self._committed, *path.ahead[:place], path.runners_up[place][0][0]]

@@ -259,7 +259,7 @@ class _Copies:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._copies: dict[int, _Copy] = {}
-        """By both descriptors."""
+        """Copies by each of their two descriptors."""
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
 

@@ -67,7 +67,7 @@ class Ranked:
     step_ratio: float
     """Draft step, relative to the target's."""
     tokens_per_s: Sequence[float]
-    """By distance."""
+    """Tokens a second at each distance."""
     gain: float
     """Geometric mean over the distances of the speed relative to the target alone."""
     cloud_ms: float

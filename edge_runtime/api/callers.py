@@ -23,7 +23,7 @@ _JSON = re.compile(r"\s*application/([\w.+-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 
 
 class Callers:
-    """Whom the API serves."""
+    """Decision which requests the API serves."""
 
     def __init__(self, host: str, api_key: str, cors: Iterable[str] = ()) -> None:
         """`host`: the listening address. `api_key` empty: clients of this machine need none.

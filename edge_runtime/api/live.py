@@ -33,7 +33,7 @@ class Watcher:
     """One client that watches."""
 
     spans: deque[Span]
-    """Those that it was not sent yet; of too many, the last."""
+    """Spans that it was not sent yet; of too many, the last."""
     leaving: bool = False
     """Its stream must end, since others came."""
 

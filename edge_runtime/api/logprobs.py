@@ -37,7 +37,7 @@ class ChoiceLogprobs:
             self._waiting.append((piece.token, piece.logprobs))
 
     def take(self) -> dict[str, Any] | None:
-        """Those of the pieces added since the last call; None if there are none."""
+        """Log-probabilities of the pieces added since the last call; None if there are none."""
         taken, self._waiting = self._waiting, []
         return self._form(taken) if taken else None
 

@@ -138,7 +138,7 @@ class _Asked(Structured, kw_only=True):
     """Our own: each chunk or choice lists its pieces with their origins."""
     logprobs: bool | int | None = None
     logit_bias: dict[str, float] | None = None
-    """By token id, as text: ids could be chosen such that a dict of integers is slow."""
+    """Biases by token id, as text: ids could be chosen such that a dict of integers is slow."""
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
