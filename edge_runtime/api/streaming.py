@@ -5,11 +5,13 @@ An answer that nobody waits for any more is cancelled, here and at the cloud.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -25,8 +27,32 @@ OnText = Callable[[int, str, Piece | None], Awaitable[None]]
 """Takes the number of an answer, new text of it, and the piece that it came with."""
 
 
+Work = Callable[[], Awaitable[None]]
+
+
 class Gone(Exception):
     """The client has disconnected, or reads nothing."""
+
+
+@asynccontextmanager
+async def _together() -> AsyncIterator[
+    tuple[TaskGroup, Callable[[Work], Coroutine[Any, Any, None]]]
+]:
+    """A task group, and a function that awaits work for it: the first failure of such work cancels
+    the group and is raised by itself, not in a group of exceptions."""
+    failures: list[Exception] = []
+    async with anyio.create_task_group() as group:
+
+        async def guarded(work: Work) -> None:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - raised again, without a group around it
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+        yield group, guarded
+    if failures:
+        raise failures[0]
 
 
 async def read_all(answers: Sequence[AsyncCompletion], on_text: OnText) -> None:
@@ -49,20 +75,9 @@ async def read_all(answers: Sequence[AsyncCompletion], on_text: OnText) -> None:
             async with turn:
                 await on_text(number, tail, None)
 
-    failures: list[Exception] = []
-    async with anyio.create_task_group() as group:
-
-        async def guarded(number: int, answer: AsyncCompletion) -> None:
-            try:
-                await read(number, answer)
-            except Exception as error:  # noqa: BLE001 - raised again, without a group around it
-                failures.append(error)
-                group.cancel_scope.cancel()
-
+    async with _together() as (group, guarded):
         for number, answer in enumerate(answers):
-            group.start_soon(guarded, number, answer)
-    if failures:
-        raise failures[0]
+            group.start_soon(guarded, partial(read, number, answer))
 
 
 class Sender:
@@ -101,14 +116,11 @@ class Sender:
             raise Gone from error
 
 
-async def while_connected(
-    receive: Receive, sender: Sender, work: Callable[[], Awaitable[None]]
-) -> None:
+async def while_connected(receive: Receive, sender: Sender, work: Work) -> None:
     """Awaits `work`, which is cancelled when the client disconnects before the end of the reply.
     Raises `Gone` then."""
     gone = False
-    failures: list[Exception] = []
-    async with anyio.create_task_group() as group:
+    async with _together() as (group, guarded):
 
         async def watch() -> None:
             nonlocal gone
@@ -119,13 +131,8 @@ async def while_connected(
                 group.cancel_scope.cancel()
 
         group.start_soon(watch)
-        try:
-            await work()
-        except Exception as error:  # noqa: BLE001 - raised again, without a group around it
-            failures.append(error)
+        await guarded(work)
         group.cancel_scope.cancel()
-    if failures:
-        raise failures[0]
     if gone:
         raise Gone
 
